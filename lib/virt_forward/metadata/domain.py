@@ -1,0 +1,88 @@
+"""A libvirt domain XML to a Domain: its name, NICs and what it declares to us."""
+
+import re
+
+from lxml import etree
+
+from virt_forward.errors import VirtForwardError
+from virt_forward.metadata import forwards, xml
+from virt_forward.model import Declaration, Domain, Nic
+
+_UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.ASCII)
+
+
+class MetadataError(VirtForwardError):
+    """The domain is known, but its ``<forwards>`` are wrong; ``domain`` says which one it is."""
+
+    def __init__(self, domain: Domain, messages: tuple[str, ...]) -> None:
+        super().__init__(messages, f"correct it with: virsh edit {domain.name}")
+        self.domain = domain
+
+
+def parse_domain(data: bytes) -> Domain:
+    """Return the domain of an XML as libvirt gives it to a hook (docs/formatdomain.rst).
+
+    Raises MetadataError with every error of our part of it, VirtForwardError where the
+    document is no domain XML at all.
+    """
+    root = xml.parse(data, "domain XML")
+    if root.tag == "domstatus":
+        root = _child(root, "domain")
+    if root.tag != "domain":
+        raise VirtForwardError(f"domain XML: the root element is <{root.tag}>; it should be <domain>")
+    name = xml.text(root.find("name"))
+    domain = Domain(name, _uuid(root), tuple(_nic(element) for element in root.iterfind("devices/interface")))
+    declaration, errors = _declared(root)
+    if not errors and declaration:
+        errors = _foreign_macs(domain, declaration)
+    if errors:
+        raise MetadataError(domain, tuple(f"guest {forwards.quote(name)}: {error}" for error in errors))
+    return domain._replace(declaration=declaration)
+
+
+def _child(root: etree._Element, name: str) -> etree._Element:
+    child = root.find(name)
+    if child is None:
+        raise VirtForwardError(f"<{root.tag}>: has no <{name}> inside")
+    return child
+
+
+def _uuid(root: etree._Element) -> str:
+    uuid = xml.text(root.find("uuid")).lower()
+    if not _UUID.fullmatch(uuid):
+        raise VirtForwardError(f"domain XML: <uuid> is {forwards.quote(uuid)}, which is no UUID")
+    return uuid
+
+
+def _nic(element: etree._Element) -> Nic:
+    mac, source = element.find("mac"), element.find("source")
+    kind = element.get("type", "")
+    name = "" if source is None else source.get("network" if kind == "network" else "bridge", "")
+    return Nic("" if mac is None else mac.get("address", "").lower(), kind, name)
+
+
+def _declared(root: etree._Element) -> tuple[Declaration | None, tuple[str, ...]]:
+    ours = root.findall(f"metadata/{{{forwards.NAMESPACE}}}*")
+    errors = [
+        f"line {element.sourceline}: <{forwards.display(element)}>: unknown element; the only one here is <forwards>"
+        for element in ours
+        if element.tag != forwards.ROOT
+    ]
+    found = [element for element in ours if element.tag == forwards.ROOT]
+    if len(found) > 1:
+        errors.append(f"line {found[1].sourceline}: <forwards>: stands here a second time; keep one")
+    if not found:
+        return None, tuple(errors)
+    declaration, more = forwards.parse_forwards(found[0])
+    return declaration, (*errors, *more)
+
+
+def _foreign_macs(domain: Domain, declaration: Declaration) -> tuple[str, ...]:
+    have = {nic.mac for nic in domain.nics}
+    asked = [item.mac for item in (*declaration.hosts, *declaration.port_forwards) if item.mac]
+    listed = ", ".join(sorted(have)) or "none"
+    return tuple(
+        f"mac={forwards.quote(mac)} is no NIC of this guest; its NICs: {listed}"
+        for mac in dict.fromkeys(asked)
+        if mac not in have
+    )

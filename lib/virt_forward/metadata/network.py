@@ -1,0 +1,74 @@
+"""A libvirt network XML to a Network, from the network hook's stdin or libvirt's status file."""
+
+from ipaddress import ip_address, ip_network
+from typing import NamedTuple
+
+from lxml import etree
+
+from virt_forward.errors import VirtForwardError
+from virt_forward.metadata import xml
+from virt_forward.model import Network, Reservation, Subnet
+
+
+class NetworkPort(NamedTuple):
+    """``<networkport>``: the guest's NIC that was plugged into a network, and the bridge it is on."""
+
+    uuid: str
+    mac: str
+    bridge: str
+
+
+def parse_network(data: bytes) -> tuple[Network, NetworkPort | None]:
+    """Return the network (and port, where one is told) of hookData, networkstatus or network XML."""
+    root = xml.parse(data, "network XML")
+    element = root if root.tag == "network" else root.find("network")
+    if element is None:
+        raise VirtForwardError(f"network XML: <{root.tag}> has no <network> inside")
+    return _network(element), _port(root.find("networkport"))
+
+
+def _network(element: etree._Element) -> Network:
+    forward, bridge = element.find("forward"), element.find("bridge")
+    return Network(
+        name=xml.text(element.find("name")),
+        uuid=xml.text(element.find("uuid")).lower(),
+        bridge="" if bridge is None else bridge.get("name", ""),
+        mode="" if forward is None else forward.get("mode", "nat"),
+        subnets=tuple(subnet for subnet in map(_subnet, element.iterfind("ip")) if subnet),
+        reservations=tuple(lease for lease in map(_reservation, element.iterfind("ip/dhcp/host")) if lease),
+    )
+
+
+def _port(element: etree._Element | None) -> NetworkPort | None:
+    if element is None:
+        return None
+    mac, plug = element.find("mac"), element.find("plug")
+    return NetworkPort(
+        xml.text(element.find("owner/uuid")).lower(),
+        "" if mac is None else mac.get("address", "").lower(),
+        "" if plug is None else plug.get("bridge", ""),
+    )
+
+
+def _subnet(element: etree._Element) -> Subnet | None:
+    bits = element.get("prefix") or element.get("netmask") or _classful(element.get("address", ""))
+    try:
+        return ip_network(f"{element.get('address')}/{bits}", strict=False)
+    except ValueError:
+        return None
+
+
+def _classful(address: str) -> str:
+    # libvirt's default where neither netmask nor prefix stands: virSocketAddrGetIPPrefix().
+    first = address.partition(".")[0]
+    if not first.isdigit():
+        return "64"
+    return "8" if int(first) < 128 else "16" if int(first) < 192 else "24"
+
+
+def _reservation(element: etree._Element) -> Reservation | None:
+    mac, name = element.get("mac"), element.get("name")
+    try:
+        return Reservation(ip_address(element.get("ip", "")), mac.lower() if mac else None, name)
+    except ValueError:
+        return None

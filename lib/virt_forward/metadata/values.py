@@ -1,0 +1,101 @@
+"""Typed values out of attribute text. Each function returns the value or raises Bad with what is right."""
+
+import re
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
+
+from virt_forward.model import MAX_PORT, PROTOS, Address, Proto, Subnet
+
+_PORT = re.compile(r"[1-9][0-9]{0,4}", re.ASCII)
+_MAC = re.compile(r"[0-9A-Fa-f]{2}(:[0-9A-Fa-f]{2}){5}", re.ASCII)
+# dev_valid_name() in the kernel's net/core/dev.c, without what nft gives a meaning of its own.
+_DEV = re.compile(r"[A-Za-z0-9_.@+-]{1,15}", re.ASCII)
+_IP = re.compile(r"[0-9A-Fa-f:.]+", re.ASCII)
+
+
+class Bad(ValueError):
+    """The text is not such a value; the message says what would be."""
+
+
+def proto(text: str) -> Proto:
+    """Return a transport protocol's name."""
+    for name in PROTOS:
+        if text == name:
+            return name
+    raise Bad("use tcp, udp or sctp")
+
+
+def port(text: str) -> int:
+    """Return a port number, 1 to 65535."""
+    if not _PORT.fullmatch(text) or int(text) > MAX_PORT:
+        raise Bad("use a port number from 1 to 65535")
+    return int(text)
+
+
+def yes_no(text: str) -> bool:
+    """Return libvirt's spelling of a truth value."""
+    if text not in ("yes", "no"):
+        raise Bad("use yes or no")
+    return text == "yes"
+
+
+def mac(text: str) -> str:
+    """Return a MAC address in lower case."""
+    if not _MAC.fullmatch(text):
+        raise Bad("use six pairs of hexadecimal digits, as in 52:54:00:a0:8f:2c")
+    return text.lower()
+
+
+def dev(text: str) -> str:
+    """Return the name of a network interface."""
+    if not _DEV.fullmatch(text) or text in (".", ".."):
+        raise Bad("use the name of a network interface, as in enp1s0")
+    return text
+
+
+def listen_address(text: str) -> Address:
+    """Return an address of the host to listen on."""
+    address = _address(text)
+    if address.is_unspecified:
+        raise Bad("leave the attribute out to listen on every address")
+    if isinstance(address, IPv6Address) and address.is_loopback:
+        raise Bad("the kernel cannot forward ::1; use 127.0.0.1 with localhost = true, or another address")
+    if address.is_multicast or address.is_link_local or address == IPv4Address("255.255.255.255"):
+        raise Bad("use a unicast address of this host that is not link-local")
+    return address
+
+
+def guest_address(text: str) -> Address:
+    """Return an address that a guest can have."""
+    address = _address(text)
+    if address.is_unspecified or address.is_loopback or address.is_multicast or address.is_link_local:
+        raise Bad("use the guest's own unicast address, not a loopback, link-local or multicast one")
+    if address == IPv4Address("255.255.255.255"):
+        raise Bad("use the guest's own unicast address, not the broadcast address")
+    return address
+
+
+def source(text: str) -> Subnet:
+    """Return one address or a network in CIDR notation."""
+    head, slash, prefix = text.partition("/")
+    address = _address(head)
+    if slash and not re.fullmatch(r"[0-9]{1,3}", prefix, re.ASCII):
+        raise Bad("use an address or a network in CIDR notation, as in 192.168.1.0/24")
+    try:
+        network = ip_network(f"{address}{slash}{prefix}", strict=False)
+    except ValueError:
+        raise Bad(f"the prefix length of an IPv{address.version} network is 0 to {address.max_prefixlen}") from None
+    if network.network_address != address:
+        raise Bad(f"the address has bits set beyond the prefix; use {network} or {address}")
+    return network
+
+
+def _address(text: str) -> Address:
+    try:
+        if not _IP.fullmatch(text):
+            raise ValueError
+        address = ip_address(text)
+    except ValueError:
+        raise Bad("use an IPv4 or IPv6 address") from None
+    if isinstance(address, IPv6Address) and address.ipv4_mapped:
+        raise Bad(f"use the IPv4 address itself, {address.ipv4_mapped}")
+    return address

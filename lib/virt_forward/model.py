@@ -1,0 +1,151 @@
+"""The frozen values everything else is made of.
+
+``typing.NamedTuple`` and not ``dataclasses``: every hook is a fresh interpreter, and
+importing dataclasses costs it more than reading a guest's XML.
+"""
+
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from typing import Literal, NamedTuple
+
+Address = IPv4Address | IPv6Address
+Subnet = IPv4Network | IPv6Network
+Proto = Literal["tcp", "udp", "sctp"]
+Phase = Literal["restoring", "prepared", "running"]
+NicKind = Literal["bridge", "network", "other"]
+
+PROTOS: tuple[Proto, ...] = ("tcp", "udp", "sctp")
+MAX_PORT = 65535
+
+
+class Range(NamedTuple):
+    """One ``<range>``: host ports ``start``..``end``, the guest's first port ``to``."""
+
+    start: int
+    end: int
+    to: int
+    exclude: bool = False
+
+
+class PortForward(NamedTuple):
+    """One ``<portForward>`` as it was declared."""
+
+    proto: Proto
+    ranges: tuple[Range, ...] = ()
+    address: Address | None = None
+    dev: str | None = None
+    source: Subnet | None = None
+    mac: str | None = None
+
+
+class HostAddress(NamedTuple):
+    """One ``<host>``: an address of the guest, of the NIC with ``mac`` where given."""
+
+    ip: Address
+    mac: str | None = None
+
+
+class Declaration(NamedTuple):
+    """The whole ``<forwards>`` element of one guest."""
+
+    port_forwards: tuple[PortForward, ...] = ()
+    hosts: tuple[HostAddress, ...] = ()
+    isolate: bool = False
+
+
+class Nic(NamedTuple):
+    """One ``<interface>`` of a domain that could carry forwards.
+
+    ``source`` is the name of the bridge or of the libvirt network; ``type`` is libvirt's
+    word for the kind of interface (``bridge``, ``network``, ``user``, ``direct``, …).
+    """
+
+    mac: str
+    type: str
+    source: str = ""
+
+
+class Domain(NamedTuple):
+    """What we need of a domain XML; ``declaration`` is None without our metadata."""
+
+    name: str
+    uuid: str
+    nics: tuple[Nic, ...] = ()
+    declaration: Declaration | None = None
+
+
+class Reservation(NamedTuple):
+    """A fixed DHCP lease: libvirt's ``<dhcp><host>`` or networkd's static lease."""
+
+    ip: Address
+    mac: str | None = None
+    name: str | None = None
+
+
+class Network(NamedTuple):
+    """A libvirt network: ``mode`` is that of ``<forward>``, empty for an isolated one."""
+
+    name: str
+    uuid: str
+    bridge: str
+    mode: str = ""
+    subnets: tuple[Subnet, ...] = ()
+    reservations: tuple[Reservation, ...] = ()
+
+
+class Seat(NamedTuple):
+    """Where a guest sits: one of its addresses, and the bridge behind which it answers."""
+
+    ip: Address
+    bridge: str
+    mac: str
+
+
+class Forward(NamedTuple):
+    """One contiguous mapping of host ports to guest ports: the unit of rules and claims."""
+
+    proto: Proto
+    start: int
+    end: int
+    to: int
+    address: Address | None = None
+    dev: str | None = None
+    source: Subnet | None = None
+    mac: str | None = None
+
+    @property
+    def shifted(self) -> bool:
+        """Whether the guest's ports differ from the host's."""
+        return self.to != self.start
+
+
+class Guest(NamedTuple):
+    """All that the table says of one guest; records in the run directory hold just this.
+
+    ``conflicts`` are those of ``forwards`` that are kept out, each with the reason.
+    ``bridges`` are the bridges the guest is attached to, ``lans`` the subnets the host
+    has on them, ``networks`` the names of the libvirt networks among them.
+    """
+
+    uuid: str
+    name: str
+    phase: Phase = "running"
+    isolate: bool = False
+    forwards: tuple[Forward, ...] = ()
+    conflicts: tuple[tuple[Forward, str], ...] = ()
+    seats: tuple[Seat, ...] = ()
+    bridges: tuple[str, ...] = ()
+    lans: tuple[tuple[Subnet, str], ...] = ()
+    networks: tuple[str, ...] = ()
+
+    def seats_for(self, forward: Forward) -> tuple[Seat, ...]:
+        """Return the seat that serves ``forward`` in each family, IPv4 first; may be empty."""
+        chosen: dict[int, Seat] = {}
+        for seat in self.seats:
+            if forward.mac in (None, seat.mac) and fits(forward, seat.ip.version):
+                chosen.setdefault(seat.ip.version, seat)
+        return tuple(chosen[version] for version in sorted(chosen))
+
+
+def fits(forward: Forward, version: int) -> bool:
+    """Tell whether packets of IP ``version`` can match ``forward``."""
+    return all(limit is None or limit.version == version for limit in (forward.address, forward.source))

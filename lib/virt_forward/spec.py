@@ -1,0 +1,32 @@
+"""Forwards in the words people know from Docker and Podman: ``[address:]port[:guestport][/proto]``."""
+
+from virt_forward.model import Forward
+
+
+def span(start: int, end: int) -> str:
+    """Return ``80`` for one port and ``80-90`` for a range."""
+    return str(start) if start == end else f"{start}-{end}"
+
+
+def host_part(forward: Forward) -> str:
+    """Return the host's side of a forward, as ``tcp/8080`` or ``tcp/203.0.113.7:8080``."""
+    ports = span(forward.start, forward.end)
+    if forward.address is None:
+        return f"{forward.proto}/{ports}"
+    shown = f"[{forward.address}]" if forward.address.version == 6 else str(forward.address)
+    return f"{forward.proto}/{shown}:{ports}"
+
+
+def render(forward: Forward) -> str:
+    """Return the SPEC of a forward, as ``8080:80/tcp``."""
+    _, _, host = host_part(forward).partition("/")
+    last = forward.to + forward.end - forward.start
+    guest = f":{span(forward.to, last)}" if forward.shifted else ""
+    return f"{host}{guest}/{forward.proto}"
+
+
+def qualifiers(forward: Forward) -> str:
+    """Return ``on enp1s0 from 192.168.1.0/24``, or an empty string."""
+    words = [f"on {forward.dev}"] if forward.dev else []
+    words += [f"from {forward.source}"] if forward.source else []
+    return " ".join(words)
