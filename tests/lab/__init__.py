@@ -1,0 +1,1 @@
+"""The test lab: namespaces, guests and hosts that real payloads travel through."""
