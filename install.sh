@@ -1,0 +1,321 @@
+#!/bin/bash
+# Installs virt-forward, takes it away again, or shows it at work. See --help and docs/install.md.
+set -euo pipefail
+shopt -s nullglob
+
+usage() {
+    cat <<'EOF'
+Usage: sudo ./install.sh [--dry-run]              install, or bring an installation up to date
+       sudo ./install.sh --uninstall [--dry-run]  take away all that the installation made
+       sudo ./install.sh --demo [--dry-run]       show the main job in throwaway network namespaces
+       ./install.sh --help
+
+  --dry-run   say what would be done, and touch nothing
+
+Environment:
+  PREFIX      where the command and the package go (/usr/local)
+  DESTDIR     for packagers: a root to install into; files only, no packages, no reload, no rules
+EOF
+}
+
+repo=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd -P)
+data=$repo/lib/virt_forward/data
+python=/usr/bin/python3
+os_release=/etc/os-release
+hooks_dir=/etc/libvirt/hooks
+run_dir=/run/virt-forward
+config=/etc/virt-forward/config.toml
+root=${DESTDIR:-}
+prefix=${PREFIX:-/usr/local}
+libdir='' # set by places
+action=install dry_run=no finished=yes
+declare -a files=() staged=()
+declare -A source_of=() mode_of=()
+
+# shellcheck source=installer/packages.sh
+. "$repo/installer/packages.sh"
+# shellcheck source=installer/system.sh
+. "$repo/installer/system.sh"
+
+# ---- words ----------------------------------------------------------------------------------
+
+fail() {
+    printf 'install.sh: error: %s\n' "$1" >&2
+    exit "${2:-1}"
+}
+
+note() { printf 'note: %s\n' "$*"; }
+
+# The words and the deed in one place, so that --dry-run cannot tell another story.
+act() {
+    local words=$1
+    shift
+    if [[ $dry_run == yes ]]; then
+        printf 'would %s\n' "$words"
+        return
+    fi
+    printf '%s\n' "$words"
+    "$@"
+}
+
+at_exit() {
+    local status=$?
+    # A hook whose package is away would refuse every start, so an old package comes back first.
+    [[ -d $root$libdir/.old && ! -d $root$libdir/virt_forward ]] &&
+        mv "$root$libdir/.old" "$root$libdir/virt_forward"
+    ((${#staged[@]} == 0)) || rm -rf -- "${staged[@]}"
+    [[ $finished == yes ]] ||
+        printf 'install.sh: error: stopped half-way; run it again, or with --uninstall\n' >&2
+    exit "$status"
+}
+
+# ---- places ---------------------------------------------------------------------------------
+
+places() {
+    prefix=${prefix%/} root=${root%/}
+    [[ $prefix == /* ]] || fail "PREFIX must be an absolute path, not '$prefix'" 2
+    [[ -z $root || $root == /* ]] || fail "DESTDIR must be an absolute path, not '$root'" 2
+    # It is written into Python source and unit files: no quoting there, so nothing to quote.
+    [[ $prefix =~ ^[A-Za-z0-9/._+-]+$ ]] || fail "PREFIX may hold letters, digits and /._+- only: '$prefix'" 2
+    libdir=$prefix/lib/virt-forward
+}
+
+# One line for each file outside the package: to ship another unit or page, add its line.
+list_files() {
+    one_file 0755 "$prefix/bin/virt-forward" "$data/launcher"
+    one_file 0644 "$prefix/share/man/man1/virt-forward.1" "$data/virt-forward.1"
+    one_file 0644 "$prefix/share/bash-completion/completions/virt-forward" "$data/virt-forward.bash"
+    one_file 0644 /etc/systemd/system/nftables.service.d/virt-forward.conf "$data/nftables-virt-forward.conf"
+}
+
+one_file() {
+    files+=("$2")
+    mode_of[$2]=$1 source_of[$2]=$3
+}
+
+is_ours() { [[ -f $1 && ! -L $1 ]] && head -n 20 -- "$1" | grep -q '^# virt-forward hook'; }
+
+exists() { [[ -e $1 || -L $1 ]]; }
+
+# libvirt runs DRIVER first and then all of DRIVER.d: where DRIVER is somebody's, ours is one of those.
+hook_place() {
+    local place=$hooks_dir/$1
+    if exists "$root$place" && ! is_ours "$root$place"; then
+        place=$hooks_dir/$1.d/virt-forward
+    fi
+    printf '%s\n' "$place"
+}
+
+installed_hooks() {
+    local driver place
+    for driver in qemu network; do
+        for place in "$hooks_dir/$driver" "$hooks_dir/$driver.d/virt-forward"; do
+            if is_ours "$root$place"; then printf '%s\n' "$place"; fi
+        done
+    done
+}
+
+# The installed hooks know where the package they need is.
+installed_libdir() {
+    local hook
+    hook=$(installed_hooks | head -n 1)
+    [[ -z $hook ]] || sed -n 's/^LIB = "\(.*\)"$/\1/p' "$root$hook"
+}
+
+# ---- install --------------------------------------------------------------------------------
+
+# Directories that we make are written down, so that --uninstall knows which were there before.
+make_dir() {
+    local dir=$1
+    local -a new=()
+    while [[ ! -d $root$dir && $dir == /?* ]]; do
+        new=("$dir" "${new[@]}")
+        dir=${dir%/*}
+    done
+    ((${#new[@]})) || return 0
+    act "make directory $root$1" mkdir -p -- "$root$1"
+    [[ $dry_run == yes ]] || printf '%s\n' "${new[@]}" >>"$root$libdir/made-directories"
+}
+
+# Renamed into place: libvirt may run a hook at any moment, and must never see half of one.
+put_file() {
+    local mode=$1 place=$2 from=$3 stage=$root$libdir/.stage
+    if [[ $place == "$hooks_dir"/* ]]; then stage=$root$hooks_dir/.virt-forward; fi
+    make_dir "${place%/*}"
+    act "write $root$place ($mode)" write_file "$mode" "$root$place" "$from" "$stage"
+}
+
+write_file() {
+    staged+=("$4")
+    sed "s|/usr/local/lib/virt-forward|$libdir|; s|/usr/local/bin/virt-forward|$prefix/bin/virt-forward|" "$3" >"$4"
+    chmod "$1" "$4"
+    mv -fT -- "$4" "$2"
+}
+
+put_package() {
+    make_dir "$libdir"
+    act "copy the package to $root$libdir/virt_forward and compile it" copy_package
+}
+
+copy_package() {
+    local here=$root$libdir
+    staged+=("$here/.new" "$here/.old")
+    rm -rf -- "$here/.new" "$here/.old"
+    cp -R -- "$repo/lib/virt_forward" "$here/.new"
+    find "$here/.new" -name __pycache__ -prune -exec rm -rf {} +
+    chmod -R u=rwX,go=rX "$here/.new"
+    compile_package "$here/.new"
+    [[ ! -d $here/virt_forward ]] || mv -T -- "$here/virt_forward" "$here/.old"
+    mv -T -- "$here/.new" "$here/virt_forward"
+    rm -rf -- "$here/.old"
+}
+
+# Compiled now, by the Python that will run it: otherwise root's hooks would write to PREFIX.
+compile_package() {
+    "$python" -I -m compileall -q -s "$1" -p "$libdir/virt_forward" "$1"
+}
+
+put_hooks() {
+    local driver place
+    for driver in qemu network; do
+        place=$(hook_place "$driver")
+        if [[ $place == *.d/virt-forward ]]; then
+            note "$root$hooks_dir/$driver is not ours and stays as it is"
+        elif is_ours "$root$place.d/virt-forward"; then
+            act "remove $root$place.d/virt-forward" rm -f -- "$root$place.d/virt-forward"
+        fi
+        put_file 0755 "$place" "$repo/hooks/$driver"
+    done
+}
+
+# Before the first file is touched: what would make half an installation.
+check_install() {
+    local file there driver
+    for file in "${source_of[@]}" "$repo"/hooks/{qemu,network}; do
+        [[ -f $file ]] || fail "$file is missing: this checkout is not complete"
+    done
+    there=$(installed_libdir)
+    [[ -z $there || $there == "$libdir" ]] ||
+        fail "it is installed with PREFIX=${there%/lib/virt-forward}: use that, or --uninstall it first"
+    for driver in qemu network; do
+        [[ $(hook_place "$driver") != *.d/* ]] || need_hook_dirs "$driver"
+    done
+}
+
+need_hook_dirs() {
+    local version
+    version=$(libvirt_version)
+    [[ -n $root || -z $version ]] || printf '6.5\n%s\n' "$version" | sort -CV ||
+        fail "$hooks_dir/$1 is somebody else's, and libvirt $version runs no second one: it takes libvirt 6.5"
+}
+
+libvirt_version() {
+    local daemon
+    for daemon in libvirtd virtqemud; do
+        command -v "$daemon" >/dev/null || continue
+        "$daemon" --version | sed -n 's/.* \([0-9][0-9.]*\)$/\1/p'
+        return
+    done
+}
+
+install_all() {
+    local place
+    list_files
+    if [[ -z $root ]]; then need_packages python3 python3-lxml python3-libvirt nftables conntrack iproute2; fi
+    need_python
+    check_install
+    if [[ $dry_run == no ]]; then finished=no; fi
+    put_package
+    for place in "${files[@]}"; do put_file "${mode_of[$place]}" "$place" "${source_of[$place]}"; done
+    put_hooks # last: from here on libvirt may call them
+    [[ -n $root ]] || start_work
+    finished=yes
+}
+
+# ---- uninstall ------------------------------------------------------------------------------
+
+uninstall_all() {
+    local there place
+    there=$(installed_libdir)
+    if [[ -z ${PREFIX:-} && -n $there ]]; then prefix=${there%/lib/virt-forward}; fi
+    places
+    list_files
+    # Hooks first: one without its package would refuse every start.
+    while read -r place; do remove_file "$place"; done < <(installed_hooks)
+    [[ -n $root ]] || stop_work
+    for place in "${files[@]}"; do remove_file "$place"; done
+    remove_tree
+    if exists "$root$config"; then note "$root$config is yours and stays"; fi
+}
+
+remove_file() {
+    exists "$root$1" || return 0
+    act "remove $root$1" rm -f -- "$root$1"
+}
+
+remove_tree() {
+    local dir
+    local -a made=()
+    [[ ! -f $root$libdir/made-directories ]] || mapfile -t made < <(sort -ru "$root$libdir/made-directories")
+    if exists "$root$libdir"; then act "remove $root$libdir" rm -rf -- "$root$libdir"; fi
+    for dir in "${made[@]}"; do
+        [[ ! -d $root$dir ]] || act "remove directory $root$dir, if it is empty" \
+            rmdir --ignore-fail-on-non-empty -- "$root$dir"
+    done
+    [[ -n $root ]] || reload_systemd
+}
+
+# ---- demo -----------------------------------------------------------------------------------
+
+demo() {
+    local why
+    need_packages python3 python3-lxml nftables iproute2
+    need_python
+    if [[ $dry_run == yes ]]; then
+        act "run: $python -I demo/demo.py, in namespaces that end with it"
+        return
+    fi
+    [[ -f $repo/hooks/qemu ]] || fail "$repo/hooks/qemu is missing: this checkout is not complete"
+    why=$(unshare --mount --net true 2>&1) || fail "namespaces cannot be made here: $why"
+    exec "$python" -I "$repo/demo/demo.py"
+}
+
+# ---- command line ---------------------------------------------------------------------------
+
+parse() {
+    local word chosen=''
+    for word in "$@"; do
+        case $word in
+            --help | -h) usage && exit ;;
+            --dry-run) dry_run=yes ;;
+            --uninstall | --demo)
+                [[ -z $chosen ]] || fail "$chosen and $word do not go together" 2
+                chosen=$word action=${word#--}
+                ;;
+            *) fail "what is '$word'? See ./install.sh --help" 2 ;;
+        esac
+    done
+}
+
+need_root() {
+    [[ $dry_run == no && -z $root ]] || return 0
+    ((EUID == 0)) || fail 'only root may do this: run it with sudo'
+}
+
+main() {
+    umask 022
+    parse "$@"
+    places
+    need_root
+    trap at_exit EXIT
+    trap 'exit 130' INT
+    trap 'exit 143' TERM HUP
+    case $action in
+        install) install_all ;;
+        uninstall) uninstall_all ;;
+        demo) demo ;;
+    esac
+}
+
+# Read by a test, it only defines; run, it acts.
+if [[ ${BASH_SOURCE[0]} == "$0" ]]; then main "$@"; fi

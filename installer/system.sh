@@ -1,0 +1,92 @@
+# shellcheck shell=bash
+# The running system: systemd, libvirt and the kernel's rules. Read by install.sh.
+# shellcheck disable=SC2154 # the lower-case globals are install.sh's
+
+start_work() {
+    selinux_note
+    reload_systemd
+    reload_libvirt
+    act "run: virt-forward sync, for guests that run already" first_sync
+    if [[ $dry_run == yes ]] || "$prefix/bin/virt-forward" check --help >/dev/null 2>&1; then
+        act "run: virt-forward check, if this version has it" first_check
+    fi
+}
+
+first_sync() {
+    local said
+    said=$(timeout 60 "$prefix/bin/virt-forward" sync 2>&1) ||
+        note "not done, do it when libvirt runs: ${said%%$'\n'*}"
+}
+
+first_check() { timeout 60 "$prefix/bin/virt-forward" check || note 'the check found something: see above'; }
+
+selinux_note() {
+    [[ $(getenforce 2>/dev/null || true) == Enforcing ]] || return 0
+    act "run: restorecon -R $hooks_dir" restorecon -R "$hooks_dir"
+    [[ $(getsebool virt_hooks_unconfined 2>/dev/null || true) != *on ]] || return 0
+    note 'SELinux is enforcing, and guests with hooks may fail to start until you allow hooks to run:'
+    note '    setsebool -P virt_hooks_unconfined on'
+}
+
+reload_systemd() {
+    [[ -d /run/systemd/system ]] || return 0
+    act 'run: systemctl daemon-reload' systemctl daemon-reload
+}
+
+# libvirt looks at start, and on SIGHUP, which hooks exist. Guests do not notice.
+reload_libvirt() {
+    local daemon pid found=no
+    for daemon in libvirtd virtqemud virtnetworkd; do
+        if [[ -d /run/systemd/system ]] && systemctl -q is-active "$daemon.service"; then
+            act "run: systemctl reload $daemon.service" systemctl reload "$daemon.service"
+            found=yes
+        elif pid=$(daemon_pid "$daemon"); then
+            act "send SIGHUP to $daemon ($pid)" kill -HUP "$pid"
+            found=yes
+        fi
+    done
+    [[ $found == yes ]] || note 'no libvirt daemon runs; the next one that starts sees the change'
+}
+
+daemon_pid() {
+    local pid
+    pid=$(cat "/run/$1.pid" 2>/dev/null) || return 1
+    [[ $(cat "/proc/$pid/comm" 2>/dev/null) == "$1" ]] && printf '%s\n' "$pid"
+}
+
+stop_work() {
+    reload_libvirt
+    remove_table
+    if [[ -n $(libvirt_version) ]]; then remove_admitting_rules; fi
+    if exists "$run_dir"; then act "remove $run_dir" rm -rf -- "$run_dir"; fi
+}
+
+remove_table() {
+    if nft list table inet virt-forward >/dev/null 2>&1; then
+        act 'delete the nft table inet virt-forward' nft delete table inet virt-forward
+    fi
+}
+
+# In libvirt's own chains one rule may stand for us; its comment says so.
+remove_admitting_rules() {
+    local family program chain handle rule
+    for family in ip ip6; do
+        while read -r chain handle; do
+            act "delete our rule in $family libvirt_network $chain" \
+                nft delete rule "$family" libvirt_network "$chain" handle "$handle"
+        done < <(admitting_rules_of_nft "$family")
+    done
+    for program in iptables ip6tables; do
+        while read -r rule; do
+            act "run: $program -D $rule" delete_by_iptables "$program" "$rule"
+        done < <("$program" -w 5 -S 2>/dev/null | sed -n 's/^-A \(.*--comment "\?virt-forward\b.*\)/\1/p')
+    done
+}
+
+admitting_rules_of_nft() {
+    nft -a list table "$1" libvirt_network 2>/dev/null |
+        awk '$1 == "chain" { chain = $2 } /comment "virt-forward/ { print chain, $NF }'
+}
+
+# The listing quotes like a shell; xargs takes the quotes off and runs nothing.
+delete_by_iptables() { xargs "$1" -w 5 -D <<<"$2"; }
