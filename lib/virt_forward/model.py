@@ -11,7 +11,6 @@ Address = IPv4Address | IPv6Address
 Subnet = IPv4Network | IPv6Network
 Proto = Literal["tcp", "udp", "sctp"]
 Phase = Literal["restoring", "prepared", "running"]
-NicKind = Literal["bridge", "network", "other"]
 
 PROTOS: tuple[Proto, ...] = ("tcp", "udp", "sctp")
 MAX_PORT = 65535
@@ -53,7 +52,7 @@ class Declaration(NamedTuple):
 
 
 class Nic(NamedTuple):
-    """One ``<interface>`` of a domain that could carry forwards.
+    """One ``<interface>`` of a domain.
 
     ``source`` is the name of the bridge or of the libvirt network; ``type`` is libvirt's
     word for the kind of interface (``bridge``, ``network``, ``user``, ``direct``, …).
@@ -121,9 +120,9 @@ class Forward(NamedTuple):
 class Guest(NamedTuple):
     """All that the table says of one guest; records in the run directory hold just this.
 
-    ``conflicts`` are those of ``forwards`` that are kept out, each with the reason.
-    ``bridges`` are the bridges the guest is attached to, ``lans`` the subnets the host
-    has on them, ``networks`` the names of the libvirt networks among them.
+    ``nics`` and ``hosts`` are what the domain XML says, ``seats`` what was made of it;
+    ``conflicts`` are the forwards that are kept out, each with the reason; ``lans`` are the
+    subnets the host has on the guest's bridges.
     """
 
     uuid: str
@@ -132,10 +131,15 @@ class Guest(NamedTuple):
     isolate: bool = False
     forwards: tuple[Forward, ...] = ()
     conflicts: tuple[tuple[Forward, str], ...] = ()
+    nics: tuple[Nic, ...] = ()
+    hosts: tuple[HostAddress, ...] = ()
     seats: tuple[Seat, ...] = ()
-    bridges: tuple[str, ...] = ()
     lans: tuple[tuple[Subnet, str], ...] = ()
-    networks: tuple[str, ...] = ()
+
+    @property
+    def networks(self) -> tuple[str, ...]:
+        """The names of the libvirt networks that the guest is plugged into."""
+        return tuple(dict.fromkeys(nic.source for nic in self.nics if nic.type == "network"))
 
     def seats_for(self, forward: Forward) -> tuple[Seat, ...]:
         """Return the seat that serves ``forward`` in each family, IPv4 first; may be empty."""

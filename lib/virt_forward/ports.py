@@ -1,20 +1,34 @@
 """Port arithmetic: from declared ranges to contiguous forwards, and which forwards collide."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
-from virt_forward.model import MAX_PORT, Declaration, Forward, PortForward, Range
+from virt_forward.model import MAX_PORT, Declaration, Forward, PortForward, Range, Subnet
 
 Span = tuple[int, int]
 
 
-def expand(declaration: Declaration) -> tuple[Forward, ...]:
-    """Return the forwards of a declaration, excluded ports taken out, in document order."""
-    return tuple(forward for item in declaration.port_forwards for forward in expand_one(item))
+def expand(
+    declaration: Declaration, spared: Callable[[PortForward], Iterable[Span]] = lambda _: ()
+) -> tuple[Forward, ...]:
+    """Return the forwards of a declaration, excluded ports taken out, in document order.
+
+    ``spared`` tells which ports a forward that names none of its own leaves to the host.
+    """
+    return tuple(
+        forward
+        for item in declaration.port_forwards
+        for forward in expand_one(item, spared(item) if names_no_port(item) else ())
+    )
 
 
-def expand_one(item: PortForward) -> tuple[Forward, ...]:
+def names_no_port(item: PortForward) -> bool:
+    """Tell whether a ``<portForward>`` means every (other) port of its address."""
+    return all(r.exclude for r in item.ranges)
+
+
+def expand_one(item: PortForward, spared: Iterable[Span] = ()) -> tuple[Forward, ...]:
     """Return the contiguous pieces of one ``<portForward>``."""
-    holes = sorted((r.start, r.end) for r in item.ranges if r.exclude)
+    holes = sorted([*((r.start, r.end) for r in item.ranges if r.exclude), *spared])
     mapped = [r for r in item.ranges if not r.exclude] or [Range(1, MAX_PORT, 1)]
     return tuple(
         Forward(item.proto, start, end, start - r.start + r.to, item.address, item.dev, item.source, item.mac)
@@ -68,3 +82,12 @@ def first_collision(forwards: Iterable[Forward]) -> tuple[Forward, Forward] | No
             if after.start <= before.end:
                 return before, after
     return None
+
+
+def inside(inner: Subnet, outer: Subnet) -> bool:
+    """Tell whether a network lies within another of the same family, or is the same."""
+    return (
+        inner.version == outer.version
+        and inner.prefixlen >= outer.prefixlen
+        and inner.network_address in outer
+    )

@@ -47,9 +47,14 @@ def mac(text: str) -> str:
 
 def dev(text: str) -> str:
     """Return the name of a network interface."""
-    if not _DEV.fullmatch(text) or text in (".", ".."):
+    if not is_dev(text):
         raise Bad("use the name of a network interface, as in enp1s0")
     return text
+
+
+def is_dev(text: str) -> bool:
+    """Tell whether a text is the name of a network interface."""
+    return bool(_DEV.fullmatch(text)) and text not in (".", "..")
 
 
 def listen_address(text: str) -> Address:

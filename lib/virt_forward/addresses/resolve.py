@@ -1,0 +1,191 @@
+"""A domain and the facts of the host to a Guest: where it sits, and what may be forwarded to it."""
+
+from collections.abc import Callable, Iterable, Iterator
+from ipaddress import IPv4Interface, IPv6Interface
+from typing import NamedTuple
+
+from virt_forward import ports
+from virt_forward.config import Config
+from virt_forward.errors import VirtForwardError
+from virt_forward.metadata import values
+from virt_forward.model import (
+    Address,
+    Declaration,
+    Domain,
+    Guest,
+    HostAddress,
+    Network,
+    Nic,
+    Phase,
+    PortForward,
+    Reservation,
+    Seat,
+    Subnet,
+)
+
+
+class Bridge(NamedTuple):
+    """What the host knows of a bridge.
+
+    ``addresses`` are the host's own on it, with their prefix; ``reservations`` are fixed
+    leases, ``leases`` those given out by DHCP or seen in the neighbour table, the most
+    trusted first.
+    """
+
+    addresses: tuple[IPv4Interface | IPv6Interface, ...] = ()
+    reservations: tuple[Reservation, ...] = ()
+    leases: tuple[Reservation, ...] = ()
+
+
+class Facts(NamedTuple):
+    """What the host knows. ``own`` are all its addresses; the bridges are asked for by name."""
+
+    networks: tuple[Network, ...] = ()
+    bridges: Callable[[str], Bridge] = lambda _: Bridge()
+    own: frozenset[Address] = frozenset()
+
+
+class Place(NamedTuple):
+    """A NIC on a bridge of the host."""
+
+    nic: Nic
+    bridge: str
+    network: Network | None
+    facts: Bridge
+
+    def lans(self) -> tuple[Subnet, ...]:
+        """Return the subnets the host has on the bridge, without link-local ones."""
+        found = [address.network for address in self.facts.addresses if not address.is_link_local]
+        found += self.network.subnets if self.network else ()
+        return tuple(dict.fromkeys(found))
+
+
+def places(nics: Iterable[Nic], facts: Facts) -> list[Place]:
+    """Return the NICs that are on a bridge of the host, in document order."""
+    found = []
+    for nic in nics:
+        network = _network(nic, facts.networks)
+        bridge = network.bridge if network else nic.source if nic.type == "bridge" else ""
+        if values.is_dev(bridge):
+            found.append(Place(nic, bridge, network, facts.bridges(bridge)))
+    return found
+
+
+def _network(nic: Nic, networks: Iterable[Network]) -> Network | None:
+    if nic.type != "network":
+        return None
+    return next((network for network in networks if network.name == nic.source), None)
+
+
+def resolve(
+    domain: Domain, facts: Facts, config: Config, phase: Phase, spared: Callable[[PortForward], list[ports.Span]]
+) -> Guest:
+    """Return the guest of a domain that declares forwards.
+
+    ``spared`` tells which ports a forward that names none leaves to the host. Raises
+    VirtForwardError, with every reason, where the declaration cannot be served as it is.
+    """
+    declaration = domain.declaration or Declaration()
+    found = places(domain.nics, facts)
+    errors = [*_unserved(domain, found), *_fenced(declaration, config)]
+    errors += _strangers(declaration, found, facts)
+    if errors:
+        raise VirtForwardError(f'guest "{domain.name}": {error}' for error in errors)
+    guest = Guest(
+        uuid=domain.uuid,
+        name=domain.name,
+        phase=phase,
+        isolate=declaration.isolate,
+        forwards=ports.expand(declaration, spared),
+        nics=domain.nics,
+        hosts=declaration.hosts,
+    )
+    return reseat(guest, facts)
+
+
+def reseat(guest: Guest, facts: Facts) -> Guest:
+    """Return ``guest`` with its seats and subnets as the facts have them now."""
+    found = places(guest.nics, facts)
+    return guest._replace(
+        seats=tuple(_seats(guest, found, facts)),
+        lans=tuple((subnet, place.bridge) for place in found for subnet in place.lans()),
+    )
+
+
+def _unserved(domain: Domain, found: list[Place]) -> Iterator[str]:
+    if found or any(nic.type == "network" for nic in domain.nics):
+        return
+    kinds = {nic.type for nic in domain.nics}
+    if "user" in kinds:
+        yield "its NIC is of type user; libvirt's own <portForward> with <backend type='passt'/> serves it"
+    elif "direct" in kinds:
+        yield "its NIC is of type direct (macvtap), so it is on the LAN already and needs no forwards"
+    else:
+        yield "it has no NIC on a bridge or libvirt network; add an <interface type='bridge'>"
+
+
+def _fenced(declaration: Declaration, config: Config) -> Iterator[str]:
+    for item in declaration.port_forwards:
+        if item.dev and config.uplinks and item.dev not in config.uplinks:
+            allowed = ", ".join(config.uplinks)
+            yield f'dev="{item.dev}" is not among the uplinks of the configuration, which are {allowed}'
+        if item.address and item.address.is_loopback and not config.localhost:
+            yield f'address="{item.address}" needs localhost = true in section [forward] of the configuration'
+
+
+def _strangers(declaration: Declaration, found: list[Place], facts: Facts) -> Iterator[str]:
+    for host in declaration.hosts:
+        if host.ip in facts.own or any(host.ip == own.ip for place in found for own in place.facts.addresses):
+            yield f"<host ip=\"{host.ip}\"> is an address of the host itself; give the guest's"
+            continue
+        candidates = [place for place in found if host.mac in (None, place.nic.mac)]
+        if candidates and not any(_belongs(host.ip, place) for place in candidates):
+            listed = ", ".join(f"{subnet} on {place.bridge}" for place in candidates for subnet in place.lans())
+            yield f'<host ip="{host.ip}"> is not on the guest\'s network; the host has {listed}'
+
+
+def _belongs(ip: Address, place: Place) -> bool:
+    """Tell whether an address is a usable one of the bridge; any is where the host has no subnet there."""
+    lans = [subnet for subnet in place.lans() if subnet.version == ip.version]
+    return not lans or any(ip in subnet and _usable(ip, subnet) for subnet in lans)
+
+
+def _usable(ip: Address, subnet: Subnet) -> bool:
+    if subnet.prefixlen >= subnet.max_prefixlen - 1:
+        return True
+    return ip not in (subnet.network_address, subnet.broadcast_address if subnet.version == 4 else None)
+
+
+def _seats(guest: Guest, found: list[Place], facts: Facts) -> Iterator[Seat]:
+    taken: set[HostAddress] = set()
+    for place in found:
+        for version in (4, 6):
+            hosts = (h for h in guest.hosts if h not in taken and _is_for(h, place, version))
+            declared = next(hosts, None)
+            ip = declared.ip if declared else _learned(guest.name, place, version, facts)
+            if declared:
+                taken.add(declared)
+            if ip:
+                yield Seat(ip, place.bridge, place.nic.mac)
+
+
+def _is_for(host: HostAddress, place: Place, version: int) -> bool:
+    return host.ip.version == version and host.mac in (None, place.nic.mac) and _belongs(host.ip, place)
+
+
+def _learned(name: str, place: Place, version: int, facts: Facts) -> Address | None:
+    """Return the address that the first source knows for a NIC, where it is a plausible one."""
+    named = place.network.reservations if place.network else ()
+    sources = (
+        *(lease for lease in named if lease.mac == place.nic.mac),
+        *(lease for lease in named if lease.mac is None and lease.name == name),
+        *(lease for lease in place.facts.reservations if lease.mac == place.nic.mac),
+        *(lease for lease in place.facts.leases if lease.mac == place.nic.mac),
+    )
+    known = (lease.ip for lease in sources if lease.ip.version == version)
+    return next((ip for ip in known if _plausible(ip, place, facts)), None)
+
+
+def _plausible(ip: Address, place: Place, facts: Facts) -> bool:
+    foreign = ip.is_link_local or ip.is_loopback or ip.is_multicast or ip.is_unspecified
+    return not foreign and ip not in facts.own and _belongs(ip, place)

@@ -1,0 +1,165 @@
+"""Who holds which host port: the index over all guests, one row a claim.
+
+The index is derived from the records and kept beside them as text, so that one guest's
+event need not read every other guest's record.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from functools import cache
+from ipaddress import ip_address, ip_network
+from typing import NamedTuple
+
+from virt_forward import ports
+from virt_forward.model import Address, Forward, Guest, Proto, Subnet
+from virt_forward.ruleset import names
+
+PORT, HELD, OUT, SEAT, LAN = "port", "held", "out", "seat", "lan"
+"""The kinds of row: a forward with rules in the table, one only claimed yet (the guest does not
+run, or its address is not known), one kept out by a conflict, a guest's address, and a subnet of the host on a guest's bridge."""
+
+
+class Row(NamedTuple):
+    """One line of the index. ``label`` is the guest's name made safe for messages.
+
+    For a seat, ``address`` and ``dev`` are the guest's address and bridge; for a lan,
+    ``source`` and ``dev`` are the subnet and the bridge.
+    """
+
+    kind: str
+    uuid: str
+    label: str
+    chain: str
+    proto: str = ""
+    start: str = "0"
+    end: str = "0"
+    address: str = ""
+    dev: str = ""
+    source: str = ""
+
+
+Index = tuple[Row, ...]
+
+Judge = Callable[[Forward], str | None]
+"""Says what, apart from other guests, stands against a forward."""
+
+
+def parse_index(text: str) -> Index:
+    """Return the rows of an index file; raises ValueError where it is damaged."""
+    try:
+        rows = tuple(Row(*line.split("\t")) for line in text.splitlines())
+    except TypeError:
+        raise ValueError("the index of claims is damaged") from None
+    if any(len(row) != len(Row._fields) for row in rows):
+        raise ValueError("the index of claims is damaged")
+    return rows
+
+
+def render_index(index: Iterable[Row]) -> str:
+    """Return the text of an index."""
+    return "".join("\t".join(row) + "\n" for row in index)
+
+
+def rows(guest: Guest) -> Index:
+    """Return what one guest adds to the index."""
+    return tuple(_rows(guest))
+
+
+def _rows(guest: Guest) -> Iterator[Row]:
+    who = (guest.uuid, names.label(guest.name), names.suffix(guest.name, guest.uuid))
+    running = guest.phase == "running"
+    for forward in guest.forwards:
+        yield _port_row(PORT if running and guest.seats_for(forward) else HELD, who, forward)
+    for forward, _ in guest.conflicts:
+        yield _port_row(OUT, who, forward)
+    for seat in guest.seats:
+        yield Row(SEAT, *who, address=str(seat.ip), dev=seat.bridge)
+    if running and guest.seats and (guest.forwards or guest.isolate):
+        for subnet, bridge in guest.lans:
+            yield Row(LAN, *who, dev=bridge, source=str(subnet))
+
+
+def _port_row(kind: str, who: tuple[str, str, str], forward: Forward) -> Row:
+    return Row(
+        kind,
+        *who,
+        forward.proto,
+        str(forward.start),
+        str(forward.end),
+        str(forward.address or ""),
+        forward.dev or "",
+        str(forward.source or ""),
+    )
+
+
+def without(index: Iterable[Row], uuids: Iterable[str]) -> Index:
+    """Return the index less all rows of some guests."""
+    gone = frozenset(uuids)
+    return tuple(row for row in index if row.uuid not in gone)
+
+
+def overlapping(index: Iterable[Row], kinds: tuple[str, ...], forward: Forward) -> Iterator[Row]:
+    """Yield the rows of ``kinds`` whose ports overlap those of ``forward``."""
+    proto, start, end = forward.proto, forward.start, forward.end
+    for row in index:
+        if row.proto == proto and row.kind in kinds and int(row.start) <= end and int(row.end) >= start:
+            yield row
+
+
+def conflict(index: Iterable[Row], forward: Forward) -> str | None:
+    """Return why ``forward`` collides with a claim in the index, or None."""
+    mine = (str(forward.address or ""), forward.dev or "", str(forward.source or ""))
+    for row in overlapping(index, (PORT, HELD), forward):
+        if (row.address, row.dev, row.source) == mine:
+            shared = f"{max(forward.start, int(row.start))}"
+            return f"host port {forward.proto}/{shared} is taken by guest {row.label}"
+    return None
+
+
+def seat_conflict(index: Iterable[Row], guest: Guest) -> str | None:
+    """Return why a guest's address is already another guest's on the same bridge, or None."""
+    mine = {(str(seat.ip), seat.bridge) for seat in guest.seats}
+    for row in index:
+        if row.kind == SEAT and (row.address, row.dev) in mine:
+            return f"address {row.address} on {row.dev} is already that of guest {row.label}"
+    return None
+
+
+def settle(
+    index: Iterable[Row], guest: Guest, judge: Judge = lambda _: None
+) -> Guest:
+    """Return ``guest`` with its forwards sorted anew into those it may have and those in conflict.
+
+    ``index`` holds the other guests; ``judge`` says what else stands against a forward.
+    """
+    index = tuple(index)
+    blocked = seat_conflict(index, guest)
+    good: list[Forward] = []
+    bad: list[tuple[Forward, str]] = []
+    everything = [*guest.forwards, *(forward for forward, _ in guest.conflicts)]
+    for forward in sorted(everything, key=lambda f: (f.proto, *ports.specificity(f))):
+        reason = blocked or judge(forward) or conflict(index, forward)
+        if reason is None:
+            good.append(forward)
+        else:
+            bad.append((forward, reason))
+    seats = () if blocked else guest.seats
+    return guest._replace(forwards=tuple(good), conflicts=tuple(bad), seats=seats)
+
+
+def forward_of(row: Row) -> Forward:
+    """Return what a row of kind port, held or out claims (``to`` is not in the index)."""
+    proto: Proto = row.proto  # type: ignore[assignment]
+    start = int(row.start)
+    return Forward(
+        proto, start, int(row.end), start, _address(row.address), row.dev or None, _subnet(row.source)
+    )
+
+
+@cache
+def _address(text: str) -> Address | None:
+    return ip_address(text) if text else None
+
+
+@cache
+def _subnet(text: str) -> Subnet | None:
+    return ip_network(text) if text else None

@@ -1,0 +1,145 @@
+"""/etc/virt-forward/config.toml to a Config. Every key is optional; an unknown one is an error."""
+
+import re
+from collections.abc import Callable, Iterator
+from typing import Any, Literal, NamedTuple, get_args
+
+from virt_forward.errors import VirtForwardError
+from virt_forward.metadata import values
+from virt_forward.model import MAX_PORT, Proto
+
+DEFAULT_PATH = "/etc/virt-forward/config.toml"
+OnError = Literal["refuse", "warn"]
+
+
+class ReservedPort(NamedTuple):
+    """A host port no guest may claim."""
+
+    proto: Proto
+    port: int
+
+
+class Config(NamedTuple):
+    """The configuration; the fields bear the names of the keys."""
+
+    uplinks: tuple[str, ...] = ()
+    localhost: bool = False
+    hairpin: bool = True
+    reserved: tuple[ReservedPort, ...] = (ReservedPort("tcp", 22),)
+    on_error: OnError = "refuse"
+    admit: bool = True
+    uri: str = "qemu:///system"
+
+
+def _bool(value: object) -> bool:
+    if not isinstance(value, bool):
+        raise values.Bad("use true or false")
+    return value
+
+
+def _strings(value: object) -> list[str]:
+    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+        raise values.Bad("use a list of strings, in brackets")
+    return value
+
+
+def _uplinks(value: object) -> tuple[str, ...]:
+    return tuple(values.dev(name) for name in _strings(value))
+
+
+def _reserved(value: object) -> tuple[ReservedPort, ...]:
+    return tuple(_reserved_port(text) for text in _strings(value))
+
+
+def _reserved_port(text: str) -> ReservedPort:
+    proto, slash, port = text.partition("/")
+    try:
+        if not slash:
+            raise values.Bad
+        return ReservedPort(values.proto(proto), values.port(port))
+    except values.Bad:
+        raise values.Bad(f"use protocol/port with a port from 1 to {MAX_PORT}, as in \"tcp/22\"") from None
+
+
+def _on_error(value: object) -> OnError:
+    for word in get_args(OnError):
+        if value == word:
+            return word  # type: ignore[no-any-return]
+    raise values.Bad('use "refuse" or "warn"')
+
+
+def _uri(value: object) -> str:
+    if not isinstance(value, str) or not value:
+        raise values.Bad("use a libvirt connection URI, as in \"qemu:///system\"")
+    return value
+
+
+SECTIONS: dict[str, dict[str, Callable[[object], Any]]] = {
+    "forward": {"uplinks": _uplinks, "localhost": _bool, "hairpin": _bool},
+    "policy": {"reserved": _reserved, "on_error": _on_error},
+    "libvirt": {"admit": _bool, "uri": _uri},
+}
+
+
+def parse_config(text: str, path: str = DEFAULT_PATH) -> Config:
+    """Return the configuration in ``text``.
+
+    Raises VirtForwardError with every error, each naming ``path``, the line and the key.
+    """
+    import tomllib
+
+    try:
+        document = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise VirtForwardError(f"{path}: {error}", "the format is TOML, https://toml.io") from None
+    found: dict[str, Any] = {}
+    errors = list(_read(document, found, text, path))
+    if errors:
+        raise VirtForwardError(errors)
+    return Config(**found)
+
+
+def _read(document: dict[str, Any], found: dict[str, Any], text: str, path: str) -> Iterator[str]:
+    for section, table in document.items():
+        where = f"{path}:{_line(text, section)}"
+        if section not in SECTIONS:
+            yield f"{where}: unknown section [{section}]; known: {', '.join(SECTIONS)}"
+        elif not isinstance(table, dict):
+            yield f"{where}: {section} is a section; write [{section}] and its keys below"
+        else:
+            yield from _read_section(section, table, found, text, path)
+
+
+def _read_section(
+    section: str, table: dict[str, Any], found: dict[str, Any], text: str, path: str
+) -> Iterator[str]:
+    keys = SECTIONS[section]
+    for key, value in table.items():
+        where = f"{path}:{_line(text, section, key)}: [{section}] {key}"
+        if key not in keys:
+            yield f"{where}: unknown key; known: {', '.join(keys)}"
+            continue
+        try:
+            found[key] = keys[key](value)
+        except values.Bad as error:
+            yield f"{where}: {error}"
+
+
+def _line(text: str, section: str, key: str = "") -> int:
+    """Return the number of the line where a section or one of its keys stands.
+
+    tomllib keeps no positions. A key that is written in an unusual way (quoted, dotted)
+    is reported at its section's line, or at line 1.
+    """
+    at = 1
+    current = ""
+    for number, line in enumerate(text.splitlines(), 1):
+        header = re.match(r"\s*\[\s*([^\]]+?)\s*\]", line)
+        current = header[1] if header else current
+        if header and current == section:
+            at = number
+        if (current == section and key and re.match(rf"\s*{re.escape(key)}\s*=", line)) or (
+            not current and re.match(rf"\s*{re.escape(section)}\s*[=.]", line)
+        ):
+            return number
+    return at

@@ -1,0 +1,83 @@
+"""Connections that conntrack knows: which of them a change of the table leaves behind."""
+
+from collections.abc import Iterable, Iterator
+from ipaddress import ip_address
+from typing import NamedTuple
+
+from virt_forward.model import Address, Forward, Guest, Seat
+
+Pair = tuple[Forward, Seat]
+
+
+class Flow(NamedTuple):
+    """One connection as conntrack(8) prints it: the original tuple, and who answers."""
+
+    proto: str
+    source: Address
+    destination: Address
+    source_port: int
+    destination_port: int
+    answering: Address
+    answering_port: int
+
+
+def parse(text: str) -> Iterator[Flow]:
+    """Yield the flows in the output of ``conntrack -L``; lines without ports are passed over."""
+    for line in text.splitlines():
+        words = line.split()
+        fields = [word.partition("=")[2] for word in words if word.startswith(("src=", "dst=", "sport=", "dport="))]
+        if len(fields) == 8:
+            src, dst, sport, dport, reply_src, _, reply_sport, _ = fields
+            yield Flow(
+                words[0],
+                ip_address(src),
+                ip_address(dst),
+                int(sport),
+                int(dport),
+                ip_address(reply_src),
+                int(reply_sport),
+            )
+
+
+def pairs(guest: Guest | None) -> set[Pair]:
+    """Return every forward of a running guest with each seat that serves it."""
+    if guest is None or guest.phase != "running":
+        return set()
+    return {(forward, seat) for forward in guest.forwards for seat in guest.seats_for(forward)}
+
+
+def stale(flows: Iterable[Flow], gone: Iterable[Pair]) -> Iterator[Flow]:
+    """Yield the flows that went through one of the pairs that are no more."""
+    gone = tuple(gone)
+    for flow in flows:
+        if any(_went_through(flow, forward, seat) for forward, seat in gone):
+            yield flow
+
+
+def _went_through(flow: Flow, forward: Forward, seat: Seat) -> bool:
+    port = forward.to + flow.destination_port - forward.start
+    return (
+        _entered(flow, forward)
+        and flow.answering == seat.ip
+        and flow.answering_port == port
+        and flow.destination != seat.ip
+    )
+
+
+def _entered(flow: Flow, forward: Forward) -> bool:
+    return (
+        flow.proto == forward.proto
+        and forward.start <= flow.destination_port <= forward.end
+        and forward.address in (None, flow.destination)
+    )
+
+
+def knocked(flows: Iterable[Flow], come: Iterable[Pair], own: frozenset[Address]) -> Iterator[Flow]:
+    """Yield UDP flows to the host's own port that were there before its forward was."""
+    wanted = [(forward, seat) for forward, seat in come if forward.proto == "udp"]
+    for flow in flows:
+        unchanged = flow.answering == flow.destination and flow.destination in own
+        if unchanged and any(
+            _entered(flow, forward) and seat.ip.version == flow.destination.version for forward, seat in wanted
+        ):
+            yield flow

@@ -1,0 +1,165 @@
+"""The entry of both hooks: one event of libvirt, from its arguments and XML to an exit status.
+
+A hook never prints to stdout and never calls libvirt. What it has to say goes to the
+journal; to stderr as well where libvirt shows it, which is where a start is refused.
+"""
+
+import os
+import sys
+
+from virt_forward import claims, log
+from virt_forward.addresses import resolve
+from virt_forward.config import Config
+from virt_forward.engine import Engine, judged
+from virt_forward.errors import LockTimeout, VirtForwardError
+from virt_forward.events import Action, Event, parse_event
+from virt_forward.model import Domain, Guest, Phase
+from virt_forward.settings import load_config, load_config_or_last
+from virt_forward.store import Store
+
+
+def main(driver: str, arguments: list[str], data: bytes) -> int:
+    """Do what an event asks for, and return the exit status that libvirt is to see."""
+    event = parse_event(driver, arguments)
+    try:
+        _handle(event, data)
+    except LockTimeout as error:
+        # Somebody else's delay is no reason to refuse a guest; its next event has another try.
+        log.error(f"{event.driver} {event.name} {event.operation}: {error}")
+    except VirtForwardError as error:
+        return _failed(event, error.messages, error.hint)
+    except Exception as error:  # noqa: BLE001 - a guest must not die of our mistakes
+        place = error.__traceback__
+        while place and place.tb_next:
+            place = place.tb_next
+        where = f"{place.tb_frame.f_code.co_filename}:{place.tb_lineno}" if place else "?"
+        return _failed(event, (f"internal error: {type(error).__name__}: {error} ({where})",), "please report it")
+    return 0
+
+
+def _failed(event: Event, messages: tuple[str, ...], hint: str) -> int:
+    refuse = event.policy.may_refuse and _on_error() == "refuse"
+    for message in messages:
+        log.error(f"{event.driver} {event.name} {event.operation}: {message}")
+        if refuse:
+            print(f"virt-forward: error: {message}", file=sys.stderr)
+    if refuse and hint:
+        print(f"hint: {hint}", file=sys.stderr)
+    return 1 if refuse else 0
+
+
+def _on_error() -> str:
+    try:
+        return load_config().on_error
+    except VirtForwardError:
+        return Config().on_error
+
+
+def _handle(event: Event, data: bytes) -> None:
+    action = event.policy.action
+    store = Store()
+    if action in (Action.CLAIM, Action.OPEN, Action.RESTORE):
+        _guest_event(action, data, store)
+    elif action is Action.CLOSE:
+        _close(data, store)
+    elif action is not Action.NOTHING:
+        from virt_forward import network_events
+
+        network_events.handle(action, data, store)
+
+
+def _guest_event(action: Action, data: bytes, store: Store) -> None:
+    from virt_forward.metadata.domain import MetadataError, parse_domain
+
+    try:
+        domain = parse_domain(data)
+    except MetadataError as error:
+        _drop(error.domain.uuid, store)
+        raise
+    if domain.declaration is None:
+        _drop(domain.uuid, store)
+    elif action is Action.RESTORE:
+        with store.lock():
+            Engine(store, load_config_or_last(store)).change({domain.uuid: _restoring(domain)})
+    elif action is Action.CLAIM:
+        _claim(domain, store)
+    else:
+        _open(domain, store)
+
+
+def _drop(uuid: str, store: Store) -> None:
+    """Forget a guest that declares nothing (any more), or nothing that can be understood."""
+    if store.knows(uuid):
+        with store.lock():
+            Engine(store, load_config_or_last(store)).change({uuid: None})
+
+
+def _restoring(domain: Domain) -> Guest:
+    """Return the mark that a guest is being restored: the prepare that follows must not refuse it."""
+    return Guest(domain.uuid, domain.name, "restoring")
+
+
+def _claim(domain: Domain, store: Store) -> None:
+    config = load_config()
+    guest, engine, judge = _resolved(domain, store, config, "prepared")
+    with store.lock():
+        before = store.guest(domain.uuid)
+        others = claims.without(engine.index(), [domain.uuid])
+        settled = judged(others, guest, None, judge)
+        lenient = config.on_error == "warn" or (before is not None and before.phase == "restoring")
+        if settled.conflicts and not lenient:
+            engine.change({domain.uuid: None})
+            raise VirtForwardError(_reasons(settled), "see who has it: virt-forward list")
+        engine.change({domain.uuid: settled})
+    _log_conflicts(settled)
+
+
+def _open(domain: Domain, store: Store) -> None:
+    config = load_config_or_last(store)
+    guest, engine, judge = _resolved(domain, store, config, "running")
+    try:
+        with store.lock():
+            others = claims.without(engine.index(), [domain.uuid])
+            settled = judged(others, guest, store.guest(domain.uuid), judge)
+            engine.change({domain.uuid: settled})
+    except LockTimeout:
+        store.leave(domain.uuid, guest)
+        raise
+    _log_conflicts(settled)
+
+
+def _resolved(
+    domain: Domain, store: Store, config: Config, phase: Phase
+) -> tuple[Guest, Engine, claims.Judge]:
+    from virt_forward import hostfacts
+
+    networks = [nic.source for nic in domain.nics if nic.type == "network"]
+    facts = hostfacts.facts(store.networks() if networks else (), networks)
+    judge, spared = hostfacts.port_judge(config, facts, resolve.places(domain.nics, facts))
+    guest = resolve.resolve(domain, facts, config, phase, spared)
+    return guest, Engine(store, config, facts.own), judge
+
+
+def _reasons(guest: Guest) -> list[str]:
+    return [f'guest "{guest.name}": {reason}' for reason in dict.fromkeys(reason for _, reason in guest.conflicts)]
+
+
+def _log_conflicts(guest: Guest) -> None:
+    for reason in _reasons(guest):
+        log.warning(f"{reason}; this forward is kept out")
+
+
+def _close(data: bytes, store: Store) -> None:
+    uuid = _uuid(data)
+    try:
+        with store.lock():
+            Engine(store, load_config_or_last(store)).change({uuid: None})
+    except LockTimeout:
+        store.leave(uuid, None)
+        raise
+
+
+def _uuid(data: bytes) -> str:
+    # The quick look at the XML has found this UUID and a record of it already.
+    text = data.partition(b"<uuid>")[2].partition(b"</uuid>")[0].decode("ascii", "replace").strip().lower()
+    return os.path.basename(text)

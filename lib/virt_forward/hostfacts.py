@@ -1,0 +1,153 @@
+"""What the host knows: interfaces, networkd's files, libvirt's networks, listening sockets. Reads only."""
+
+import contextlib
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator
+from functools import cache
+from ipaddress import IPv4Interface, IPv6Interface, ip_interface
+
+from virt_forward import claims, ports, sockets
+from virt_forward.addresses import networkd
+from virt_forward.addresses.resolve import Bridge, Facts, Place
+from virt_forward.config import Config
+from virt_forward.errors import VirtForwardError
+from virt_forward.model import Forward, Network, PortForward
+from virt_forward.process import run
+
+LIBVIRT_NETWORKS = "/run/libvirt/network"
+"""Where libvirt keeps the status of its active networks, as NAME.xml."""
+
+Interfaces = dict[str, list[IPv4Interface | IPv6Interface]]
+
+
+def facts(known: Iterable[Network], wanted: Iterable[str] = ()) -> Facts:
+    """Return the facts that resolving a guest needs.
+
+    ``known`` are the networks we have records of; of those ``wanted`` by name, libvirt's
+    own status files are read where we have none.
+    """
+    networks = {network.name: network for network in known}
+    for name in wanted:
+        if name not in networks:
+            networks |= {network.name: network for network in _status_file(name)}
+    interfaces = read_interfaces()
+    own = frozenset(address.ip for addresses in interfaces.values() for address in addresses)
+    return Facts(tuple(networks.values()), cache(lambda name: bridge(name, interfaces)), own)
+
+
+def bridge(name: str, interfaces: Interfaces) -> Bridge:
+    """Return what the kernel and networkd's configuration say of a bridge."""
+    configured = networkd.bridge_config(networkd_files(), name, _text(f"/sys/class/net/{name}/address").strip())
+    addresses = dict.fromkeys([*interfaces.get(name, []), *configured.addresses])
+    return Bridge(tuple(addresses), configured.leases)
+
+
+def port_judge(
+    config: Config, facts: Facts, places: Iterable[Place]
+) -> tuple[claims.Judge, Callable[[PortForward], list[ports.Span]]]:
+    """Return what stands against a forward on the host's side, and what a forward of every port spares."""
+    gateways = frozenset(address.ip for place in places for address in place.facts.addresses)
+    listening = tuple(listeners())
+    dual = _text("/proc/sys/net/ipv6/bindv6only").strip() != "1"
+
+    def meeting(forward: Forward) -> Iterator[sockets.Listener]:
+        return sockets.against(listening, forward, localhost=config.localhost, spared=gateways, dual=dual)
+
+    def judge(forward: Forward) -> str | None:
+        for item in config.reserved:
+            if item.proto == forward.proto and forward.start <= item.port <= forward.end:
+                return f"host port {item.proto}/{item.port} is reserved by the configuration ([policy] reserved)"
+        listener = next(meeting(forward), None)
+        return None if listener is None else _taken(listener)
+
+    def spared(item: PortForward) -> list[ports.Span]:
+        every = ports.expand_one(item)
+        taken = {listener.port for forward in every for listener in meeting(forward)}
+        taken |= {reserved.port for reserved in config.reserved if reserved.proto == item.proto}
+        return [(port, port) for port in sorted(taken)]
+
+    return judge, spared
+
+
+def _taken(listener: sockets.Listener) -> str:
+    name = socket_owner(listener.inode)
+    by = f"{name} on the host" if name else "the host"
+    return f"host port {listener.proto}/{listener.port} is taken by {by}, which listens on {listener.address}"
+
+
+def listeners() -> Iterator[sockets.Listener]:
+    """Yield the sockets on which the host listens, in this network namespace."""
+    yield from (item for name in ("tcp", "tcp6") for item in sockets.parse("tcp", _text(f"/proc/net/{name}")))
+    yield from (item for name in ("udp", "udp6") for item in sockets.parse("udp", _text(f"/proc/net/{name}")))
+    yield from sockets.parse_sctp(_text("/proc/net/sctp/eps"))
+
+
+def socket_owner(inode: int) -> str:
+    """Return the name of a process that has a socket open, or an empty string."""
+    wanted = f"socket:[{inode}]"
+    for pid in filter(str.isdigit, _names("/proc")):
+        for fd in _names(f"/proc/{pid}/fd"):
+            with contextlib.suppress(OSError):
+                if os.readlink(f"/proc/{pid}/fd/{fd}") == wanted:
+                    return _text(f"/proc/{pid}/comm").strip()
+    return ""
+
+
+def read_interfaces() -> Interfaces:
+    """Return the addresses of every interface, as ip-address(8) tells them."""
+    result = run(["ip", "-j", "address", "show"])
+    if result.status:
+        raise VirtForwardError(f"ip: {result.stderr.strip() or result.status}", "install the package iproute2")
+    found: Interfaces = {}
+    for link in json.loads(result.stdout or "[]"):
+        for item in link.get("addr_info", []):
+            if "local" in item:
+                address = ip_interface(f"{item['local']}/{item['prefixlen']}")
+                found.setdefault(link["ifname"], []).append(address)
+    return found
+
+
+@cache
+def networkd_files() -> dict[str, str]:
+    """Return the text of every .network file in force, its drop-ins appended."""
+    paths: dict[str, str] = {}
+    for directory in reversed(networkd.DIRECTORIES):
+        paths |= {name: os.path.join(directory, name) for name in _names(directory) if name.endswith(".network")}
+    return {name: "\n".join(_with_dropins(name, path)) for name, path in paths.items()}
+
+
+def _with_dropins(name: str, path: str) -> Iterator[str]:
+    yield _text(path)
+    paths: dict[str, str] = {}
+    for directory in reversed(networkd.DIRECTORIES):
+        folder = os.path.join(directory, f"{name}.d")
+        paths |= {item: os.path.join(folder, item) for item in _names(folder) if item.endswith(".conf")}
+    yield from (_text(paths[item]) for item in sorted(paths))
+
+
+def _status_file(name: str) -> list[Network]:
+    path = os.path.join(LIBVIRT_NETWORKS, f"{name}.xml")
+    if "/" in name or not os.path.exists(path):
+        return []
+    from virt_forward.metadata.network import parse_network
+
+    try:
+        return [parse_network(_text(path).encode())[0]]
+    except VirtForwardError:
+        return []
+
+
+def _names(directory: str) -> list[str]:
+    try:
+        return os.listdir(directory)
+    except OSError:
+        return []
+
+
+def _text(path: str) -> str:
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            return file.read()
+    except OSError:
+        return ""

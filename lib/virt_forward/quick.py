@@ -1,0 +1,22 @@
+"""Whether an event needs us at all: asked before anything is imported, as most need nothing."""
+
+import os
+
+NAMESPACE = b"urn:virt-forward:1"
+OPERATIONS = ("prepare", "started", "reconnect", "restore", "stopped", "release")
+
+
+def concerns_us(arguments: list[str], data: bytes) -> bool:
+    """Tell whether a call of the qemu hook is about a guest of ours.
+
+    It is where the XML mentions our namespace, or where we keep a record of its UUID.
+    """
+    operation = arguments[1] if len(arguments) > 1 else ""
+    if operation not in OPERATIONS:
+        return False
+    if operation not in ("stopped", "release") and NAMESPACE in data:
+        return True
+    directory = os.environ.get("VIRT_FORWARD_RUN_DIR") or "/run/virt-forward"
+    uuid = data.partition(b"<uuid>")[2].partition(b"</uuid>")[0].decode("ascii", "replace").strip().lower()
+    kinds = ("guests", "todo")
+    return "/" not in uuid and any(os.path.exists(f"{directory}/{kind}/{uuid}.json") for kind in kinds)

@@ -1,0 +1,134 @@
+"""Guests and networks as the JSON text of their records, and back. A record is input like any other."""
+
+import json
+from collections.abc import Callable
+from ipaddress import ip_address, ip_network
+from typing import Any, TypeVar
+
+from virt_forward.errors import StateError
+from virt_forward.model import Forward, Guest, HostAddress, Network, Nic, Reservation, Seat
+
+VERSION = 1
+
+T = TypeVar("T")
+
+
+def dump_guest(guest: Guest) -> str:
+    """Return a guest's record."""
+    conflicts = [{"forward": _dump_forward(forward), "reason": reason} for forward, reason in guest.conflicts]
+    fields = guest._asdict() | {
+        "version": VERSION,
+        "forwards": [_dump_forward(forward) for forward in guest.forwards],
+        "conflicts": conflicts,
+        "nics": [nic._asdict() for nic in guest.nics],
+        "hosts": [{"ip": str(host.ip), "mac": host.mac} for host in guest.hosts],
+        "seats": [{"ip": str(seat.ip), "bridge": seat.bridge, "mac": seat.mac} for seat in guest.seats],
+        "lans": [{"subnet": str(subnet), "bridge": bridge} for subnet, bridge in guest.lans],
+    }
+    return json.dumps(fields, indent=1) + "\n"
+
+
+def load_guest(text: str, where: str) -> Guest:
+    """Return the guest of a record; raises StateError naming ``where`` for anything else."""
+    return _load(text, where, _guest)
+
+
+def dump_network(network: Network) -> str:
+    """Return a network's record."""
+    fields = network._asdict() | {
+        "version": VERSION,
+        "subnets": [str(subnet) for subnet in network.subnets],
+        "reservations": [lease._asdict() | {"ip": str(lease.ip)} for lease in network.reservations],
+    }
+    return json.dumps(fields, indent=1) + "\n"
+
+
+def load_network(text: str, where: str) -> Network:
+    """Return the network of a record; raises StateError naming ``where`` for anything else."""
+    return _load(text, where, _network)
+
+
+def _load(text: str, where: str, build: Callable[[dict[str, Any]], T]) -> T:
+    try:
+        document = json.loads(text)
+        if document["version"] != VERSION:
+            raise ValueError(f"version {document['version']} is not {VERSION}")
+        return build(document)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        reason = " ".join(str(error).split())
+        raise StateError(f"{where}: is no record of ours: {type(error).__name__} {reason}") from None
+
+
+def _dump_forward(forward: Forward) -> dict[str, Any]:
+    return forward._asdict() | {
+        "address": str(forward.address) if forward.address else None,
+        "source": str(forward.source) if forward.source else None,
+    }
+
+
+def _string(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r} is no string")
+    return value
+
+
+def _port(value: object) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= 65535:
+        raise ValueError(f"{value!r} is no port")
+    return value
+
+
+def _dev(value: object) -> str:
+    # The same gate as for metadata: a record reaches nft as well.
+    from virt_forward.metadata import values
+
+    return values.dev(_string(value))
+
+
+def _forward(fields: dict[str, Any]) -> Forward:
+    from virt_forward.metadata import values
+
+    return Forward(
+        values.proto(_string(fields["proto"])),
+        _port(fields["start"]),
+        _port(fields["end"]),
+        _port(fields["to"]),
+        ip_address(_string(fields["address"])) if fields["address"] else None,
+        _dev(fields["dev"]) if fields["dev"] else None,
+        ip_network(_string(fields["source"])) if fields["source"] else None,
+        _string(fields["mac"]) if fields["mac"] else None,
+    )
+
+
+def _guest(fields: dict[str, Any]) -> Guest:
+    if fields["phase"] not in ("restoring", "prepared", "running"):
+        raise ValueError(f"phase {fields['phase']!r} is unknown")
+    return Guest(
+        uuid=_string(fields["uuid"]),
+        name=_string(fields["name"]),
+        phase=fields["phase"],
+        isolate=bool(fields["isolate"]),
+        forwards=tuple(map(_forward, fields["forwards"])),
+        conflicts=tuple((_forward(item["forward"]), _string(item["reason"])) for item in fields["conflicts"]),
+        nics=tuple(Nic(*(_string(nic[key]) for key in Nic._fields)) for nic in fields["nics"]),
+        hosts=tuple(HostAddress(ip_address(_string(h["ip"])), h["mac"]) for h in fields["hosts"]),
+        seats=tuple(
+            Seat(ip_address(_string(seat["ip"])), _dev(seat["bridge"]), _string(seat["mac"]))
+            for seat in fields["seats"]
+        ),
+        lans=tuple((ip_network(_string(lan["subnet"])), _dev(lan["bridge"])) for lan in fields["lans"]),
+    )
+
+
+def _network(fields: dict[str, Any]) -> Network:
+    return Network(
+        _string(fields["name"]),
+        _string(fields["uuid"]),
+        _string(fields["bridge"]),
+        _string(fields["mode"]),
+        tuple(ip_network(_string(subnet)) for subnet in fields["subnets"]),
+        tuple(
+            Reservation(ip_address(_string(lease["ip"])), lease["mac"], lease["name"])
+            for lease in fields["reservations"]
+        ),
+    )

@@ -1,0 +1,149 @@
+"""One guest's block: the chain that translates, the chain that counts, and what leads there."""
+
+from collections.abc import Iterator
+
+from virt_forward import ports
+from virt_forward.config import Config
+from virt_forward.model import Forward, Guest, Seat
+from virt_forward.ruleset import names
+from virt_forward.ruleset.block import Block, Chain, Element
+
+MODEST = 128
+"""Ranges of up to this many ports become hash elements; wider ones an interval."""
+
+MODEST_NARROWED = 8
+"""The same for ports that guests may share, as each of these needs a chain of its own."""
+
+
+def modest(forward: Forward) -> bool:
+    """Tell whether a forward's ports are few enough to be single elements."""
+    return forward.end - forward.start < (MODEST_NARROWED if narrowed(forward) else MODEST)
+
+
+def narrowed(forward: Forward) -> bool:
+    """Tell whether a forward is limited to a device or a source, so that others may share its port."""
+    return forward.dev is not None or forward.source is not None
+
+
+def key(uuid: str) -> str:
+    """Return the key of a guest's block."""
+    return f"guest {uuid}"
+
+
+def block(guest: Guest, config: Config) -> Block | None:
+    """Return the block of a running guest, or None where nothing of it belongs into the table."""
+    served = [forward for forward in ordered(guest) if guest.seats_for(forward)]
+    isolated = guest.isolate and guest.seats
+    if guest.phase != "running" or not (served or isolated):
+        return None
+    elements = [element for forward in served if not narrowed(forward) for element in _listen(guest, forward)]
+    elements += [element for seat in guest.seats for element in _seat(guest, seat)]
+    return Block(key(guest.uuid), (_nat(guest, served, config), _count(guest)), tuple(elements))
+
+
+def ordered(guest: Guest) -> list[Forward]:
+    """Return a guest's forwards, the more special ones first."""
+    return sorted(guest.forwards, key=ports.specificity)
+
+
+def nat_chain(suffix: str) -> str:
+    """Return the name of the chain that translates."""
+    return f"guest-{suffix}"
+
+
+def count_chain(suffix: str) -> str:
+    """Return the name of the chain that counts."""
+    return f"forward-{suffix}"
+
+
+def counter_comment(number: int) -> str:
+    """Return the comment by which the counter of the guest's forward ``number`` is found again."""
+    return f"forward {number}"
+
+
+def _suffix(guest: Guest) -> str:
+    return names.suffix(guest.name, guest.uuid)
+
+
+def _nat(guest: Guest, served: list[Forward], config: Config) -> Chain:
+    rules = [_dnat(forward, seat, config) for forward in served for seat in guest.seats_for(forward)]
+    return Chain(nat_chain(_suffix(guest)), names.guest_comment(guest.name, guest.uuid), tuple(rules))
+
+
+def _count(guest: Guest) -> Chain:
+    rules = [
+        f'{match} counter return comment "{counter_comment(guest.forwards.index(forward))}"'
+        for forward in ordered(guest)
+        for match in _count_matches(forward)
+    ]
+    return Chain(count_chain(_suffix(guest)), names.guest_comment(guest.name, guest.uuid), tuple(rules))
+
+
+def _listen(guest: Guest, forward: Forward) -> Iterator[Element]:
+    verdict = f"jump {nat_chain(_suffix(guest))}"
+    address, level = forward.address, level_of(forward)
+    if modest(forward):
+        head = f"{address} . " if address else ""
+        for port in range(forward.start, forward.end + 1):
+            yield Element(f"at{level}" if level else "any", f"{head}{forward.proto} . {port}", verdict)
+    else:
+        tail = f" . {address}" if address else ""
+        yield Element(f"range{level}", f"{forward.start}-{forward.end} . {forward.proto}{tail}", verdict)
+
+
+def level_of(forward: Forward) -> str:
+    """Return the suffix of the maps that a forward belongs to: 4, 6, or none for every address."""
+    return str(forward.address.version) if forward.address else ""
+
+
+def _seat(guest: Guest, seat: Seat) -> Iterator[Element]:
+    place = f"{seat.ip} . {names.interface(seat.bridge)}"
+    yield Element(f"guest{seat.ip.version}", place, f"goto {count_chain(_suffix(guest))}")
+    if guest.isolate:
+        yield Element(f"isolated{seat.ip.version}", place)
+
+
+def _dnat(forward: Forward, seat: Seat, config: Config) -> str:
+    family = "ip" if seat.ip.version == 4 else "ip6"
+    words = [f"iifname {names.interface(forward.dev)}"] if forward.dev else []
+    if not config.hairpin and forward.dev is None:
+        words.append(f"iifname != {names.interface(seat.bridge)}")
+    words += [f"{family} saddr {forward.source}"] if forward.source else []
+    words += [f"{family} daddr {forward.address}"] if forward.address else []
+    words.append(f"meta nfproto ipv{seat.ip.version}")
+    words.append(_dport(forward))
+    return f"{' '.join(words)} ct label set {names.LABEL} counter dnat {family} to {_target(forward, seat)}"
+
+
+def _dport(forward: Forward) -> str:
+    if (forward.start, forward.end) == (1, 65535):
+        return f"meta l4proto {forward.proto}"
+    ports_text = forward.start if forward.start == forward.end else f"{forward.start}-{forward.end}"
+    return f"{forward.proto} dport {ports_text}"
+
+
+def _target(forward: Forward, seat: Seat) -> str:
+    shown = f"[{seat.ip}]" if seat.ip.version == 6 else str(seat.ip)
+    if forward.start == forward.end:
+        return f"{shown}:{forward.to}"
+    if not forward.shifted:
+        return str(seat.ip)
+    # "to ADDRESS:A-B" would pick any port of the range; a map keeps the offset.
+    offset = forward.to - forward.start
+    pairs = ", ".join(f"{port} : {port + offset}" for port in range(forward.start, forward.end + 1))
+    return f"{shown}:{forward.proto} dport map {{ {pairs} }}"
+
+
+def _count_matches(forward: Forward) -> Iterator[str]:
+    ports_text = forward.start if forward.start == forward.end else f"{forward.start}-{forward.end}"
+    words = [f"meta l4proto {forward.proto} ct original proto-dst {ports_text}"]
+    for word, limit in (("saddr", forward.source), ("daddr", forward.address)):
+        if limit:
+            words.append(f"ct original {'ip' if limit.version == 4 else 'ip6'} {word} {limit}")
+    match = " ".join(words)
+    if forward.dev is None:
+        yield match
+    else:
+        # A connection keeps no memory of the device it came by; each direction shows it once.
+        yield f"ct direction original iifname {names.interface(forward.dev)} {match}"
+        yield f"ct direction reply oifname {names.interface(forward.dev)} {match}"

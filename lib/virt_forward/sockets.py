@@ -1,0 +1,80 @@
+"""Sockets on which the host itself listens: /proc/net text to values, and whom they stand against."""
+
+from collections.abc import Iterable, Iterator
+from ipaddress import IPv4Address, IPv6Address
+from typing import NamedTuple
+
+from virt_forward.model import Address, Forward, Proto
+
+LISTEN = {"tcp": "0A", "udp": "07"}
+"""Socket states in /proc/net: TCP_LISTEN, and what an unconnected UDP socket shows (TCP_CLOSE)."""
+
+
+class Listener(NamedTuple):
+    """A socket of the host; ``address`` is the unspecified one where it takes any."""
+
+    proto: Proto
+    address: Address
+    port: int
+    inode: int = 0
+
+
+def parse(proto: Proto, text: str) -> Iterator[Listener]:
+    """Yield the listeners in the text of /proc/net/tcp, tcp6, udp or udp6 (proc_net_tcp.rst)."""
+    for line in text.splitlines()[1:]:
+        fields = line.split()
+        if len(fields) > 9 and fields[3] == LISTEN[proto]:
+            host, _, port = fields[1].rpartition(":")
+            yield Listener(proto, _address(host), int(port, 16), int(fields[9]))
+
+
+def parse_sctp(text: str) -> Iterator[Listener]:
+    """Yield the listeners in the text of /proc/net/sctp/eps: state 10, port and addresses last."""
+    from ipaddress import ip_address
+
+    for line in text.splitlines()[1:]:
+        fields = line.split()
+        if len(fields) > 8 and fields[3] == "10":
+            for host in fields[8:]:
+                yield Listener("sctp", ip_address(host), int(fields[5]), int(fields[7]))
+
+
+def _address(digits: str) -> Address:
+    # Each 32-bit word stands in the machine's byte order.
+    import sys
+
+    words = [int(digits[i : i + 8], 16).to_bytes(4, sys.byteorder) for i in range(0, len(digits), 8)]
+    data = b"".join(words)
+    address = IPv4Address(data) if len(data) == 4 else IPv6Address(data)
+    return getattr(address, "ipv4_mapped", None) or address
+
+
+def against(
+    listeners: Iterable[Listener], forward: Forward, *, localhost: bool, spared: frozenset[Address], dual: bool = True
+) -> Iterator[Listener]:
+    """Yield the listeners that would lose connections to ``forward``.
+
+    ``localhost`` tells whether forwards without an address listen on 127.0.0.1, too;
+    ``spared`` are addresses where no forward listens (the guest network's gateway);
+    ``dual`` whether a socket on :: takes IPv4 as well (net.ipv6.bindv6only = 0).
+    """
+    for listener in listeners:
+        if (
+            listener.proto == forward.proto
+            and forward.start <= listener.port <= forward.end
+            and _meets(listener.address, forward, localhost, spared, dual)
+        ):
+            yield listener
+
+
+def _meets(address: Address, forward: Forward, localhost: bool, spared: frozenset[Address], dual: bool) -> bool:
+    limit = forward.address or forward.source
+    if address.is_unspecified:
+        return limit is None or limit.version == address.version or (dual and address.version == 6)
+    if forward.address is not None:
+        return address == forward.address
+    if limit is not None and limit.version != address.version:
+        return False
+    if address.is_loopback:
+        return localhost and address.version == 4
+    return address not in spared and not address.is_link_local

@@ -1,0 +1,191 @@
+"""The run directory: records, index of claims, include file, and the lock over them.
+
+    guests/UUID.json     one record a guest
+    networks/UUID.json   one record a libvirt network
+    claims               the index over all guests' claims, derived from their records
+    ruleset.nft          the table as text, derived from the records and the configuration
+    unfinished           there while a change is being made, and after one that was cut off
+    todo/UUID.json       changes left by whoever could not have the lock in time
+    config.toml          the last valid configuration
+    lock                 held by whoever changes any of these
+"""
+
+import contextlib
+import fcntl
+import os
+import signal
+from collections.abc import Iterator
+from types import FrameType
+
+from virt_forward import records
+from virt_forward.errors import LockTimeout, StateError
+from virt_forward.model import Guest, Network
+
+DEFAULT_PATH = "/run/virt-forward"
+LOCK_SECONDS = 15.0
+"""How long a hook waits for its turn. libvirtd waits for the hook, without a limit of its own."""
+
+
+class Store:
+    """The run directory at ``path``. Nothing here is changed but under ``lock()``."""
+
+    def __init__(self, path: str | None = None) -> None:
+        self.path = path or os.environ.get("VIRT_FORWARD_RUN_DIR") or DEFAULT_PATH
+
+    def _at(self, *parts: str) -> str:
+        return os.path.join(self.path, *parts)
+
+    @property
+    def include_path(self) -> str:
+        """The path of the include file."""
+        return self._at("ruleset.nft")
+
+    def exists(self) -> bool:
+        """Tell whether there is any state at all."""
+        return os.path.isdir(self.path)
+
+    def knows(self, uuid: str) -> bool:
+        """Tell, without the lock, whether a guest has a record."""
+        return os.path.exists(self._at("guests", f"{uuid}.json"))
+
+    @contextlib.contextmanager
+    def lock(self, seconds: float = LOCK_SECONDS) -> Iterator[None]:
+        """Hold the lock; raises LockTimeout after ``seconds``, StateError where it cannot be had."""
+        self._make_directories()
+        try:
+            fd = os.open(self._at("lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise self._unusable(error) from None
+        try:
+            _flock(fd, seconds)
+            yield
+        finally:
+            os.close(fd)
+
+    def _make_directories(self) -> None:
+        try:
+            for path in (self.path, *map(self._at, ("guests", "networks", "todo"))):
+                if not os.path.isdir(path):
+                    os.makedirs(path, 0o700, exist_ok=True)
+        except OSError as error:
+            raise self._unusable(error) from None
+
+    def _unusable(self, error: OSError) -> StateError:
+        hint = "run it as root" if isinstance(error, PermissionError) else "see df and mount for this directory"
+        return StateError(f"{error.filename or self.path}: {error.strerror}", hint)
+
+    def read(self, name: str) -> str | None:
+        """Return the text of a file, or None where there is none or it cannot be read as text."""
+        try:
+            with open(self._at(name), encoding="utf-8") as file:
+                return file.read()
+        except (OSError, UnicodeDecodeError):
+            return None
+
+    def write(self, name: str, text: str) -> None:
+        """Replace a file as a whole: whoever reads it sees the old or the new text."""
+        path = self._at(name)
+        temporary = self._at(f".{os.path.basename(name)}.new")
+        try:
+            fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+            with open(fd, "w", encoding="utf-8") as file:
+                file.write(text)
+            os.rename(temporary, path)
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+            raise self._unusable(error) from None
+
+    def remove(self, name: str) -> None:
+        """Remove a file; no error where there is none."""
+        try:
+            os.unlink(self._at(name))
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            raise self._unusable(error) from None
+
+    def guest(self, uuid: str) -> Guest | None:
+        """Return a guest's record, or None; raises StateError where it is damaged."""
+        text = self.read(f"guests/{uuid}.json")
+        return None if text is None else self._checked(uuid, text)
+
+    def _checked(self, uuid: str, text: str) -> Guest:
+        where = self._at("guests", f"{uuid}.json")
+        guest = records.load_guest(text, where)
+        if guest.uuid != uuid:
+            raise StateError(f"{where}: is the record of another guest, {guest.uuid}")
+        return guest
+
+    def guests(self) -> tuple[list[Guest], list[StateError]]:
+        """Return all records, and what is wrong with those that are damaged."""
+        found, errors = [], []
+        for uuid in self._names("guests"):
+            try:
+                guest = self.guest(uuid)
+            except StateError as error:
+                errors.append(error)
+            else:
+                found += [guest] if guest else []
+        return found, errors
+
+    def put(self, uuid: str, guest: Guest | None) -> None:
+        """Write or remove a guest's record."""
+        if guest is None:
+            self.remove(f"guests/{uuid}.json")
+        else:
+            self.write(f"guests/{uuid}.json", records.dump_guest(guest))
+
+    def leave(self, uuid: str, guest: Guest | None) -> None:
+        """Leave a change to whoever holds the lock next, as it could not be had in time."""
+        self.write(f"todo/{uuid}.json", records.dump_guest(guest) if guest else "")
+
+    def take_todo(self) -> dict[str, Guest | None]:
+        """Return the changes that were left, and take them over."""
+        found: dict[str, Guest | None] = {}
+        for uuid in self._names("todo"):
+            text = self.read(f"todo/{uuid}.json")
+            self.remove(f"todo/{uuid}.json")
+            with contextlib.suppress(StateError):
+                found[uuid] = self._checked(uuid, text) if text else None
+        return found
+
+    def networks(self) -> list[Network]:
+        """Return the records of networks; damaged ones count as absent."""
+        found = []
+        for uuid in self._names("networks"):
+            name = f"networks/{uuid}.json"
+            with contextlib.suppress(StateError):
+                found.append(records.load_network(self.read(name) or "", self._at(name)))
+        return found
+
+    def put_network(self, uuid: str, network: Network | None) -> None:
+        """Write or remove a network's record."""
+        if network is None:
+            self.remove(f"networks/{uuid}.json")
+        else:
+            self.write(f"networks/{uuid}.json", records.dump_network(network))
+
+    def _names(self, directory: str) -> list[str]:
+        try:
+            entries = os.listdir(self._at(directory))
+        except OSError:
+            return []
+        return sorted(name[:-5] for name in entries if name.endswith(".json") and not name.startswith("."))
+
+
+def _flock(fd: int, seconds: float) -> None:
+    """Wait for the lock in the kernel's queue, which is fair, for a bounded time."""
+
+    def expired(_signal: int, _frame: FrameType | None) -> None:
+        raise LockTimeout(f"another virt-forward process has held the lock for {seconds:g} seconds")
+
+    before = signal.signal(signal.SIGALRM, expired)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+    except OSError as error:
+        raise StateError(f"the lock cannot be had: {error.strerror}") from None
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
