@@ -195,7 +195,7 @@ def ruleset() -> str:
 def closed(when: str) -> None:
     """Check that nobody outside gets the page."""
     there, answer = fetch(timeout=1)
-    check(f"{when}: http://{URL_HOST}:{URL_PORT}/ is closed ({answer})", not there, "the page came all the same")
+    check(f"{when}: http://{URL_HOST}:{URL_PORT}/ is closed ({answer})", not there, "the page came")
 
 
 def opened() -> None:
@@ -225,12 +225,12 @@ def blocks(table: str) -> list[str]:
 
 def story() -> None:
     """Show everything, in the order in which it happens on a real host."""
-    step("A host: bridge virbr0, nftables.conf written by hand with policy drop, a guest 'web', a client outside")
+    step("A host: bridge virbr0, a hand-written nftables.conf (policy drop), a guest 'web', a client outside")
     build_rooms()
     with web_server():
         before = ruleset()
         closed("before")
-        step('virsh start web     (its metadata says: <portForward proto="tcp"><range start="8080" to="80"/>)')
+        step('virsh start web     (in its metadata: <portForward proto="tcp"><range start="8080" to="80"/>)')
         hook("prepare", "begin")
         hook("start", "begin")
         hook("started", "begin")
@@ -260,7 +260,8 @@ def tell(show: Callable[[], None]) -> int:
     except DemoError as error:
         print(f"\n  {colour(31, 'FAILED')}  {error}", file=sys.stderr)
         return 1
-    step(f"All as it should be, in {time.monotonic() - began:.1f} s. The namespaces are gone; this host is as it was.")
+    step(f"All as it should be, in {time.monotonic() - began:.1f} s. The namespaces end here.")
+    say("Not a rule, file or interface of this host was touched.")
     return 0
 
 
