@@ -15,7 +15,8 @@ from virt_forward.ruleset import names
 
 PORT, HELD, OUT, SEAT, LAN = "port", "held", "out", "seat", "lan"
 """The kinds of row: a forward with rules in the table, one only claimed yet (the guest does not
-run, or its address is not known), one kept out by a conflict, a guest's address, and a subnet of the host on a guest's bridge."""
+run, or its address is not known), one kept out by a conflict, a guest's address, and a subnet
+of the host on a guest's bridge."""
 
 
 class Row(NamedTuple):
@@ -124,9 +125,7 @@ def seat_conflict(index: Iterable[Row], guest: Guest) -> str | None:
     return None
 
 
-def settle(
-    index: Iterable[Row], guest: Guest, judge: Judge = lambda _: None
-) -> Guest:
+def settle(index: Iterable[Row], guest: Guest, judge: Judge = lambda _: None) -> Guest:
     """Return ``guest`` with its forwards sorted anew into those it may have and those in conflict.
 
     ``index`` holds the other guests; ``judge`` says what else stands against a forward.

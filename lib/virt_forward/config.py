@@ -58,7 +58,7 @@ def _reserved_port(text: str) -> ReservedPort:
             raise values.Bad
         return ReservedPort(values.proto(proto), values.port(port))
     except values.Bad:
-        raise values.Bad(f"use protocol/port with a port from 1 to {MAX_PORT}, as in \"tcp/22\"") from None
+        raise values.Bad(f'use protocol/port with a port from 1 to {MAX_PORT}, as in "tcp/22"') from None
 
 
 def _on_error(value: object) -> OnError:
@@ -70,7 +70,7 @@ def _on_error(value: object) -> OnError:
 
 def _uri(value: object) -> str:
     if not isinstance(value, str) or not value:
-        raise values.Bad("use a libvirt connection URI, as in \"qemu:///system\"")
+        raise values.Bad('use a libvirt connection URI, as in "qemu:///system"')
     return value
 
 

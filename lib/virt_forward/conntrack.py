@@ -25,7 +25,11 @@ def end_flows(gone: Iterable[flows.Pair], come: Iterable[flows.Pair], own: froze
 
 
 def _end(
-    proto: str, version: int, gone: tuple[flows.Pair, ...], come: tuple[flows.Pair, ...], own: frozenset[Address]
+    proto: str,
+    version: int,
+    gone: tuple[flows.Pair, ...],
+    come: tuple[flows.Pair, ...],
+    own: frozenset[Address],
 ) -> str | None:
     listed = run(["conntrack", "-L", "-f", f"ipv{version}", "-p", proto], timeout=TIMEOUT)
     if listed.status == 127:

@@ -22,7 +22,7 @@ Changes = Mapping[str, Guest | None]
 class Before(NamedTuple):
     """What stood before a change; ``include`` is None where it must be made anew from the records."""
 
-    index: claims.Index
+    claimed: claims.Index
     include: table.Include | None
     guests: dict[str, Guest | None]
 
@@ -54,7 +54,7 @@ class Engine:
         changes = {**self._left(changes), **changes}
         before = self._before(changes, afresh)
         changes = self._freed(before, changes)
-        after = claims.without(before.index, changes)
+        after = claims.without(before.claimed, changes)
         after += tuple(row for guest in changes.values() if guest for row in claims.rows(guest))
         self._begin(changes)
         include = self._apply(before, after, changes)
@@ -66,7 +66,9 @@ class Engine:
         found: dict[str, Guest | None] = {}
         for uuid, guest in self.store.take_todo().items():
             others = claims.without(self.index(), [*changes, uuid])
-            others += tuple(row for other in (*changes.values(), *found.values()) if other for row in claims.rows(other))
+            others += tuple(
+                row for other in (*changes.values(), *found.values()) if other for row in claims.rows(other)
+            )
             found[uuid] = claims.settle(others, guest) if guest else None
         return found
 
@@ -94,11 +96,11 @@ class Engine:
 
     def _freed(self, before: Before, changes: Changes) -> Changes:
         """Return the changes with those guests added whose conflicts they may end."""
-        waiting = {row.uuid for row in before.index if row.kind == claims.OUT} - set(changes)
+        waiting = {row.uuid for row in before.claimed if row.kind == claims.OUT} - set(changes)
         added: dict[str, Guest | None] = {}
         for uuid in sorted(waiting):
             guest = self._guest(uuid)
-            others = claims.without(before.index, [*changes, uuid])
+            others = claims.without(before.claimed, [*changes, uuid])
             others += tuple(row for g in (*changes.values(), *added.values()) if g for row in claims.rows(g))
             settled = claims.settle(others, guest) if guest else None
             if settled and settled != guest:
@@ -119,7 +121,7 @@ class Engine:
 
     def _apply(self, before: Before, after: claims.Index, changes: Changes) -> table.Include:
         if before.include is None or not before.include.paragraphs:
-            return self._make_anew(before, after, changes)
+            return self._make_anew(before, changes)
         change = self._plan(before, after, changes)
         include = table.splice(before.include, change)
         if change.same() and not self._running(before, changes):
@@ -131,24 +133,26 @@ class Engine:
                 nft.delete_table()
         except NftError as error:
             log.warning(f"the table is not as it was left ({error}); it is made anew")
-            return self._make_anew(before, after, changes)
+            return self._make_anew(before, changes)
         return include
 
     def _running(self, before: Before, changes: Changes) -> bool:
         """Tell whether the change is about a running guest, whose rules deserve a look at the kernel."""
-        return any(guest.phase == "running" for guest in (*before.guests.values(), *changes.values()) if guest)
+        return any(
+            guest.phase == "running" for guest in (*before.guests.values(), *changes.values()) if guest
+        )
 
     def _plan(self, before: Before, after: claims.Index, changes: Changes) -> table.Change:
         old = [guest for guest in before.guests.values() if guest]
         new = [guest for guest in changes.values() if guest]
         touching = tuple(row for guest in (*old, *new) for row in claims.rows(guest))
         return table.Change(
-            table.blocks_of(old, before.index, touching, self.config),
+            table.blocks_of(old, before.claimed, touching, self.config),
             table.blocks_of(new, after, touching, self.config),
         )
 
-    def _make_anew(self, before: Before, after: claims.Index, changes: Changes) -> table.Include:
-        guests = {guest.uuid: guest for guest in self._records()} | changes
+    def _make_anew(self, before: Before, changes: Changes) -> table.Include:
+        guests = {**{guest.uuid: guest for guest in self._records()}, **changes}
         revision = before.include.revision + 1 if before.include else 1
         include = table.whole((guest for guest in guests.values() if guest), self.config, revision)
         known_empty = before.include is not None and not before.include.paragraphs
@@ -189,9 +193,7 @@ class Engine:
             log.warning(problem)
 
 
-def judged(
-    index: Iterable[claims.Row], guest: Guest, before: Guest | None, judge: claims.Judge
-) -> Guest:
+def judged(index: Iterable[claims.Row], guest: Guest, before: Guest | None, judge: claims.Judge) -> Guest:
     """Return ``guest`` settled against the index; what it has already is not judged again."""
     had = set(before.forwards) if before else set()
     return claims.settle(index, guest, lambda forward: None if forward in had else judge(forward))

@@ -25,7 +25,9 @@ def parse(text: str) -> Iterator[Flow]:
     """Yield the flows in the output of ``conntrack -L``; lines without ports are passed over."""
     for line in text.splitlines():
         words = line.split()
-        fields = [word.partition("=")[2] for word in words if word.startswith(("src=", "dst=", "sport=", "dport="))]
+        fields = [
+            word.partition("=")[2] for word in words if word.startswith(("src=", "dst=", "sport=", "dport="))
+        ]
         if len(fields) == 8:
             src, dst, sport, dport, reply_src, _, reply_sport, _ = fields
             yield Flow(
@@ -78,6 +80,7 @@ def knocked(flows: Iterable[Flow], come: Iterable[Pair], own: frozenset[Address]
     for flow in flows:
         unchanged = flow.answering == flow.destination and flow.destination in own
         if unchanged and any(
-            _entered(flow, forward) and seat.ip.version == flow.destination.version for forward, seat in wanted
+            _entered(flow, forward) and seat.ip.version == flow.destination.version
+            for forward, seat in wanted
         ):
             yield flow

@@ -28,12 +28,14 @@ def main(driver: str, arguments: list[str], data: bytes) -> int:
         log.error(f"{event.driver} {event.name} {event.operation}: {error}")
     except VirtForwardError as error:
         return _failed(event, error.messages, error.hint)
-    except Exception as error:  # noqa: BLE001 - a guest must not die of our mistakes
+    except Exception as error:  # a guest must not die of our mistakes
         place = error.__traceback__
         while place and place.tb_next:
             place = place.tb_next
         where = f"{place.tb_frame.f_code.co_filename}:{place.tb_lineno}" if place else "?"
-        return _failed(event, (f"internal error: {type(error).__name__}: {error} ({where})",), "please report it")
+        return _failed(
+            event, (f"internal error: {type(error).__name__}: {error} ({where})",), "please report it"
+        )
     return 0
 
 
@@ -135,13 +137,15 @@ def _resolved(
 
     networks = [nic.source for nic in domain.nics if nic.type == "network"]
     facts = hostfacts.facts(store.networks() if networks else (), networks)
-    judge, spared = hostfacts.port_judge(config, facts, resolve.places(domain.nics, facts))
+    judge, spared = hostfacts.port_judge(config, resolve.places(domain.nics, facts))
     guest = resolve.resolve(domain, facts, config, phase, spared)
     return guest, Engine(store, config, facts.own), judge
 
 
 def _reasons(guest: Guest) -> list[str]:
-    return [f'guest "{guest.name}": {reason}' for reason in dict.fromkeys(reason for _, reason in guest.conflicts)]
+    return [
+        f'guest "{guest.name}": {reason}' for reason in dict.fromkeys(reason for _, reason in guest.conflicts)
+    ]
 
 
 def _log_conflicts(guest: Guest) -> None:

@@ -38,13 +38,15 @@ def facts(known: Iterable[Network], wanted: Iterable[str] = ()) -> Facts:
 
 def bridge(name: str, interfaces: Interfaces) -> Bridge:
     """Return what the kernel and networkd's configuration say of a bridge."""
-    configured = networkd.bridge_config(networkd_files(), name, _text(f"/sys/class/net/{name}/address").strip())
+    configured = networkd.bridge_config(
+        networkd_files(), name, _text(f"/sys/class/net/{name}/address").strip()
+    )
     addresses = dict.fromkeys([*interfaces.get(name, []), *configured.addresses])
     return Bridge(tuple(addresses), configured.leases)
 
 
 def port_judge(
-    config: Config, facts: Facts, places: Iterable[Place]
+    config: Config, places: Iterable[Place]
 ) -> tuple[claims.Judge, Callable[[PortForward], list[ports.Span]]]:
     """Return what stands against a forward on the host's side, and what a forward of every port spares."""
     gateways = frozenset(address.ip for place in places for address in place.facts.addresses)
@@ -57,7 +59,9 @@ def port_judge(
     def judge(forward: Forward) -> str | None:
         for item in config.reserved:
             if item.proto == forward.proto and forward.start <= item.port <= forward.end:
-                return f"host port {item.proto}/{item.port} is reserved by the configuration ([policy] reserved)"
+                return (
+                    f"host port {item.proto}/{item.port} is reserved by the configuration ([policy] reserved)"
+                )
         listener = next(meeting(forward), None)
         return None if listener is None else _taken(listener)
 
@@ -98,7 +102,9 @@ def read_interfaces() -> Interfaces:
     """Return the addresses of every interface, as ip-address(8) tells them."""
     result = run(["ip", "-j", "address", "show"])
     if result.status:
-        raise VirtForwardError(f"ip: {result.stderr.strip() or result.status}", "install the package iproute2")
+        raise VirtForwardError(
+            f"ip: {result.stderr.strip() or result.status}", "install the package iproute2"
+        )
     found: Interfaces = {}
     for link in json.loads(result.stdout or "[]"):
         for item in link.get("addr_info", []):
@@ -113,7 +119,9 @@ def networkd_files() -> dict[str, str]:
     """Return the text of every .network file in force, its drop-ins appended."""
     paths: dict[str, str] = {}
     for directory in reversed(networkd.DIRECTORIES):
-        paths |= {name: os.path.join(directory, name) for name in _names(directory) if name.endswith(".network")}
+        paths |= {
+            name: os.path.join(directory, name) for name in _names(directory) if name.endswith(".network")
+        }
     return {name: "\n".join(_with_dropins(name, path)) for name, path in paths.items()}
 
 

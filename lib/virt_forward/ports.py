@@ -1,6 +1,7 @@
 """Port arithmetic: from declared ranges to contiguous forwards, and which forwards collide."""
 
 from collections.abc import Callable, Iterable
+from itertools import pairwise
 
 from virt_forward.model import MAX_PORT, Declaration, Forward, PortForward, Range, Subnet
 
@@ -78,7 +79,7 @@ def first_collision(forwards: Iterable[Forward]) -> tuple[Forward, Forward] | No
         groups.setdefault(key, []).append(forward)
     for group in groups.values():
         group.sort(key=lambda forward: forward.start)
-        for before, after in zip(group, group[1:], strict=False):
+        for before, after in pairwise(group):
             if after.start <= before.end:
                 return before, after
     return None

@@ -21,8 +21,15 @@ def run(argv: Sequence[str], stdin: str = "", timeout: float = 10.0) -> Result:
     """Run ``argv`` and return what came of it. ``timeout`` is in seconds. Raises nothing."""
     try:
         done = subprocess.run(
-            argv, input=stdin, capture_output=True, text=True, timeout=timeout, env=_environment(), check=False,
-            encoding="utf-8", errors="replace",
+            argv,
+            input=stdin,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            env=_environment(),
+            check=False,
+            encoding="utf-8",
+            errors="replace",
         )
     except subprocess.TimeoutExpired:
         return Result(124, "", f"{argv[0]} did not finish within {timeout:g} seconds")

@@ -50,7 +50,12 @@ def _address(digits: str) -> Address:
 
 
 def against(
-    listeners: Iterable[Listener], forward: Forward, *, localhost: bool, spared: frozenset[Address], dual: bool = True
+    listeners: Iterable[Listener],
+    forward: Forward,
+    *,
+    localhost: bool,
+    spared: frozenset[Address],
+    dual: bool = True,
 ) -> Iterator[Listener]:
     """Yield the listeners that would lose connections to ``forward``.
 
@@ -67,7 +72,9 @@ def against(
             yield listener
 
 
-def _meets(address: Address, forward: Forward, localhost: bool, spared: frozenset[Address], dual: bool) -> bool:
+def _meets(
+    address: Address, forward: Forward, localhost: bool, spared: frozenset[Address], dual: bool
+) -> bool:
     limit = forward.address or forward.source
     if address.is_unspecified:
         return limit is None or limit.version == address.version or (dual and address.version == 6)

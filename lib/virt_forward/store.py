@@ -1,13 +1,13 @@
 """The run directory: records, index of claims, include file, and the lock over them.
 
-    guests/UUID.json     one record a guest
-    networks/UUID.json   one record a libvirt network
-    claims               the index over all guests' claims, derived from their records
-    ruleset.nft          the table as text, derived from the records and the configuration
-    unfinished           there while a change is being made, and after one that was cut off
-    todo/UUID.json       changes left by whoever could not have the lock in time
-    config.toml          the last valid configuration
-    lock                 held by whoever changes any of these
+guests/UUID.json     one record a guest
+networks/UUID.json   one record a libvirt network
+claims               the index over all guests' claims, derived from their records
+ruleset.nft          the table as text, derived from the records and the configuration
+unfinished           there while a change is being made, and after one that was cut off
+todo/UUID.json       changes left by whoever could not have the lock in time
+config.toml          the last valid configuration
+lock                 held by whoever changes any of these
 """
 
 import contextlib
@@ -71,7 +71,9 @@ class Store:
             raise self._unusable(error) from None
 
     def _unusable(self, error: OSError) -> StateError:
-        hint = "run it as root" if isinstance(error, PermissionError) else "see df and mount for this directory"
+        hint = (
+            "run it as root" if isinstance(error, PermissionError) else "see df and mount for this directory"
+        )
         return StateError(f"{error.filename or self.path}: {error.strerror}", hint)
 
     def read(self, name: str) -> str | None:

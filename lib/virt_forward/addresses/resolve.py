@@ -78,7 +78,11 @@ def _network(nic: Nic, networks: Iterable[Network]) -> Network | None:
 
 
 def resolve(
-    domain: Domain, facts: Facts, config: Config, phase: Phase, spared: Callable[[PortForward], list[ports.Span]]
+    domain: Domain,
+    facts: Facts,
+    config: Config,
+    phase: Phase,
+    spared: Callable[[PortForward], list[ports.Span]],
 ) -> Guest:
     """Return the guest of a domain that declares forwards.
 
@@ -136,11 +140,13 @@ def _fenced(declaration: Declaration, config: Config) -> Iterator[str]:
 def _strangers(declaration: Declaration, found: list[Place], facts: Facts) -> Iterator[str]:
     for host in declaration.hosts:
         if host.ip in facts.own or any(host.ip == own.ip for place in found for own in place.facts.addresses):
-            yield f"<host ip=\"{host.ip}\"> is an address of the host itself; give the guest's"
+            yield f'<host ip="{host.ip}"> is an address of the host itself; give the guest\'s'
             continue
         candidates = [place for place in found if host.mac in (None, place.nic.mac)]
         if candidates and not any(_belongs(host.ip, place) for place in candidates):
-            listed = ", ".join(f"{subnet} on {place.bridge}" for place in candidates for subnet in place.lans())
+            listed = ", ".join(
+                f"{subnet} on {place.bridge}" for place in candidates for subnet in place.lans()
+            )
             yield f'<host ip="{host.ip}"> is not on the guest\'s network; the host has {listed}'
 
 

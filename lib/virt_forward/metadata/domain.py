@@ -29,7 +29,7 @@ def parse_domain(data: bytes) -> Domain:
     if root.tag == "domstatus":
         root = _child(root, "domain")
     if root.tag != "domain":
-        raise VirtForwardError(f"domain XML: the root element is <{root.tag}>; it should be <domain>")
+        raise VirtForwardError(f"domain XML: the root element is <{root.tag!s}>; it should be <domain>")
     name = xml.text(root.find("name"))
     domain = Domain(name, _uuid(root), tuple(_nic(element) for element in root.iterfind("devices/interface")))
     declaration, errors = _declared(root)
@@ -43,7 +43,7 @@ def parse_domain(data: bytes) -> Domain:
 def _child(root: etree._Element, name: str) -> etree._Element:
     child = root.find(name)
     if child is None:
-        raise VirtForwardError(f"<{root.tag}>: has no <{name}> inside")
+        raise VirtForwardError(f"<{root.tag!s}>: has no <{name}> inside")
     return child
 
 
@@ -64,7 +64,7 @@ def _nic(element: etree._Element) -> Nic:
 def _declared(root: etree._Element) -> tuple[Declaration | None, tuple[str, ...]]:
     ours = root.findall(f"metadata/{{{forwards.NAMESPACE}}}*")
     errors = [
-        f"line {element.sourceline}: <{forwards.display(element)}>: unknown element; the only one here is <forwards>"
+        f"line {element.sourceline}: <{forwards.display(element)}>: unknown element; use <forwards>"
         for element in ours
         if element.tag != forwards.ROOT
     ]
@@ -79,7 +79,8 @@ def _declared(root: etree._Element) -> tuple[Declaration | None, tuple[str, ...]
 
 def _foreign_macs(domain: Domain, declaration: Declaration) -> tuple[str, ...]:
     have = {nic.mac for nic in domain.nics}
-    asked = [item.mac for item in (*declaration.hosts, *declaration.port_forwards) if item.mac]
+    hosts = [host.mac for host in declaration.hosts]
+    asked = [mac for mac in (*hosts, *(item.mac for item in declaration.port_forwards)) if mac]
     listed = ", ".join(sorted(have)) or "none"
     return tuple(
         f"mac={forwards.quote(mac)} is no NIC of this guest; its NICs: {listed}"

@@ -48,7 +48,7 @@ class Reader:
     def require(self, attribute: str, example: str) -> None:
         """Complain where a required attribute is absent."""
         if self.element.get(attribute) is None:
-            self.error(f"attribute {attribute} is missing; add {attribute}=\"{example}\"")
+            self.error(f'attribute {attribute} is missing; add {attribute}="{example}"')
 
     def children(self, *allowed: str) -> Iterator[tuple[str, etree._Element]]:
         """Yield (local name, element) for known children; complain about all else inside."""
@@ -128,9 +128,17 @@ def _port_forward(reader: Reader) -> list[PortForward]:
     reader.finish()
     found = [_range(Reader(child, reader.errors)) for _, child in reader.children("range")]
     if address and source and address.version != source.version:
-        reader.error(f"address is IPv{address.version} but source is IPv{source.version}; give both of one family")
-    if address is None and reader.element.get("address") is None and all(r is not None and r.exclude for r in found):
-        reader.error("forwards every port of the host; add a <range>, or say with address which address is meant")
+        reader.error(
+            f"address is IPv{address.version} but source is IPv{source.version}; give both of one family"
+        )
+    if (
+        address is None
+        and reader.element.get("address") is None
+        and all(r is not None and r.exclude for r in found)
+    ):
+        reader.error(
+            "forwards every port of the host; add a <range>, or say with address which address is meant"
+        )
     if proto is None:
         return []
     item = PortForward(proto, tuple(r for r in found if r is not None), address, dev, source, mac)
@@ -178,7 +186,10 @@ def _contradictions(declaration: Declaration) -> Iterator[str]:
     for host in declaration.hosts:
         key = (host.mac, host.ip.version)
         if key in seen:
-            yield f"<host>: {host.ip} is a second IPv{host.ip.version} address for one NIC; keep one, or give each its mac"
+            yield (
+                f"<host>: {host.ip} is a second IPv{host.ip.version} address for one NIC; "
+                "keep one, or give each its mac"
+            )
         seen.add(key)
     yield from _family_clashes(declaration)
 

@@ -23,7 +23,7 @@ def parse_network(data: bytes) -> tuple[Network, NetworkPort | None]:
     root = xml.parse(data, "network XML")
     element = root if root.tag == "network" else root.find("network")
     if element is None:
-        raise VirtForwardError(f"network XML: <{root.tag}> has no <network> inside")
+        raise VirtForwardError(f"network XML: <{root.tag!s}> has no <network> inside")
     return _network(element), _port(root.find("networkport"))
 
 

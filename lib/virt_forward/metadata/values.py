@@ -12,7 +12,7 @@ _DEV = re.compile(r"[A-Za-z0-9_.@+-]{1,15}", re.ASCII)
 _IP = re.compile(r"[0-9A-Fa-f:.]+", re.ASCII)
 
 
-class Bad(ValueError):
+class Bad(ValueError):  # noqa: N818 - raised and caught as a word: not an error of the program
     """The text is not such a value; the message says what would be."""
 
 
@@ -88,7 +88,9 @@ def source(text: str) -> Subnet:
     try:
         network = ip_network(f"{address}{slash}{prefix}", strict=False)
     except ValueError:
-        raise Bad(f"the prefix length of an IPv{address.version} network is 0 to {address.max_prefixlen}") from None
+        raise Bad(
+            f"the prefix length of an IPv{address.version} network is 0 to {address.max_prefixlen}"
+        ) from None
     if network.network_address != address:
         raise Bad(f"the address has bits set beyond the prefix; use {network} or {address}")
     return network

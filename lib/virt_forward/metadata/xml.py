@@ -18,7 +18,12 @@ def parse(data: bytes, what: str) -> etree._Element:
     if len(data) > MAX_BYTES:
         raise VirtForwardError(f"{what}: larger than {MAX_BYTES} bytes; refused unread")
     parser = etree.XMLParser(
-        resolve_entities=False, no_network=True, load_dtd=False, huge_tree=False, remove_comments=True, remove_pis=True
+        resolve_entities=False,
+        no_network=True,
+        load_dtd=False,
+        huge_tree=False,
+        remove_comments=True,
+        remove_pis=True,
     )
     try:
         root = etree.fromstring(data, parser)

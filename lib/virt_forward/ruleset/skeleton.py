@@ -67,7 +67,10 @@ def base_chains(config: Config) -> dict[str, tuple[str, tuple[str, ...]]]:
         # + 5 and - 95: a person's own DNAT at the usual priority wins.
         "prerouting": ("type nat hook prerouting priority dstnat + 5; policy accept;", _prerouting(config)),
         "output": ("type nat hook output priority -95; policy accept;", _output(config)),
-        "postrouting": ("type nat hook postrouting priority srcnat - 5; policy accept;", _postrouting(config)),
+        "postrouting": (
+            "type nat hook postrouting priority srcnat - 5; policy accept;",
+            _postrouting(config),
+        ),
         "forward": ("type filter hook forward priority filter - 5; policy accept;", _forward()),
     }
     if config.localhost:

@@ -22,7 +22,10 @@ _REVISION = re.compile(rf"add element {TABLE} revision {{ (\d+) }}\Z")
 
 
 _NOTICE = "# Made by virt-forward, and made anew with every guest that starts or stops: do not edit.\n"
-_EMPTY = f"{_NOTICE}# No running guest has forwards, so there is no table.\nadd table {TABLE}\ndelete table {TABLE}\n"
+_EMPTY = (
+    f"{_NOTICE}# No running guest has forwards, so there is no table.\n"
+    f"add table {TABLE}\ndelete table {TABLE}\n"
+)
 
 
 class Include(NamedTuple):

@@ -1,0 +1,60 @@
+"""The command: its words, and where they lead. Only this module prints errors and chooses exit statuses."""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+from virt_forward import __version__
+from virt_forward.errors import UsageError, VirtForwardError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; return 0 when done, 1 when it failed, 2 for wrong usage."""
+    options = _parser().parse_args(arguments)
+    run: Callable[[argparse.Namespace], int] = options.run
+    try:
+        _need_root()
+        return run(options)
+    except VirtForwardError as error:
+        complain(error)
+        return 2 if isinstance(error, UsageError) else 1
+    except BrokenPipeError:
+        # The reader (head, less) has seen enough; nothing is left to be flushed to it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        return 130
+
+
+def complain(error: VirtForwardError) -> None:
+    """Print an error and its hint to stderr."""
+    for message in error.messages:
+        print(f"virt-forward: error: {message}", file=sys.stderr)
+    if error.hint:
+        print(f"hint: {error.hint}", file=sys.stderr)
+
+
+def _need_root() -> None:
+    if os.geteuid() != 0:
+        raise VirtForwardError("this needs root, to read the table and libvirt's guests", "run it with sudo")
+
+
+def _parser() -> argparse.ArgumentParser:
+    from virt_forward.cli import listing, rules, sync
+
+    parser = argparse.ArgumentParser(
+        prog="virt-forward",
+        description="Port forwarding for libvirt guests that follows the guest.",
+        epilog="The forward ports of a guest stand in its domain metadata; see virt-forward(1).",
+    )
+    parser.add_argument("--version", action="version", version=f"virt-forward {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    listing.add_to(commands)
+    sync.add_to(commands)
+    rules.add_to(commands)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

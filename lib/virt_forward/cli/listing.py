@@ -1,0 +1,88 @@
+"""``virt-forward list``: what is declared and what is true."""
+
+import argparse
+import json
+from collections.abc import Iterable
+
+from virt_forward import cli, libvirt_api, nft, report, spec
+from virt_forward.errors import StateError, VirtForwardError
+from virt_forward.libvirt_api import DomainState
+from virt_forward.metadata.domain import parse_domain
+from virt_forward.model import Guest
+from virt_forward.settings import load_config
+from virt_forward.store import Store
+
+HEADINGS = ("DOMAIN", "STATE", "HOST", "GUEST", "PACKETS", "BYTES", "")
+
+
+def add_to(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add the command's words to the parser."""
+    parser = commands.add_parser(
+        "list",
+        help="show what is declared and what is true",
+        description="Show the declared forwards of all guests, their state, and what has passed through them.",
+    )
+    parser.add_argument("domains", nargs="*", metavar="DOMAIN", help="name or UUID; all where none is given")
+    parser.add_argument("--json", action="store_true", help="print JSON, version 1")
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Print the forwards; 1 where the metadata of a guest cannot be read."""
+    with libvirt_api.connection(load_config().uri) as opened:
+        chosen = choose(libvirt_api.domains(opened), options.domains)
+    errors: list[VirtForwardError] = []
+    lines = _lines(chosen, errors)
+    if options.json:
+        print(json.dumps({"version": 1, "forwards": [report.as_json(line) for line in lines]}, indent=2))
+    else:
+        _print_table(lines)
+    for error in errors:
+        cli.complain(error)
+    return 1 if errors else 0
+
+
+def choose(states: Iterable[DomainState], wanted: list[str]) -> list[DomainState]:
+    """Return the domains that are meant by names or UUIDs, all of them where none is given."""
+    states = list(states)
+    known = {word for state in states for word in (state.name, state.uuid)}
+    unknown = [word for word in wanted if word not in known]
+    if unknown:
+        raise VirtForwardError((f'there is no domain "{word}"' for word in unknown), "see virsh list --all")
+    return [state for state in states if not wanted or state.name in wanted or state.uuid in wanted]
+
+
+def _lines(states: list[DomainState], errors: list[VirtForwardError]) -> list[report.Line]:
+    store, kernel = Store(), report.counters(nft.listing())
+    found: list[report.Line] = []
+    for state in states:
+        try:
+            found += report.lines(
+                parse_domain(state.xml), state.active, _record(store, state.uuid, errors), kernel
+            )
+        except VirtForwardError as error:
+            errors.append(error)
+    return found
+
+
+def _record(store: Store, uuid: str, errors: list[VirtForwardError]) -> Guest | None:
+    try:
+        return store.guest(uuid)
+    except StateError as error:
+        errors.append(error)
+        return None
+
+
+def _print_table(lines: list[report.Line]) -> None:
+    rows = [HEADINGS, *map(_row, lines)]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(HEADINGS))]
+    for row in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def _row(line: report.Line) -> tuple[str, ...]:
+    where = " ".join(filter(None, (spec.host_part(line.forward), spec.qualifiers(line.forward))))
+    first, last = line.forward.to, line.forward.to + line.forward.end - line.forward.start
+    guest = f"{', '.join(line.guest) or '?'} {spec.span(first, last)}"
+    shown = "".join(c if c.isprintable() else "?" for c in line.domain)
+    return (shown, line.state, where, guest, str(line.packets), str(line.bytes), line.reason or "")

@@ -1,0 +1,64 @@
+"""libvirt, by libvirt-python. Never imported by a hook: calling libvirt from one deadlocks."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+from virt_forward.errors import VirtForwardError
+
+
+class DomainState(NamedTuple):
+    """A domain as libvirt knows it: its XML, the live one where it is active."""
+
+    name: str
+    uuid: str
+    active: bool
+    xml: bytes
+
+
+@contextmanager
+def connection(uri: str) -> Iterator[Any]:
+    """Open a connection; raises VirtForwardError where libvirt is away."""
+    libvirt = _module()
+    try:
+        opened = libvirt.open(uri)
+    except libvirt.libvirtError as error:
+        raise VirtForwardError(
+            f"libvirt is not reachable at {uri}: {error}",
+            "start it (systemctl start libvirtd, or virtqemud), or set [libvirt] uri in the configuration",
+        ) from None
+    try:
+        yield opened
+    finally:
+        opened.close()
+
+
+def _module() -> Any:
+    try:
+        import libvirt
+    except ImportError:
+        raise VirtForwardError("libvirt-python is not there", "install the package python3-libvirt") from None
+    # Errors come as exceptions; libvirt's own printing of them would be said twice.
+    libvirt.registerErrorHandler(lambda _context, _error: None, None)
+    return libvirt
+
+
+def domains(opened: Any) -> list[DomainState]:
+    """Return all domains by name; one that goes away meanwhile is left out."""
+    libvirt = _module()
+    found = []
+    try:
+        for domain in opened.listAllDomains():
+            state = _state(libvirt, domain)
+            found += [state] if state else []
+    except libvirt.libvirtError as error:
+        raise VirtForwardError(f"libvirt does not list its domains: {error}") from None
+    return sorted(found)
+
+
+def _state(libvirt: Any, domain: Any) -> DomainState | None:
+    try:
+        active = bool(domain.isActive())
+        return DomainState(domain.name(), domain.UUIDString(), active, domain.XMLDesc(0).encode())
+    except libvirt.libvirtError:
+        return None

@@ -1,0 +1,111 @@
+"""What is declared and what is true, a row a forward, from domains, records and nft's listing."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal, NamedTuple
+
+from virt_forward import ports
+from virt_forward.model import Domain, Forward, Guest
+from virt_forward.ruleset import guest as guest_block
+from virt_forward.ruleset import names
+
+State = Literal["active", "waiting", "conflict", "inactive", "missing"]
+Counters = Mapping[tuple[str, str], tuple[int, int]]
+"""(chain, comment) to (packets, bytes)."""
+
+
+class Line(NamedTuple):
+    """One forward of one domain: what ``virt-forward list`` shows."""
+
+    domain: str
+    uuid: str
+    forward: Forward
+    guest: tuple[str, ...]
+    state: State
+    reason: str | None = None
+    packets: int = 0
+    bytes: int = 0
+
+
+def counters(items: Iterable[Mapping[str, Any]] | None) -> Counters:
+    """Return the counters of all commented rules in nft's JSON listing of the table."""
+    found: dict[tuple[str, str], tuple[int, int]] = {}
+    for rule in (item["rule"] for item in items or () if "rule" in item):
+        for counter in (word["counter"] for word in rule.get("expr", ()) if "counter" in word):
+            key = (rule["chain"], rule.get("comment", ""))
+            packets, size = found.get(key, (0, 0))
+            found[key] = (packets + counter["packets"], size + counter["bytes"])
+    return found
+
+
+def lines(domain: Domain, active: bool, record: Guest | None, kernel: Counters) -> list[Line]:
+    """Return the lines of one domain: every declared forward, and every other one that is still there."""
+    declared = ports.expand(domain.declaration) if domain.declaration else ()
+    if not active:
+        hosts = tuple(str(host.ip) for host in domain.declaration.hosts) if domain.declaration else ()
+        return [Line(domain.name, domain.uuid, forward, hosts, "inactive") for forward in declared]
+    guest = record or Guest(domain.uuid, domain.name)
+    known = [*guest.forwards, *(forward for forward, _ in guest.conflicts)]
+    found = [_line(domain, guest, forward, kernel, declared) for forward in known]
+    return found + [_missing(domain, forward) for forward in declared if not _within(forward, known)]
+
+
+def _within(forward: Forward, known: Iterable[Forward]) -> bool:
+    """Tell whether a declared forward stands in the record, whole or less the ports the host keeps."""
+    return any(
+        part == forward
+        or (forward.start <= part.start and part.end <= forward.end and _same_but_ports(part, forward))
+        for part in known
+    )
+
+
+def _same_but_ports(one: Forward, other: Forward) -> bool:
+    return _bare(one) == _bare(other) and one.to - one.start == other.to - other.start
+
+
+def _bare(forward: Forward) -> Forward:
+    return forward._replace(start=0, end=0, to=0)
+
+
+def _missing(domain: Domain, forward: Forward) -> Line:
+    reason = "declared since the guest started; virt-forward sync opens it"
+    return Line(domain.name, domain.uuid, forward, (), "missing", reason)
+
+
+def _line(
+    domain: Domain, guest: Guest, forward: Forward, kernel: Counters, declared: Iterable[Forward]
+) -> Line:
+    seats = tuple(str(seat.ip) for seat in guest.seats_for(forward))
+    line = Line(domain.name, domain.uuid, forward, seats, "active")
+    conflicts = dict(guest.conflicts)
+    if forward in conflicts:
+        return line._replace(state="conflict", reason=conflicts[forward])
+    if not seats:
+        return line._replace(state="waiting", reason="the guest's address is not known yet")
+    chain = guest_block.count_chain(names.suffix(guest.name, guest.uuid))
+    counted = kernel.get((chain, guest_block.counter_comment(guest.forwards.index(forward))))
+    if counted is None:
+        return line._replace(state="missing", reason="not in the kernel; virt-forward sync restores it")
+    gone = not any(_same_but_ports(forward, d) and d.start <= forward.start <= d.end for d in declared)
+    reason = "no longer declared; virt-forward sync closes it" if gone else None
+    return line._replace(reason=reason, packets=counted[0], bytes=counted[1])
+
+
+def as_json(line: Line) -> dict[str, Any]:
+    """Return a line as the object that ``list --json`` prints (version 1)."""
+    forward = line.forward
+    return {
+        "domain": line.domain,
+        "uuid": line.uuid,
+        "proto": forward.proto,
+        "address": str(forward.address) if forward.address else None,
+        "dev": forward.dev,
+        "source": str(forward.source) if forward.source else None,
+        "start": forward.start,
+        "end": forward.end,
+        "to": forward.to,
+        "guest": list(line.guest),
+        "state": line.state,
+        "reason": line.reason,
+        "packets": line.packets,
+        "bytes": line.bytes,
+    }
