@@ -9,7 +9,7 @@ names the revision of the table that it changes.
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
-from virt_forward import claims, conntrack, flows, log, nft
+from virt_forward import claims, conntrack, flows, localnet, log, nft
 from virt_forward.config import Config
 from virt_forward.errors import NftError, StateError
 from virt_forward.model import Address, Guest
@@ -57,9 +57,15 @@ class Engine:
         after = claims.without(before.claimed, changes)
         after += tuple(row for guest in changes.values() if guest for row in claims.rows(guest))
         self._begin(changes)
+        loopback = self._loopback_bridges(after)
+        localnet.switch_off(self.store, loopback)
         include = self._apply(before, after, changes)
+        localnet.switch_on(self.store, loopback)
         self._finish(include, after)
         self._end_flows(before, changes)
+
+    def _loopback_bridges(self, index: claims.Index) -> set[str]:
+        return {row.dev for row in index if row.kind == claims.LAN} if self.config.localhost else set()
 
     def _left(self, changes: Changes) -> Changes:
         """Return the changes that others had to leave to us, settled against everybody else's claims."""
