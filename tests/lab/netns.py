@@ -98,7 +98,7 @@ class Ns:
 class Lab:
     """One host with its client and its guests; made and undone by :func:`lab`."""
 
-    def __init__(self, undo: contextlib.ExitStack) -> None:
+    def __init__(self, undo: contextlib.ExitStack, *, bridge: bool = True) -> None:
         self._undo = undo
         self.tag = f"{PREFIX}{next(_numbers)}"
         self.dir = Path(tempfile.mkdtemp(prefix=f"{self.tag}-", dir="/tmp"))
@@ -107,7 +107,9 @@ class Lab:
         self.host, self.client = self._ns("host"), self._ns("client")
         self.run_dir, self.config = self.dir / "run", self.dir / "config.toml"
         self.env = {"VIRT_FORWARD_RUN_DIR": str(self.run_dir), "VIRT_FORWARD_CONFIG": str(self.config)}
-        self._wire_host()
+        self._forwarding()
+        if bridge:
+            self.add_bridge(BRIDGE, f"{GATEWAY4}/24", f"{GATEWAY6}/64")
         self.wire_client(self.client, UPLINK, (HOST4, HOST6), (CLIENT4, CLIENT6))
 
     def _ns(self, name: str) -> Ns:
@@ -115,15 +117,9 @@ class Lab:
         self._undo.callback(made.remove)
         return made
 
-    def _wire_host(self) -> None:
+    def _forwarding(self) -> None:
         self.host.sysctl("net.ipv4.ip_forward", 1)
         self.host.sysctl("net.ipv6.conf.all.forwarding", 1)
-        self.host.ip(
-            f"link add {BRIDGE} type bridge forward_delay 0",
-            f"address add {GATEWAY4}/24 dev {BRIDGE}",
-            f"address add {GATEWAY6}/64 dev {BRIDGE}",
-            f"link set {BRIDGE} up",
-        )
 
     def wire_client(self, client: Ns, uplink: str, ours: tuple[str, str], theirs: tuple[str, str]) -> None:
         """Join a client to the host by an uplink; each side has an IPv4 /24 and an IPv6 /64 address."""
@@ -143,8 +139,8 @@ class Lab:
         self.wire_client(client, UPLINK2, (SECOND_HOST4, SECOND_HOST6), (SECOND_CLIENT4, SECOND_CLIENT6))
         return client
 
-    def second_bridge(self, name: str, *networks: str) -> None:
-        """Add a bridge to the host, with the host's address in each network (``"10.20.0.1/24"``)."""
+    def add_bridge(self, name: str, *networks: str) -> None:
+        """Make a bridge on the host, with the host's address in each network (``"10.20.0.1/24"``)."""
         self.host.ip(
             f"link add {name} type bridge forward_delay 0",
             *(f"address add {network} dev {name}" for network in networks),
@@ -201,7 +197,7 @@ class Lab:
 
 
 @contextlib.contextmanager
-def lab() -> Iterator[Lab]:
+def lab(*, bridge: bool = True) -> Iterator[Lab]:
     """Build the layout; everything in it is undone at the end, whatever happened."""
     with contextlib.ExitStack() as undo:
-        yield Lab(undo)
+        yield Lab(undo, bridge=bridge)

@@ -56,7 +56,7 @@ def test_a_flow_stays_open_and_says_when_it_no_longer_is(lab: Lab) -> None:
 
 def test_second_uplink_and_second_bridge(lab: Lab) -> None:
     other = lab.second_client()
-    lab.second_bridge("br1", "10.20.0.1/24")
+    lab.add_bridge("br1", "10.20.0.1/24")
     far = lab.guest("far", "10.20.0.5", None, "52:54:00:00:00:05", bridge="br1", gateway4="10.20.0.1")
     far.serve("udp", 53)
     assert lab.host.ask("10.20.0.5", 53, "udp") is not None
