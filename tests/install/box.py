@@ -1,7 +1,9 @@
-"""Places to install into: a directory of packagers, or a host that is this one seen through private mounts."""
+"""Places to install into: a packager's directory, or this host seen through private mounts."""
 
 from __future__ import annotations
 
+import textwrap
+from collections.abc import Mapping
 from pathlib import Path
 
 from lab.proc import REPO, Done, run
@@ -23,21 +25,20 @@ ip link set lo up
 """
 
 
-def install(*options: str, timeout: float = 60, check: bool = True, path: str = PATH, **env: str) -> Done:
+def install(*options: str, check: bool = True, env: Mapping[str, str] | None = None, **more: str) -> Done:
     """Run install.sh with this environment and no other."""
-    return run(
-        [INSTALL, *options], env={"PATH": path, "HOME": "/nonexistent", **env}, timeout=timeout, check=check
-    )
+    clean = {"PATH": PATH, "HOME": "/nonexistent", **(env or {}), **more}
+    return run([INSTALL, *options], env=clean, timeout=60, check=check)
 
 
-def functions(script: str, *, check: bool = True, **env: str) -> Done:
+def functions(script: str, *, check: bool = True) -> Done:
     """Run shell text that has all functions of install.sh, of which nothing has run yet."""
-    return run(["bash", "-c", f'. "{INSTALL}"; {script}'], env={"PATH": PATH, **env}, check=check)
+    return run(["bash", "-c", f'. "{INSTALL}"; {script}'], env={"PATH": PATH}, check=check)
 
 
 def private_host(script: str, *, timeout: float = 90) -> str:
     """Run shell text as root on a host of its own; INSTALL is the installer."""
-    argv = ["unshare", "--mount", "--net", "bash", "-c", PRIVATE + script]
+    argv = ["unshare", "--mount", "--net", "bash", "-c", PRIVATE + textwrap.dedent(script)]
     env = {"PATH": PATH, "HOME": "/nonexistent", "INSTALL": str(INSTALL)}
     return run(argv, timeout=timeout, env=env).out
 

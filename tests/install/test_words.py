@@ -61,7 +61,7 @@ def test_wrong_options(options: list[str], says: str) -> None:
     ],
 )
 def test_wrong_places(env: dict[str, str], says: str) -> None:
-    done = install("--dry-run", check=False, **env)
+    done = install("--dry-run", check=False, env=env)
     assert done.status == 2
     assert done.err.startswith(f"install.sh: error: {says}")
 
@@ -120,7 +120,8 @@ def test_a_package_manager_that_fails_is_quoted(tmp_path: Path) -> None:
 def test_dry_run_of_packages_calls_nobody(tmp_path: Path) -> None:
     path = only_stub(tmp_path, "apt-get", f"touch {tmp_path}/called")
     (tmp_path / "os-release").write_text("ID=debian\n")
-    script = f"PATH={path}; os_release={tmp_path}/os-release; dry_run=yes; has() {{ false; }}; need_packages nftables"
+    script = f"PATH={path}; os_release={tmp_path}/os-release; dry_run=yes"
+    script += "; has() { false; }; need_packages nftables"
     done = functions(script)
     assert "apt-get install -q -y --no-install-recommends nftables" in done.out
     assert all(line.startswith("would run: ") for line in done.out.splitlines())
