@@ -50,6 +50,7 @@ class Guest:
     mac: str = netns.GUEST_MAC
     ip4: str | None = None
     ip6: str | None = f"{netns.GUEST6}/64"
+    lease4: str = netns.GUEST4
     interface: str = f"<interface type='bridge'>@<source bridge='{netns.BRIDGE}'/></interface>"
 
     @property
@@ -61,8 +62,8 @@ class Guest:
         return f"guest {self.name}"
 
     def addresses(self) -> list[str]:
-        """Return where its host reaches it; DHCP gives it what the static lease says."""
-        return [word.split("/")[0] for word in (self.ip4 or netns.GUEST4, self.ip6) if word]
+        """Return where its host reaches it; without ``ip4`` that is what DHCP is going to say."""
+        return [word.split("/")[0] for word in (self.ip4 or self.lease4, self.ip6) if word]
 
     def cmdline(self) -> str:
         """Write the kernel's words: without an address of its own the guest asks by DHCP."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -145,8 +146,25 @@ class Host:
         theirs = [line.split()[1:] for line in tables if line != "table inet virt-forward"]
         return "".join(self.run(["nft", "-s", "list", "table", *words]).out for words in theirs)
 
-    def has_our_table(self) -> bool:
-        return "table inet virt-forward" in self.run(["nft", "list", "tables"]).out
+    def our_table(self) -> str:
+        """List our table; nothing where there is none."""
+        return self.run(["nft", "-s", "list", "table", "inet", "virt-forward"], check=False).out
+
+    def traces_of_guests(self) -> list[str]:
+        """Return what stands in our table and records for guests."""
+        chains = re.findall(r"chain (guest-\S+)", self.our_table())
+        records = self.run(["find", "/run/virt-forward", "-path", "*guest*", "-type", "f"], check=False).out
+        return chains + records.split()
+
+    def explain(self) -> str:
+        """Return all that tells why a forward does not work."""
+        parts = (
+            self.run(["nft", "list", "ruleset"]).out,
+            self.run(["sh", "-c", "head -n 50 $(find /run/virt-forward -type f)"], check=False).out,
+            self.run(["conntrack", "-L"], check=False).out,
+            self.log(),
+        )
+        return "\n".join(parts)
 
     def start_libvirtd(self) -> None:
         self.run(["libvirtd", "--daemon"])
@@ -169,9 +187,11 @@ class Host:
         for name in ("qemu", "network"):
             self.run(["install", "-m", "0755", REPO / "hooks" / name, f"/etc/libvirt/hooks/{name}"])
 
+    def domain(self, wanted: Guest) -> str:
+        return wanted.domain(guest.assets(), Path(f"/run/lab/{wanted.name}.console"))
+
     def define(self, wanted: Guest) -> None:
-        text = wanted.domain(guest.assets(), Path(f"/run/lab/{wanted.name}.console"))
-        self.run(["virsh", "-q", "define", "/dev/stdin"], stdin=text)
+        self.run(["virsh", "-q", "define", "/dev/stdin"], stdin=self.domain(wanted))
 
     def start(self, wanted: Guest) -> None:
         """Define a guest and start it."""
@@ -217,12 +237,17 @@ class Host:
 
 
 @contextlib.contextmanager
-def host(files: Mapping[str, str] | None = None) -> Iterator[Host]:
-    """Bring up networkd, a hand-written ruleset and libvirtd; ``files`` replaces or adds files by path."""
+def host(files: Mapping[str, str] | None = None, *, installed: bool = True) -> Iterator[Host]:
+    """Bring up networkd, a hand-written ruleset and libvirtd; ``files`` replaces or adds files by path.
+
+    libvirtd looks for hooks as it starts, so that they have to be there before.
+    """
     with contextlib.ExitStack() as undo:
         lab = undo.enter_context(netns.lab(bridge=False))
         made = Host(undo, lab, files or {})
         made.nft_reload()
         eventually(lambda: "virbr0" in made.run(["ip", "-br", "addr"]).out, "networkd makes the bridge")
+        if installed:
+            made.install()
         made.start_libvirtd()
         yield made

@@ -82,6 +82,7 @@ class Server:
     ) -> None:
         self.name, self.proto, self.ports = name, proto, ports
         self.asked: list[Answer] = []
+        self._closed = False
         self._selector = selectors.DefaultSelector()
         self._wake, self._woken = socket.socketpair()
         self._selector.register(self._woken, selectors.EVENT_READ)
@@ -155,7 +156,16 @@ class Server:
         self._selector.close()
         self._wake.close()
 
+    def __enter__(self) -> Server:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
     def close(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
         self._wake.send(b"x")
         self._thread.join(5)
         self._close_sockets()

@@ -11,6 +11,7 @@ from lab.netns import BRIDGE, GUEST_MAC
 
 URI = "urn:virt-forward:1"
 Phase = Literal["prepare", "started", "stopped"]
+Mode = Literal["nat", "route", "open", "bridge", ""]
 
 
 def uuid_of(name: str) -> str:
@@ -133,7 +134,7 @@ class Network:
 
     name: str = "default"
     bridge: str = "virbr0"
-    mode: Literal["nat", "route", "open", "bridge", ""] = "nat"
+    mode: Mode = "nat"
     ip4: str = "192.168.122.1"
     ip6: str | None = None
     reservations: tuple[tuple[str, str, str], ...] = ()
