@@ -50,11 +50,11 @@ def port_judge(
 ) -> tuple[claims.Judge, Callable[[PortForward], list[ports.Span]]]:
     """Return what stands against a forward on the host's side, and what a forward of every port spares."""
     gateways = frozenset(address.ip for place in places for address in place.facts.addresses)
-    listening = tuple(listeners())
+    listening = cache(lambda: tuple(listeners()))
     dual = _text("/proc/sys/net/ipv6/bindv6only").strip() != "1"
 
     def meeting(forward: Forward) -> Iterator[sockets.Listener]:
-        return sockets.against(listening, forward, localhost=config.localhost, spared=gateways, dual=dual)
+        return sockets.against(listening(), forward, localhost=config.localhost, spared=gateways, dual=dual)
 
     def judge(forward: Forward) -> str | None:
         for item in config.reserved:
