@@ -27,7 +27,7 @@ def host() -> Iterator[Host]:
 def empty(host: Host) -> Iterator[Host]:
     """The host without guests, before and after; what we leave for a guest has to go with it."""
     yield host
-    host.forget_guests()
+    host.forget_all()
     left = host.traces_of_guests()
     assert not left, f"left behind by guests that are gone: {left}"
 

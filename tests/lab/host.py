@@ -54,7 +54,7 @@ table inet nat {
 table inet filter {
   chain input { type filter hook input priority filter; policy drop;
     ct state established,related accept
-    iifname { lo, virbr0 } accept
+    iifname != enp1s0 accept
     meta l4proto { icmp, ipv6-icmp } accept
   }
   chain forward { type filter hook forward priority filter; policy drop;
@@ -228,12 +228,15 @@ class Host:
         """Return what the daemons said: for the words of a failed assertion."""
         return self.read("/run/lab/libvirtd.log") + self.read("/run/lab/networkd.log")
 
-    def forget_guests(self) -> None:
-        """Destroy and undefine every guest."""
+    def forget_all(self) -> None:
+        """Destroy and undefine every guest and every libvirt network."""
         for name in self.virsh("list", "--all", "--name").out.split():
             self.virsh("destroy", name, check=False)
             self.virsh("managedsave-remove", name, check=False)
-            self.virsh("undefine", name)
+            self.virsh("undefine", name, check=False)
+        for name in self.virsh("net-list", "--all", "--name").out.split():
+            self.virsh("net-destroy", name, check=False)
+            self.virsh("net-undefine", name, check=False)
 
 
 @contextlib.contextmanager
