@@ -17,6 +17,8 @@ def end_flows(gone: Iterable[flows.Pair], come: Iterable[flows.Pair], own: froze
     gone, come = tuple(gone), tuple(come)
     if not gone and not any(forward.proto == "udp" for forward, _ in come):
         return None
+    if _nothing_tracked():
+        return None
     # The kernel walks its whole table for every listing, however narrow: one serves for all.
     listed = run(["conntrack", "-L"], timeout=TIMEOUT)
     if listed.status == 127:
@@ -29,6 +31,14 @@ def end_flows(gone: Iterable[flows.Pair], come: Iterable[flows.Pair], own: froze
         # One process for all of them. One that has ended by itself meanwhile is an error nobody minds.
         run(["conntrack", "-R", "-"], "".join(_delete(flow) for flow in sorted(doomed, key=str)), TIMEOUT)
     return None
+
+
+def _nothing_tracked() -> bool:
+    try:
+        with open("/proc/sys/net/netfilter/nf_conntrack_count", encoding="ascii") as file:
+            return file.read().strip() == "0"
+    except OSError:
+        return False
 
 
 def _delete(flow: flows.Flow) -> str:
