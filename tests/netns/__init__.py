@@ -1,0 +1,1 @@
+"""Tests by packets: real hooks, real nft, real payloads, in network namespaces."""

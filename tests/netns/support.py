@@ -1,0 +1,196 @@
+"""Guests declared in a few words and started as libvirt would start them; the addresses of both families."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from lab import netns, xml
+from lab.netns import Lab, Ns
+from lab.payload import Answer, Server
+from lab.proc import Done
+
+ANSWERED, SILENCE = 3.0, 0.15
+"""Seconds to wait for an answer that must come, and for one that must not."""
+
+BRIDGE_SYSCTLS = Path("/proc/sys/net/bridge")
+PHASES: dict[str, tuple[str, xml.Phase]] = {
+    "prepare": ("begin", "prepare"),
+    "start": ("begin", "prepare"),
+    "started": ("begin", "started"),
+    "reconnect": ("begin", "started"),
+    "restore": ("begin", "prepare"),
+    "stopped": ("end", "stopped"),
+    "release": ("end", "stopped"),
+}
+
+
+@dataclass(frozen=True)
+class Family:
+    """The addresses of the lab in one family; ``second`` are those of the other uplink and its client."""
+
+    version: int
+    host: str
+    client: str
+    second_host: str
+    second_client: str
+    gateway: str
+    extra: str
+    loopback: str
+    guests: str
+    any: str
+
+    def guest(self, number: int) -> str:
+        return f"{self.guests}{number}"
+
+    def more(self, number: int) -> str:
+        """Return another address in the client's subnet."""
+        return f"{self.client[:-1]}{number}"
+
+    def __str__(self) -> str:
+        return f"v{self.version}"
+
+
+V4 = Family(
+    4, netns.HOST4, netns.CLIENT4, netns.SECOND_HOST4, netns.SECOND_CLIENT4, netns.GATEWAY4,
+    "192.0.2.9", "127.0.0.1", "10.10.0.", "0.0.0.0/0",
+)  # fmt: skip
+V6 = Family(
+    6, netns.HOST6, netns.CLIENT6, netns.SECOND_HOST6, netns.SECOND_CLIENT6, netns.GATEWAY6,
+    "2001:db8:1::9", "::1", "fd10:10::", "::/0",
+)  # fmt: skip
+FAMILIES = (V4, V6)
+PROTOS = ("tcp", "udp", "sctp")
+
+
+def mac_of(number: int) -> str:
+    return f"52:54:00:00:00:{number:02x}"
+
+
+def has_br_netfilter() -> bool:
+    return BRIDGE_SYSCTLS.exists()
+
+
+def bridge_netfilter(host: Ns, on: bool) -> None:
+    """Say whether frames that a bridge of this namespace passes on go through the IP hooks."""
+    if has_br_netfilter():
+        for name in ("iptables", "ip6tables"):
+            host.sysctl(f"net.bridge.bridge-nf-call-{name}", int(on))
+
+
+class Scene:
+    """A lab whose guests are known by name; each is started and stopped by the real hook."""
+
+    def __init__(self, lab: Lab, *, br_netfilter: bool = False) -> None:
+        self.lab = lab
+        self.host, self.client = lab.host, lab.client
+        bridge_netfilter(self.host, br_netfilter)
+        self._numbers: dict[str, int] = {}
+        self._bridges: dict[str, str] = {}
+        self._metadata: dict[str, str] = {}
+
+    def guest(self, name: str, number: int, *, v4: bool = True, v6: bool = True) -> Ns:
+        """Plug a guest into the bridge; its addresses end in ``number`` and stand in its metadata."""
+        self._numbers[name], self._bridges[name] = number, netns.BRIDGE
+        ip4, ip6 = (f.guest(number) if on else None for f, on in ((V4, v4), (V6, v6)))
+        self._hosts(name, ip4, ip6)
+        return self.lab.guest(name, ip4, ip6, mac_of(number))
+
+    def far_guest(self, name: str, number: int, bridge: str = "virbr1") -> Ns:
+        """Plug a guest into another bridge of the host, with subnets of its own."""
+        self.lab.add_bridge(bridge, "10.20.0.1/24", "fd20:20::1/64")
+        self._numbers[name], self._bridges[name] = number, bridge
+        ip4, ip6 = f"10.20.0.{number}", f"fd20:20::{number}"
+        self._hosts(name, ip4, ip6)
+        return self.lab.guest(
+            name, ip4, ip6, mac_of(number), bridge=bridge, gateway4="10.20.0.1", gateway6="fd20:20::1"
+        )
+
+    def _hosts(self, name: str, *addresses: str | None) -> None:
+        self._metadata[name] = "".join(xml.host_ip(ip) for ip in addresses if ip)
+
+    def xml(self, name: str, *children: str, attributes: str = "", phase: xml.Phase = "started") -> str:
+        metadata = xml.forwards(self._metadata[name], *children, attributes=attributes)
+        nic = xml.Nic(self._bridges[name], mac_of(self._numbers[name]))
+        return xml.domain(name, metadata, [nic], phase)
+
+    def event(
+        self, name: str, operation: str, *children: str, attributes: str = "", check: bool = True
+    ) -> Done:
+        """Run the qemu hook for one event, with the XML that libvirt has for it."""
+        sub, phase = PHASES[operation]
+        text = self.xml(name, *children, attributes=attributes, phase=phase)
+        return self.lab.hook("qemu", name, operation, sub, xml=text, check=check)
+
+    def start(self, name: str, *children: str, attributes: str = "") -> None:
+        for operation in ("prepare", "start", "started"):
+            self.event(name, operation, *children, attributes=attributes)
+
+    def stop(self, name: str, *children: str) -> None:
+        for operation in ("stopped", "release"):
+            self.event(name, operation, *children)
+
+    def table(self) -> str:
+        """List our table without counters; empty where there is none."""
+        done = self.host.run(["nft", "-s", "list", "table", "inet", "virt-forward"], check=False)
+        return done.out
+
+    def routed(self) -> Ns:
+        """Add the second uplink; both clients know every way through the host. Return the second client."""
+        other = self.lab.second_client()
+        for place, gateways in ((self.client, (V4.host, V6.host)), (other, (V4.second_host, V6.second_host))):
+            place.ip(f"route add default via {gateways[0]}", f"route add ::/0 via {gateways[1]}")
+        return other
+
+    def second_addresses(self) -> None:
+        """Give the host one more uplink address of each family, and the client some, too."""
+        # Of equals, the kernel would speak from the IPv6 address that came last.
+        self.host.ip(
+            f"address add {V4.extra} dev {netns.UPLINK}",
+            f"address add {V6.extra} dev {netns.UPLINK} preferred_lft 0",
+        )
+        self.client.ip(
+            *(f"address add {V4.more(n)} dev eth0" for n in (3, 4, 5)),
+            *(f"address add {V6.more(n)} dev eth0 preferred_lft 0" for n in (3, 4, 5)),
+        )
+
+
+class Crowd:
+    """Servers that together notice whoever reaches any of them."""
+
+    def __init__(self) -> None:
+        self.servers: list[Server] = []
+
+    def serve(
+        self, place: Ns, ports: tuple[int, ...], *, name: str = "", protos: tuple[str, ...] = PROTOS,
+        address: str | None = None,
+    ) -> None:  # fmt: skip
+        name = name or place.name.rpartition("-")[2]
+        self.servers += [place.serve(proto, *ports, name=name, address=address) for proto in protos]
+
+    def heard(self) -> int:
+        return sum(len(server.asked) for server in self.servers)
+
+
+def told(
+    place: Ns, address: str, port: int, proto: str = "tcp", *, source: str | None = None
+) -> tuple[str, str, int]:
+    """Ask, and return who answered, whom he saw, and on which port he was asked."""
+    answer = place.ask(address, port, proto, source=source, timeout=ANSWERED)
+    assert answer is not None, f"nobody answered on {address} {proto}/{port}"
+    return answer.name, answer.source, answer.port
+
+
+def who(place: Ns, address: str, port: int, proto: str = "tcp", *, source: str | None = None) -> str | None:
+    """Ask, and return only who answered; None for nobody, after a short wait."""
+    answer: Answer | None = place.ask(address, port, proto, source=source, timeout=SILENCE * 2)
+    return answer.name if answer else None
+
+
+def silent(
+    place: Ns, address: str, port: int, proto: str, crowd: Crowd, *, source: str | None = None
+) -> bool:
+    """Ask, and tell whether nobody answered and nobody in the crowd was even reached."""
+    before = crowd.heard()
+    answer = place.ask(address, port, proto, source=source, timeout=SILENCE)
+    return answer is None and crowd.heard() == before
