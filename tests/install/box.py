@@ -38,7 +38,9 @@ def functions(script: str, *, check: bool = True) -> Done:
 
 def private_host(script: str, *, timeout: float = 90) -> str:
     """Run shell text as root on a host of its own; INSTALL is the installer."""
-    argv = ["unshare", "--mount", "--net", "bash", "-c", PRIVATE + textwrap.dedent(script)]
+    # Processes of its own: libvirt waits until a destroyed guest is reaped, which pytest would not do.
+    own = ["--mount", "--net", "--pid", "--fork", "--kill-child", "--mount-proc"]
+    argv = ["unshare", *own, "bash", "-c", PRIVATE + textwrap.dedent(script)]
     env = {"PATH": PATH, "HOME": "/nonexistent", "INSTALL": str(INSTALL)}
     return run(argv, timeout=timeout, env=env).out
 
