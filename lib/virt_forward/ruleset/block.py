@@ -40,13 +40,17 @@ def load(block: Block) -> str:
     return "\n".join(lines)
 
 
-def unload(blocks: Iterable[Block]) -> list[str]:
-    """Return the commands that take blocks out of the table, whatever refers to whatever in them."""
+def unload(blocks: Iterable[Block], come: Iterable[Block] = ()) -> list[str]:
+    """Return the commands that take blocks out of the table, whatever refers to whatever in them.
+
+    Chains that ``come`` back are only emptied: a block that stays may refer to them.
+    """
     blocks = list(blocks)
+    back = {chain.name for block in come for chain in block.chains}
     chains = [chain.name for block in blocks for chain in block.chains]
     lines = _elements("delete", (e._replace(data="") for block in blocks for e in block.elements))
     lines += [f"flush chain {TABLE} {name}" for name in chains]
-    return lines + [f"delete chain {TABLE} {name}" for name in chains]
+    return lines + [f"delete chain {TABLE} {name}" for name in chains if name not in back]
 
 
 def _chain(chain: Chain) -> list[str]:

@@ -113,7 +113,8 @@ def transaction(include: Include, change: Change) -> str:
         f"delete element {TABLE} revision {{ {include.revision} }}",
         f"add element {TABLE} revision {{ {include.revision + 1} }}",
     ]
-    return "\n".join([*guard, *unload(change.gone()), *map(load, change.come())]) + "\n"
+    gone = unload(change.gone(), change.come())
+    return "\n".join([*guard, *gone, *map(load, change.come())]) + "\n"
 
 
 def rebuild(include: Include, config: Config, chains: Iterable[str]) -> str:
