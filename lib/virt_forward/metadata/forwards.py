@@ -15,6 +15,7 @@ from virt_forward.model import MAX_PORT, Declaration, HostAddress, PortForward, 
 
 NAMESPACE = "urn:virt-forward:1"
 ROOT = f"{{{NAMESPACE}}}forwards"
+_XML_SPACE = " \t\r\n"
 
 T = TypeVar("T")
 
@@ -58,7 +59,7 @@ class Reader:
                 yield name.localname, child
             else:
                 Reader(child, self.errors).error(self._unknown(name, allowed))
-        if any((text or "").strip() for text in self._texts()):
+        if any((text or "").strip(_XML_SPACE) for text in self._texts()):
             self.error("text is not allowed here; remove it")
 
     def finish(self) -> None:
@@ -126,13 +127,16 @@ def _port_forward(reader: Reader) -> list[PortForward]:
     source = reader.take("source", values.source)
     mac = reader.take("mac", values.mac)
     reader.finish()
+    before = len(reader.errors)
     found = [_range(Reader(child, reader.errors)) for _, child in reader.children("range")]
+    # A range that cannot be read (in no namespace, say) was meant as one all the same.
+    unread = len(reader.errors) > before
     if address and source and address.version != source.version:
         reader.error(
             f"address is IPv{address.version} but source is IPv{source.version}; give both of one family"
         )
     if (
-        address is None
+        not unread
         and reader.element.get("address") is None
         and all(r is not None and r.exclude for r in found)
     ):

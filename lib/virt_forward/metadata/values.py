@@ -9,6 +9,7 @@ _PORT = re.compile(r"[1-9][0-9]{0,4}", re.ASCII)
 _MAC = re.compile(r"[0-9A-Fa-f]{2}(:[0-9A-Fa-f]{2}){5}", re.ASCII)
 # dev_valid_name() in the kernel's net/core/dev.c, without what nft gives a meaning of its own.
 _DEV = re.compile(r"[A-Za-z0-9_.@+-]{1,15}", re.ASCII)
+_PREFIX = re.compile(r"0|[1-9][0-9]{0,2}", re.ASCII)
 _IP = re.compile(r"[0-9A-Fa-f:.]+", re.ASCII)
 
 
@@ -83,7 +84,7 @@ def source(text: str) -> Subnet:
     """Return one address or a network in CIDR notation."""
     head, slash, prefix = text.partition("/")
     address = _address(head)
-    if slash and not re.fullmatch(r"[0-9]{1,3}", prefix, re.ASCII):
+    if slash and not _PREFIX.fullmatch(prefix):
         raise Bad("use an address or a network in CIDR notation, as in 192.168.1.0/24")
     try:
         network = ip_network(f"{address}{slash}{prefix}", strict=False)

@@ -1,0 +1,72 @@
+"""Small documents and values that tests are made of. Addresses are those of RFC 5737 and RFC 3849."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from ipaddress import ip_address, ip_network
+from uuid import NAMESPACE_DNS, uuid5
+
+from virt_forward.metadata import xml
+from virt_forward.metadata.forwards import NAMESPACE, parse_forwards
+from virt_forward.model import Declaration, Forward, Guest, Proto, Seat
+
+MAC = "52:54:00:a0:8f:2c"
+UUID = "9b8b5e27-6d3c-4f0e-9a3c-3b1f8f2a7c10"
+BRIDGE = "virbr0"
+LAN = ((ip_network("198.51.100.0/24"), BRIDGE), (ip_network("2001:db8:10::/64"), BRIDGE))
+
+
+def uuid_of(name: str) -> str:
+    return str(uuid5(NAMESPACE_DNS, name))
+
+
+def forwards_xml(inside: str, attributes: str = "") -> bytes:
+    """Write a <forwards> element; the first line of ``inside`` is line 2."""
+    return f'<vf:forwards xmlns:vf="{NAMESPACE}"{attributes}>\n{inside}\n</vf:forwards>'.encode()
+
+
+def declared(inside: str, attributes: str = "") -> tuple[Declaration, tuple[str, ...]]:
+    return parse_forwards(xml.parse(forwards_xml(inside, attributes), "test"))
+
+
+def domain_xml(
+    metadata: str = "",
+    nics: str = f"<interface type='bridge'><mac address='{MAC}'/><source bridge='{BRIDGE}'/></interface>",
+    name: str = "web",
+    uuid: str = UUID,
+) -> bytes:
+    """Write a domain; the first line of ``metadata`` is line 4."""
+    return (
+        f"<domain type='kvm'>\n<name>{name}</name><uuid>{uuid}</uuid>\n"
+        f"<metadata>\n{metadata}\n</metadata>\n<devices>{nics}</devices>\n</domain>"
+    ).encode()
+
+
+def forward(
+    start: int = 8080,
+    end: int | None = None,
+    to: int | None = None,
+    proto: Proto = "tcp",
+    address: str | None = None,
+    dev: str | None = None,
+    source: str | None = None,
+    mac: str | None = None,
+) -> Forward:
+    return Forward(
+        proto,
+        start,
+        end or start,
+        to or start,
+        ip_address(address) if address else None,
+        dev,
+        ip_network(source) if source else None,
+        mac,
+    )
+
+
+def seat(ip: str = "198.51.100.200", bridge: str = BRIDGE, mac: str = MAC) -> Seat:
+    return Seat(ip_address(ip), bridge, mac)
+
+
+def guest(name: str = "web", *forwards: Forward, seats: Iterable[Seat] = (seat(),)) -> Guest:
+    return Guest(uuid_of(name), name, forwards=forwards, seats=tuple(seats), lans=LAN)
