@@ -46,16 +46,3 @@ def _build(path: Path, build: Callable[[Path], None], what: str) -> None:
         shutil.rmtree(draft, ignore_errors=True)
         raise
     print(f"   {what}: {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
-
-
-def main() -> None:
-    """Fetch everything now, so that no test has to wait for it."""
-    from lab import guest, machine
-
-    guest.assets()
-    for suite in machine.SUITES:
-        machine.rootfs(suite)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,0 +1,15 @@
+"""Fetch everything now, so that no test has to wait for it: ``python -m lab.prepare``."""
+
+from __future__ import annotations
+
+from lab import guest, machine
+
+
+def main() -> None:
+    guest.assets()
+    for suite in machine.SUITES:
+        machine.rootfs(suite)
+
+
+if __name__ == "__main__":
+    main()
