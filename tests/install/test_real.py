@@ -83,6 +83,30 @@ def test_another_prefix_gets_a_command_that_runs() -> None:
     assert "sync" in out
 
 
+def test_under_systemd_only_active_daemons_are_reloaded() -> None:
+    out = private_host(
+        """
+mkdir -p /run/systemd/system /usr/local/bin
+cat >/usr/local/bin/systemctl <<'EOF'
+#!/bin/sh
+case $* in
+    "-q is-active libvirtd.service") exit 3 ;;
+    "-q is-active "*) ;;
+    *) echo "$*" >>/run/calls ;;
+esac
+EOF
+chmod +x /usr/local/bin/systemctl
+for action in "" --uninstall; do
+    "$INSTALL" $action >/dev/null
+    sort /run/calls
+    rm /run/calls
+done
+"""
+    )
+    calls = ["daemon-reload", "reload virtnetworkd.service", "reload virtqemud.service"]
+    assert out.splitlines() == calls * 2
+
+
 LIBVIRTS_RULES = """
 nft -f - <<'EOF'
 table ip libvirt_network {

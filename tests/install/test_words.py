@@ -177,3 +177,9 @@ def test_without_root_one_sentence(options: list[str]) -> None:
     done = functions(f'exec {nobody} bash "$repo/install.sh" {" ".join(options)}', check=False)
     assert (done.status, done.out) == (1, "")
     assert done.err == "install.sh: error: only root may do this: run it with sudo\n"
+
+
+def test_the_demo_can_be_asked_what_it_would_do() -> None:
+    done = install("--demo", "--dry-run")
+    assert done.out.startswith("would ")
+    assert "demo/demo.py" in done.out
