@@ -46,6 +46,7 @@ def forward(
     start: int = 8080,
     end: int | None = None,
     to: int | None = None,
+    *,
     proto: Proto = "tcp",
     address: str | None = None,
     dev: str | None = None,

@@ -149,7 +149,14 @@ ERRORS = [
     ),
     *(
         (one_port(f'mac="{word}"'), "vf:portForward", f"is wrong: {MAC_WANTED}")
-        for word in ("", "52:54:00:a0:8f", "52-54-00-a0-8f-2c", "525400a08f2c", "52:54:00:a0:8f:2g", f"{MAC}:1")
+        for word in (
+            "",
+            "52:54:00:a0:8f",
+            "52-54-00-a0-8f-2c",
+            "525400a08f2c",
+            "52:54:00:a0:8f:2g",
+            f"{MAC}:1",
+        )
     ),
     # addresses
     *(
@@ -186,7 +193,7 @@ ERRORS = [
         )
     ),
     *(
-        (one_port(f'source="{word}"'), "vf:portForward", f"is wrong: {said}")
+        (one_port(f'source="{word}"'), "vf:portForward", f"{said}")
         for word, said in (
             ("any", "use an IPv4 or IPv6 address"),
             ("192.0.2.0/", "use an address or a network in CIDR notation, as in 192.168.1.0/24"),
@@ -195,8 +202,11 @@ ERRORS = [
             ("192.0.2.0/-1", "use an address or a network in CIDR notation"),
             ("192.0.2.0/33", "the prefix length of an IPv4 network is 0 to 32"),
             ("2001:db8::/129", "the prefix length of an IPv6 network is 0 to 128"),
-            ("192.0.2.1/24", "the address has bits set beyond the prefix; use 192.0.2.0/24 or 192.0.2.1"),
-            ("2001:db8::1/64", "the address has bits set beyond the prefix; use 2001:db8::/64 or 2001:db8::1"),
+            ("192.0.2.1/24", "bits set beyond the prefix; use 192.0.2.0/24 or 192.0.2.1"),
+            (
+                "2001:db8::1/64",
+                "bits set beyond the prefix; use 2001:db8::/64 or 2001:db8::1",
+            ),
         )
     ),
     (
@@ -258,11 +268,11 @@ CONTRADICTIONS = [
         "<host>: 2001:db8::2 is a second IPv6 address for one NIC",
     ),
     (
-        f'<vf:host ip="198.51.100.1"/>{one_port(chr(32) + "address=" + chr(34) + "2001:db8::1" + chr(34))}',
+        '<vf:host ip="198.51.100.1"/>' + one_port('address="2001:db8::1"'),
         "<portForward>: 2001:db8::1 is IPv6, but no <host> gives the guest an IPv6 address",
     ),
     (
-        f'<vf:host ip="2001:db8::1"/>{one_port("source=" + chr(34) + "192.0.2.0/24" + chr(34))}',
+        '<vf:host ip="2001:db8::1"/>' + one_port('source="192.0.2.0/24"'),
         "<portForward>: 192.0.2.0/24 is IPv4, but no <host> gives the guest an IPv4 address",
     ),
 ]
@@ -301,9 +311,8 @@ def test_a_contradiction_names_both_sides(inside: str, said: str) -> None:
         one_port('address="64:ff9b::203.0.113.7"'),
         f'<vf:host ip="198.51.100.1"/><vf:host ip="198.51.100.2" mac="{MAC}"/>',
         # a <host> of another NIC says nothing of this one's families
-        f'<vf:host ip="198.51.100.1" mac="52:54:00:00:00:02"/>{one_port("address=" + repr("2001:db8::1"))}'.replace(
-            "proto=", f'mac="{MAC}" proto='
-        ),
+        '<vf:host ip="198.51.100.1" mac="52:54:00:00:00:02"/>'
+        + one_port(f'address="2001:db8::1" mac="{MAC}"'),
     ],
 )
 def test_what_looks_odd_and_is_right(inside: str) -> None:
