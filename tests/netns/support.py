@@ -14,6 +14,7 @@ ANSWERED, SILENCE = 3.0, 0.15
 """Seconds to wait for an answer that must come, and for one that must not."""
 
 BRIDGE_SYSCTLS = Path("/proc/sys/net/bridge")
+GUESTS = {"web": 200, "db": 201, "app": 202}
 PHASES: dict[str, tuple[str, xml.Phase]] = {
     "prepare": ("begin", "prepare"),
     "start": ("begin", "prepare"),
@@ -39,6 +40,7 @@ class Family:
     loopback: str
     guests: str
     any: str
+    lan: str
 
     def guest(self, number: int) -> str:
         return f"{self.guests}{number}"
@@ -47,17 +49,25 @@ class Family:
         """Return another address in the client's subnet."""
         return f"{self.client[:-1]}{number}"
 
+    @property
+    def third(self) -> str:
+        return self.more(3)
+
+    @property
+    def fourth(self) -> str:
+        return self.more(4)
+
     def __str__(self) -> str:
         return f"v{self.version}"
 
 
 V4 = Family(
     4, netns.HOST4, netns.CLIENT4, netns.SECOND_HOST4, netns.SECOND_CLIENT4, netns.GATEWAY4,
-    "192.0.2.9", "127.0.0.1", "10.10.0.", "0.0.0.0/0",
+    "192.0.2.9", "127.0.0.1", "10.10.0.", "0.0.0.0/0", "192.0.2.0/24",
 )  # fmt: skip
 V6 = Family(
     6, netns.HOST6, netns.CLIENT6, netns.SECOND_HOST6, netns.SECOND_CLIENT6, netns.GATEWAY6,
-    "2001:db8:1::9", "::1", "fd10:10::", "::/0",
+    "2001:db8:1::9", "::1", "fd10:10::", "::/0", "2001:db8:1::/64",
 )  # fmt: skip
 FAMILIES = (V4, V6)
 PROTOS = ("tcp", "udp", "sctp")
@@ -88,6 +98,7 @@ class Scene:
         self._numbers: dict[str, int] = {}
         self._bridges: dict[str, str] = {}
         self._metadata: dict[str, str] = {}
+        self._seen: dict[str, None] = {}
 
     def guest(self, name: str, number: int, *, v4: bool = True, v6: bool = True) -> Ns:
         """Plug a guest into the bridge; its addresses end in ``number`` and stand in its metadata."""
@@ -119,16 +130,33 @@ class Scene:
     ) -> Done:
         """Run the qemu hook for one event, with the XML that libvirt has for it."""
         sub, phase = PHASES[operation]
+        self._seen[name] = None
         text = self.xml(name, *children, attributes=attributes, phase=phase)
         return self.lab.hook("qemu", name, operation, sub, xml=text, check=check)
 
     def start(self, name: str, *children: str, attributes: str = "") -> None:
-        for operation in ("prepare", "start", "started"):
+        for operation in ("prepare", "started"):
             self.event(name, operation, *children, attributes=attributes)
 
     def stop(self, name: str, *children: str) -> None:
         for operation in ("stopped", "release"):
             self.event(name, operation, *children)
+
+    def refused(self, name: str, *children: str) -> str:
+        """Prepare a guest that must not start, and return what virsh would show."""
+        done = self.event(name, "prepare", *children, check=False)
+        assert done.status == 1, done
+        assert done.out == ""
+        return done.err
+
+    def reset(self) -> None:
+        """Stop every guest that was ever mentioned, and forget connections and configuration."""
+        for name in self._seen:
+            self.stop(name)
+        self._seen.clear()
+        self.lab.config.unlink(missing_ok=True)
+        self.host.run(["conntrack", "-F"], check=False)
+        assert self.table() == ""
 
     def table(self) -> str:
         """List our table without counters; empty where there is none."""
@@ -194,3 +222,24 @@ def silent(
     before = crowd.heard()
     answer = place.ask(address, port, proto, source=source, timeout=SILENCE)
     return answer is None and crowd.heard() == before
+
+
+class Cast:
+    """The places of a topology that is built once a module; every guest serves the same ports."""
+
+    PORTS = (80, 81, 5000, 5005, 5555, 5800, 5999, 6000, 6005, 6500)
+
+    def __init__(self, scene: Scene) -> None:
+        self.scene = scene
+        scene.second_addresses()
+        self.client, self.host, self.client2 = scene.client, scene.host, scene.routed()
+        self.web, self.db, self.app = (scene.guest(name, n) for name, n in GUESTS.items())
+        self.far = scene.far_guest("far", 5)
+        self.crowd = Crowd()
+        for place in (self.web, self.db, self.app, self.far):
+            self.crowd.serve(place, self.PORTS, protos=("tcp", "udp"))
+
+    def silent(
+        self, place: Ns, address: str, port: int, proto: str = "tcp", source: str | None = None
+    ) -> bool:
+        return silent(place, address, port, proto, self.crowd, source=source)

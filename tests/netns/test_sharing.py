@@ -1,0 +1,257 @@
+"""Guests that share a host port: the more special claim wins, whoever started first; equals are refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pytest
+
+from lab.xml import port_forward
+from netns.support import FAMILIES, PROTOS, V4, V6, Cast, Family, told, who
+
+pytestmark = pytest.mark.root
+
+NAMES = ("web", "db", "app")
+orders = pytest.mark.parametrize("order", [NAMES, ("app", "db", "web"), ("db", "app", "web")], ids="-".join)
+both = pytest.mark.parametrize("family", FAMILIES, ids=str)
+
+Limit = Callable[[Family], str]
+
+
+def at(which: str) -> Limit:
+    return lambda family: f'address="{getattr(family, which)}"'
+
+
+def dev(name: str) -> Limit:
+    return lambda _: f'dev="{name}"'
+
+
+def source(which: str) -> Limit:
+    return lambda family: f'source="{getattr(family, which)}"'
+
+
+def everywhere(_: Family) -> str:
+    return ""
+
+
+def claim(*limits: Limit, ranges: tuple[str, ...] = ("8080:80",), proto: str = "tcp") -> list[str]:
+    """Declare the same in both families, where the limits make a difference between them."""
+    found = (" ".join(limit(family) for limit in limits) for family in FAMILIES)
+    return [port_forward(*ranges, proto=proto, attributes=words) for words in dict.fromkeys(found)]
+
+
+def start(cast: Cast, claims: dict[str, list[str]], order: tuple[str, ...] = NAMES) -> None:
+    for name in order:
+        if name in claims:
+            cast.scene.start(name, *claims[name])
+
+
+@orders
+def test_by_address(cast: Cast, order: tuple[str, ...]) -> None:
+    start(cast, {"web": claim(at("host")), "db": claim(at("extra")), "app": claim()}, order)
+    for family in FAMILIES:
+        for place in (cast.client, cast.client2, cast.host, cast.web, cast.db, cast.far):
+            assert who(place, family.host, 8080) == "web"
+            assert who(place, family.extra, 8080) == "db"
+            assert who(place, family.second_host, 8080) == "app"
+
+
+@orders
+def test_by_device(cast: Cast, order: tuple[str, ...]) -> None:
+    start(cast, {"web": claim(dev("enp1s0")), "db": claim(dev("enp2s0")), "app": claim()}, order)
+    for family in FAMILIES:
+        assert who(cast.client, family.host, 8080) == "web"
+        assert who(cast.client, family.second_host, 8080) == "web"
+        assert who(cast.client2, family.host, 8080) == "db"
+        for place in (cast.host, cast.web, cast.db, cast.far):
+            assert who(place, family.host, 8080) == "app"
+
+
+@both
+@pytest.mark.parametrize("proto", ["tcp", "udp"])
+def test_by_disjoint_source(cast: Cast, family: Family, proto: str) -> None:
+    start(cast, {"web": claim(source("third"), proto=proto), "db": claim(source("fourth"), proto=proto)})
+    assert who(cast.client, family.host, 8080, proto, source=family.third) == "web"
+    assert who(cast.client, family.host, 8080, proto, source=family.fourth) == "db"
+    assert cast.silent(cast.client, family.host, 8080, proto)
+    cast.scene.start("app", *claim(proto=proto))
+    assert who(cast.client, family.host, 8080, proto) == "app"
+    cast.scene.stop("web")
+    assert who(cast.client, family.host, 8080, proto, source=family.third) == "app"
+
+
+@orders
+def test_by_nested_source(cast: Cast, order: tuple[str, ...]) -> None:
+    start(cast, {"web": claim(source("third")), "db": claim(source("lan")), "app": claim()}, order)
+    for family in FAMILIES:
+        assert who(cast.client, family.host, 8080, source=family.third) == "web"
+        assert who(cast.client, family.host, 8080, source=family.fourth) == "db"
+        assert who(cast.client2, family.host, 8080) == "app"
+        assert who(cast.db, family.host, 8080) == "app"
+
+
+@orders
+def test_address_before_device_before_source(cast: Cast, order: tuple[str, ...]) -> None:
+    claims = {"web": claim(at("host")), "db": claim(dev("enp1s0")), "app": claim(source("client"))}
+    start(cast, claims, order)
+    for family in FAMILIES:
+        assert who(cast.client, family.host, 8080) == "web"
+        assert who(cast.client, family.extra, 8080) == "db"
+        assert who(cast.client2, family.host, 8080) == "web"
+        assert cast.silent(cast.client2, family.extra, 8080)
+    cast.scene.stop("db")
+    assert [who(cast.client, family.extra, 8080) for family in FAMILIES] == ["app", "app"]
+
+
+@orders
+def test_at_one_address_device_before_source_before_all(cast: Cast, order: tuple[str, ...]) -> None:
+    here = at("host")
+    claims = {"web": claim(here, dev("enp2s0")), "db": claim(here, source("third")), "app": claim(here)}
+    start(cast, claims, order)
+    for family in FAMILIES:
+        assert who(cast.client2, family.host, 8080) == "web"
+        assert who(cast.client, family.host, 8080, source=family.third) == "db"
+        assert who(cast.client, family.host, 8080) == "app"
+
+
+@orders
+def test_single_port_in_a_wide_range(cast: Cast, order: tuple[str, ...]) -> None:
+    claims = {
+        "web": claim(ranges=("5000-5999",)),
+        "db": claim(source("third"), ranges=("5555",)),
+        "app": claim(dev("enp2s0"), ranges=("5555",)),
+    }
+    start(cast, claims, order)
+    for family in FAMILIES:
+        assert who(cast.client, family.host, 5555) == "web"
+        assert who(cast.client, family.host, 5555, source=family.third) == "db"
+        assert who(cast.client2, family.host, 5555) == "app"
+        assert who(cast.client2, family.host, 5800) == "web"
+    cast.scene.stop("web")
+    for family in FAMILIES:
+        assert cast.silent(cast.client, family.host, 5555)
+        assert who(cast.client, family.host, 5555, source=family.third) == "db"
+
+
+@orders
+def test_a_wide_range_that_is_the_more_special_one(cast: Cast, order: tuple[str, ...]) -> None:
+    claims = {
+        "web": claim(source("third"), ranges=("5000-5999",)),
+        "db": claim(source("lan"), ranges=("5555", "5000-5005")),
+        "app": claim(ranges=("5555", "5800")),
+    }
+    start(cast, claims, order)
+    for family in FAMILIES:
+        for port in (5000, 5005, 5555, 5800):
+            assert who(cast.client, family.host, port, source=family.third) == "web"
+        for port in (5000, 5005, 5555):
+            assert who(cast.client, family.host, port) == "db"
+        assert who(cast.client, family.host, 5800) == "app"
+        assert who(cast.client2, family.host, 5555) == "app"
+        assert cast.silent(cast.client2, family.host, 5000)
+
+
+@orders
+def test_wide_ranges_that_overlap(cast: Cast, order: tuple[str, ...]) -> None:
+    claims = {
+        "web": claim(source("lan"), ranges=("5000-5999",)),
+        "db": claim(dev("enp1s0"), ranges=("5500-6999",)),
+        "app": claim(at("extra"), ranges=()),
+    }
+    start(cast, claims, order)
+    for family in FAMILIES:
+        assert who(cast.client, family.host, 5005) == "web"
+        assert who(cast.client, family.host, 5555) == "db"
+        assert who(cast.client, family.host, 6500) == "db"
+        assert who(cast.client, family.extra, 5555) == "app"
+        assert cast.silent(cast.client2, family.host, 5555)
+    cast.scene.stop("db")
+    assert [who(cast.client, family.host, 5555) for family in FAMILIES] == ["web", "web"]
+
+
+SHIFTED = [("5000-5005:6000", {5000: 6000, 5005: 6005}), ("4500-5499:5000", {4500: 5000, 5499: 5999})]
+
+
+@pytest.mark.parametrize(("words", "pairs"), SHIFTED, ids=["modest", "wide"])
+@pytest.mark.parametrize("limit", [source("client"), dev("enp1s0")], ids=["source", "dev"])
+def test_a_narrowed_range_keeps_its_offset(
+    cast: Cast, limit: Limit, words: str, pairs: dict[int, int]
+) -> None:
+    cast.scene.start("web", *claim(limit, ranges=(words,)))
+    for family in FAMILIES:
+        for port, to in pairs.items():
+            assert told(cast.client, family.host, port) == ("web", family.client, to)
+            assert cast.silent(cast.client2, family.host, port)
+        assert cast.silent(cast.client, family.host, max(pairs) + 1)
+
+
+def test_the_two_families_are_shared_by_source(cast: Cast) -> None:
+    v4, v6 = (port_forward("8080:80", attributes=f'source="{family.any}"') for family in FAMILIES)
+    start(cast, {"web": [v4], "db": [v6]})
+    assert who(cast.client, V4.host, 8080) == "web"
+    assert who(cast.client, V6.host, 8080) == "db"
+
+
+@dataclass(frozen=True)
+class Equal:
+    """Two claims of which neither is the more special, and the first port on which they meet."""
+
+    port: int
+    first: tuple[str, ...]
+    second: tuple[str, ...]
+    limit: Limit = everywhere
+
+
+EQUALS = [
+    Equal(8080, ("8080:80",), ("8080:81",)),
+    Equal(5009, ("5000-5009",), ("5009-5020",)),
+    Equal(5555, ("5000-5999",), ("5555",)),
+    Equal(5998, ("5000-5999",), ("5998-7000",)),
+    Equal(80, (), ("80",), at("extra")),
+    Equal(443, ("443",), (), at("extra")),
+    Equal(8080, ("8080",), ("8080",), dev("enp1s0")),
+    Equal(5555, ("5000-5999",), ("5555",), source("client")),
+]
+
+
+@pytest.mark.parametrize("proto", PROTOS)
+@pytest.mark.parametrize("case", EQUALS, ids=lambda case: f"{case.port}-{case.limit(V4)}")
+def test_an_equal_claim_is_refused_and_names_the_first(cast: Cast, proto: str, case: Equal) -> None:
+    first, second = (claim(case.limit, ranges=ranges, proto=proto) for ranges in (case.first, case.second))
+    cast.scene.start("web", *first)
+    before = cast.scene.table()
+    said = cast.scene.refused("db", *second)
+    assert f'guest "db": host port {proto}/{case.port} is taken by guest web' in said
+    cast.scene.stop("db")
+    assert cast.scene.table() == before
+    cast.scene.stop("web")
+    cast.scene.event("db", "prepare", *second)
+
+
+def test_a_claim_counts_from_prepare_on(cast: Cast) -> None:
+    cast.scene.event("web", "prepare", *claim())
+    assert "taken by guest web" in cast.scene.refused("db", *claim())
+    cast.scene.stop("web")
+    cast.scene.event("db", "prepare", *claim())
+
+
+@both
+def test_kept_out_while_the_first_runs_and_freed_when_it_stops(cast: Cast, family: Family) -> None:
+    cast.scene.start("web", *claim())
+    cast.scene.event("db", "reconnect", *claim(), *claim(ranges=("9090:80",)))
+    cast.scene.event("app", "reconnect", *claim())
+    assert who(cast.client, family.host, 8080) == "web"
+    assert who(cast.client, family.host, 9090) == "db"
+    cast.scene.stop("web")
+    winner = who(cast.client, family.host, 8080)
+    assert winner in ("db", "app")
+    cast.scene.stop(winner)
+    assert who(cast.client, family.host, 8080) == {"db": "app", "app": "db"}[winner]
+
+
+def test_a_stranger_keeps_its_ports_when_a_refused_guest_goes(cast: Cast) -> None:
+    cast.scene.start("web", *claim())
+    cast.scene.refused("db", *claim())
+    cast.scene.stop("db")
+    assert who(cast.client, V4.host, 8080) == "web"
