@@ -11,6 +11,8 @@ mount -t overlay machine "$scratch/over/root" \
     -o "lowerdir=$rootfs,upperdir=$scratch/over/upper,workdir=$scratch/over/work"
 cp -a "$scratch/files/." "$scratch/over/root/"
 
+# What runs in it sets forwarding and route_localnet, as on any host.
+export SYSTEMD_NSPAWN_API_VFS_WRITABLE=network
 # systemd 256 and newer start on unified control groups only.
 export UNIFIED_CGROUP_HIERARCHY=1 SYSTEMD_NSPAWN_UNIFIED_HIERARCHY=1
 exec systemd-nspawn --quiet --boot --register=no --keep-unit --capability=all --bind=/dev/net/tun \

@@ -42,6 +42,13 @@ class Ns:
         self.path = Path("/run/netns", name)
         self._undo = contextlib.ExitStack()
         run(["ip", "netns", "add", name])
+        try:
+            self._prepare()
+        except BaseException:
+            self.remove()
+            raise
+
+    def _prepare(self) -> None:
         # Duplicate address detection makes an IPv6 address unusable for its first second.
         for key in ("all", "default"):
             self.sysctl(f"net.ipv6.conf.{key}.accept_dad", 0)
