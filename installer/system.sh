@@ -56,9 +56,16 @@ daemon_pid() {
 
 stop_work() {
     reload_libvirt
+    if exists "$run_dir"; then act 'close all forwards and end their connections' close_forwards; fi
     remove_table
     if [[ -n $(libvirt_version) ]]; then remove_admitting_rules; fi
     if exists "$run_dir"; then act "remove $run_dir" rm -rf -- "$run_dir"; fi
+}
+
+# The package undoes what it did; what follows removes the rest, should it fail.
+close_forwards() {
+    timeout 60 "$python" -I -c 'import sys; sys.path.insert(0, sys.argv[1])
+from virt_forward.teardown import main; sys.exit(main())' "$repo/lib" 2>/dev/null || true
 }
 
 remove_table() {
