@@ -11,7 +11,7 @@ from virt_forward.store import Store
 
 
 def main() -> int:
-    """Close every forward, end its connections, undo what was done beyond our table; return an exit status."""
+    """Close every forward, end its connections, undo what was done beyond our table."""
     store = Store()
     if not store.exists():
         return 0

@@ -20,7 +20,7 @@ def add_to(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> N
     parser = commands.add_parser(
         "list",
         help="show what is declared and what is true",
-        description="Show the declared forwards of all guests, their state, and what has passed through them.",
+        description="Show the declared forwards of all guests, their state and their counters.",
     )
     parser.add_argument("domains", nargs="*", metavar="DOMAIN", help="name or UUID; all where none is given")
     parser.add_argument("--json", action="store_true", help="print JSON, version 1")
