@@ -1,0 +1,144 @@
+"""What config.toml says about uplinks, hairpin, reserved ports and errors, as packets and libvirt see it."""
+
+from __future__ import annotations
+
+import pytest
+
+from lab.xml import port_forward
+from netns.support import FAMILIES, PROTOS, V4, Cast, Family, told, who
+
+pytestmark = pytest.mark.root
+
+both = pytest.mark.parametrize("family", FAMILIES, ids=str)
+EVERY_PROTO = [port_forward("8080:80", proto=proto) for proto in ("tcp", "udp")]
+
+
+@both
+def test_uplinks(cast: Cast, family: Family) -> None:
+    cast.scene.lab.configure('[forward]\nuplinks = ["enp1s0"]\n')
+    cast.scene.start("web", *EVERY_PROTO)
+    for proto in ("tcp", "udp"):
+        assert told(cast.client, family.host, 8080, proto) == ("web", family.client, 80)
+        assert told(cast.client, family.second_host, 8080, proto) == ("web", family.client, 80)
+        for place in (cast.host, cast.web, cast.db):
+            assert who(place, family.host, 8080, proto) == "web"
+        for address in (family.host, family.second_host):
+            assert cast.silent(cast.client2, address, 8080, proto)
+            assert cast.silent(cast.far, address, 8080, proto)
+
+
+def test_a_device_that_is_no_uplink_is_refused(cast: Cast) -> None:
+    cast.scene.lab.configure('[forward]\nuplinks = ["enp1s0"]\n')
+    said = cast.scene.refused("web", port_forward("8080:80", attributes='dev="enp2s0"'))
+    assert 'dev="enp2s0" is not among the uplinks of the configuration, which are enp1s0' in said
+
+
+@both
+def test_without_hairpin(cast: Cast, family: Family) -> None:
+    cast.scene.lab.configure("[forward]\nhairpin = false\n")
+    cast.scene.start("web", *EVERY_PROTO)
+    for proto in ("tcp", "udp"):
+        assert told(cast.client, family.host, 8080, proto) == ("web", family.client, 80)
+        assert told(cast.host, family.host, 8080, proto) == ("web", family.host, 80)
+        assert who(cast.far, family.host, 8080, proto) == "web"
+        for place in (cast.web, cast.db):
+            assert cast.silent(place, family.host, 8080, proto)
+
+
+def test_reserved(cast: Cast) -> None:
+    cast.scene.lab.configure('[policy]\nreserved = ["tcp/8443", "udp/53"]\n')
+    for ranges in (("8443",), ("8000-9000",), ("8443:80",)):
+        said = cast.scene.refused("web", port_forward(*ranges))
+        assert "host port tcp/8443 is reserved by the configuration ([policy] reserved)" in said
+    assert "udp/53 is reserved" in cast.scene.refused("web", port_forward("53", proto="udp"))
+    cast.scene.start("web", port_forward("8443:80", proto="udp"), port_forward("53:80", "22:80"))
+    assert who(cast.client, V4.host, 8443, "udp") == "web"
+    assert who(cast.client, V4.host, 53) == "web"
+    assert who(cast.client, V4.host, 22) == "web"
+
+
+def test_ssh_is_reserved_unless_said_otherwise(cast: Cast) -> None:
+    assert "host port tcp/22 is reserved" in cast.scene.refused("web", port_forward("22"))
+    cast.scene.start("web", port_forward("22:80", proto="udp"))
+
+
+@both
+def test_a_whole_address_spares_what_the_host_keeps(cast: Cast, family: Family) -> None:
+    cast.scene.lab.configure('[policy]\nreserved = ["tcp/81"]\n')
+    with cast.host.serve("tcp", 80, name="own"):
+        cast.scene.start("web", port_forward(attributes=f'address="{family.extra}"'))
+        assert told(cast.client, family.extra, 5000)[0] == "web"
+        assert who(cast.client, family.extra, 80) == "own"
+        assert cast.silent(cast.client, family.extra, 81)
+
+
+def test_warn_starts_a_guest_whose_forwards_are_wrong(cast: Cast) -> None:
+    cast.scene.lab.configure('[policy]\non_error = "warn"\n')
+    wrong = port_forward("0")
+    for operation in ("prepare", "started", "reconnect"):
+        done = cast.scene.event("web", operation, wrong, port_forward("8080:80"))
+        assert (done.out, done.err) == ("", "")
+    assert cast.silent(cast.client, V4.host, 8080)
+    assert cast.scene.table() == ""
+
+
+def test_refuse_is_the_default_and_never_later_than_prepare(cast: Cast) -> None:
+    wrong = port_forward("0")
+    assert 'start="0" is wrong: use a port number from 1 to 65535' in cast.scene.refused("web", wrong)
+    for operation in ("started", "reconnect", "stopped", "release"):
+        done = cast.scene.event("web", operation, wrong)
+        assert (done.out, done.err) == ("", "")
+
+
+def test_warn_starts_a_guest_less_the_forwards_that_are_taken(cast: Cast) -> None:
+    cast.scene.start("web", port_forward("8080:80"))
+    cast.scene.lab.configure('[policy]\non_error = "warn"\n')
+    cast.scene.start("db", port_forward("8080:80", "8081:80"))
+    assert who(cast.client, V4.host, 8080) == "web"
+    assert who(cast.client, V4.host, 8081) == "db"
+    cast.scene.stop("web")
+    assert who(cast.client, V4.host, 8080) == "db"
+
+
+BROKEN = [
+    ("[forward]\nuplink = []\n", "2: [forward] uplink: unknown key; known: uplinks, localhost, hairpin"),
+    ('[forward]\n\nhairpin = "no"\n', "3: [forward] hairpin: use true or false"),
+    ('[policy]\nreserved = ["22"]\n', "2: [policy] reserved: use protocol/port"),
+    ('[policy]\non_error = "ignore"\n', '2: [policy] on_error: use "refuse" or "warn"'),
+    ("[forwards]\n", "1: unknown section [forwards]"),
+]
+
+
+@pytest.mark.parametrize(("text", "said"), BROKEN, ids=lambda value: value.split("\n")[0])
+def test_a_broken_configuration_is_told_by_file_line_and_key(cast: Cast, text: str, said: str) -> None:
+    cast.scene.lab.configure(text)
+    assert f"{cast.scene.lab.config}:{said}" in cast.scene.refused("web", port_forward("8080"))
+
+
+def test_a_configuration_that_broke_meanwhile_leaves_the_last_one_in_force(cast: Cast) -> None:
+    cast.scene.lab.configure('[forward]\nuplinks = ["enp1s0"]\n')
+    cast.scene.start("web", port_forward("8080:80"))
+    cast.scene.lab.configure("[forward]\nuplinks = 1\n")
+    cast.scene.event("db", "reconnect", port_forward("8081:80"))
+    assert who(cast.client, V4.host, 8081) == "db"
+    assert cast.silent(cast.client2, V4.host, 8081)
+    assert cast.silent(cast.client2, V4.host, 8080)
+    cast.scene.stop("web")
+    assert cast.silent(cast.client, V4.host, 8080)
+
+
+@pytest.mark.parametrize("proto", PROTOS)
+def test_wildcards_serve_the_families_that_the_guest_has(cast: Cast, proto: str) -> None:
+    """A guest of one family has forwards in that family only; nothing of the other is caught."""
+    scene = cast.scene
+    scene.hosts("web", V4.guest(200), None)
+    try:
+        scene.start("web", port_forward("8090:6500", proto=proto))
+        with cast.web.serve(proto, 6501, name="web"):
+            assert "ip6 to" not in scene.table()
+        assert cast.silent(cast.client, FAMILIES[1].host, 8090, proto)
+        if proto != "sctp":
+            assert who(cast.client, V4.host, 8090, proto) == "web"
+    finally:
+        scene.stop("web")
+        scene.hosts("web", V4.guest(200), FAMILIES[1].guest(200))
