@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from lab import cgroups
 from lab.netns import PREFIX
 from lab.proc import run
 
@@ -87,7 +88,8 @@ def _tables() -> Iterator[str]:
 
 
 def _files() -> Iterator[str]:
-    found = [*Path("/tmp").glob(f"{PREFIX}*"), *Path("/usr/local").glob("*/virt-forward*")]
+    found = [group for parent in cgroups.here() for group in parent.glob(f"{PREFIX}*")]
+    found += [*Path("/tmp").glob(f"{PREFIX}*"), *Path("/usr/local").glob("*/virt-forward*")]
     for top in WATCHED:
         found += [top, *top.rglob("*")] if top.exists() else []
     yield from (f"file {path}" for path in found)

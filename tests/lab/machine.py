@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from lab import cache, guest, netns
+from lab import cache, cgroups, guest, netns
 from lab.box import Box, first_process, lay_out
 from lab.host import FILES
 from lab.proc import REPO, Background, eventually, run
@@ -64,14 +64,16 @@ class Machine(Box):
         self.dir = lab.dir / "machine"
         lay_out(self.dir / "files", {**FILES, **OWN_FILES, **files})
         (self.dir / "over").mkdir()
+        undo.callback(cgroups.remove, lab.tag)
         self.boot = undo.enter_context(Background(self._argv(), self.dir / "boot.log"))
         self.init = first_process(self.boot, undo)
 
     def _argv(self) -> list[str | Path]:
+        groups = ",".join(map(str, cgroups.named(self.lab.tag)))
         kernel = guest.assets().kernel.parent
         return [
             "unshare", "--mount", "--propagation=private",
-            "bash", HERE / "machine.sh", self.dir, rootfs(self.suite),
+            "bash", HERE / "machine.sh", self.dir, rootfs(self.suite), groups,
             f"--network-namespace-path={self.ns.path}", f"--bind-ro={kernel}", f"--bind-ro={REPO}:{SOURCE}",
         ]  # fmt: skip
 

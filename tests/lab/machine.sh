@@ -1,9 +1,15 @@
 #!/bin/bash
 # Boot a root file system that stays as it is: what the machine writes goes to memory, and with it.
-# Called in a mount namespace of its own as: machine.sh SCRATCH ROOTFS [systemd-nspawn option…]
+# Called in a mount namespace of its own as: machine.sh SCRATCH ROOTFS CGROUP[,CGROUP] [systemd-nspawn option…]
 set -euo pipefail
 scratch=$1 rootfs=$2
-shift 2
+IFS=, read -ra cgroups <<<"$3"
+shift 3
+
+for cgroup in "${cgroups[@]}"; do
+    mkdir "$cgroup"
+    echo $$ >"$cgroup/cgroup.procs"
+done
 
 mount -t tmpfs machine "$scratch/over"
 mkdir "$scratch/over"/{upper,work,root}
