@@ -2,11 +2,11 @@
 
 import json
 from collections.abc import Callable
-from ipaddress import ip_address, ip_network
 from typing import Any, TypeVar
 
 from virt_forward.errors import StateError
-from virt_forward.model import Forward, Guest, HostAddress, Network, Nic, Reservation, Seat
+from virt_forward.metadata import values
+from virt_forward.model import Address, Forward, Guest, HostAddress, Network, Nic, Reservation, Seat, Subnet
 
 VERSION = 1
 
@@ -54,7 +54,7 @@ def _load(text: str, where: str, build: Callable[[dict[str, Any]], T]) -> T:
         if document["version"] != VERSION:
             raise ValueError(f"version {document['version']} is not {VERSION}")
         return build(document)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         reason = " ".join(str(error).split())
         raise StateError(f"{where}: is no record of ours: {type(error).__name__} {reason}") from None
 
@@ -69,7 +69,12 @@ def _dump_forward(forward: Forward) -> dict[str, Any]:
 def _string(value: object) -> str:
     if not isinstance(value, str):
         raise TypeError(f"{value!r} is no string")
+    value.encode()  # half of a surrogate pair could be read, but never be written again
     return value
+
+
+def _optional(value: object, convert: Callable[[str], T]) -> T | None:
+    return None if value is None else convert(_string(value))
 
 
 def _port(value: object) -> int:
@@ -78,57 +83,66 @@ def _port(value: object) -> int:
     return value
 
 
-def _dev(value: object) -> str:
-    # The same gate as for metadata: a record reaches nft as well.
-    from virt_forward.metadata import values
+# A record reaches nft as metadata does, and passes the same gate.
 
+
+def _dev(value: object) -> str:
     return values.dev(_string(value))
 
 
-def _forward(fields: dict[str, Any]) -> Forward:
-    from virt_forward.metadata import values
+def _ip(value: object) -> Address:
+    return values.address(_string(value))
 
-    return Forward(
+
+def _subnet(value: object) -> Subnet:
+    return values.source(_string(value))
+
+
+def _forward(fields: dict[str, Any]) -> Forward:
+    forward = Forward(
         values.proto(_string(fields["proto"])),
         _port(fields["start"]),
         _port(fields["end"]),
         _port(fields["to"]),
-        ip_address(_string(fields["address"])) if fields["address"] else None,
-        _dev(fields["dev"]) if fields["dev"] else None,
-        ip_network(_string(fields["source"])) if fields["source"] else None,
-        _string(fields["mac"]) if fields["mac"] else None,
+        _optional(fields["address"], values.address),
+        _optional(fields["dev"], values.dev),
+        _optional(fields["source"], values.source),
+        _optional(fields["mac"], values.mac),
     )
+    _port(forward.to + forward.end - forward.start)
+    if forward.end < forward.start:
+        raise ValueError(f"{forward.start}-{forward.end} is no range of ports")
+    return forward
 
 
 def _guest(fields: dict[str, Any]) -> Guest:
     if fields["phase"] not in ("restoring", "prepared", "running"):
         raise ValueError(f"phase {fields['phase']!r} is unknown")
     return Guest(
-        uuid=_string(fields["uuid"]),
+        uuid=values.uuid(_string(fields["uuid"])),
         name=_string(fields["name"]),
         phase=fields["phase"],
         isolate=bool(fields["isolate"]),
         forwards=tuple(map(_forward, fields["forwards"])),
         conflicts=tuple((_forward(item["forward"]), _string(item["reason"])) for item in fields["conflicts"]),
         nics=tuple(Nic(*(_string(nic[key]) for key in Nic._fields)) for nic in fields["nics"]),
-        hosts=tuple(HostAddress(ip_address(_string(h["ip"])), h["mac"]) for h in fields["hosts"]),
+        hosts=tuple(HostAddress(_ip(h["ip"]), _optional(h["mac"], values.mac)) for h in fields["hosts"]),
         seats=tuple(
-            Seat(ip_address(_string(seat["ip"])), _dev(seat["bridge"]), _string(seat["mac"]))
-            for seat in fields["seats"]
+            Seat(_ip(seat["ip"]), _dev(seat["bridge"]), _string(seat["mac"])) for seat in fields["seats"]
         ),
-        lans=tuple((ip_network(_string(lan["subnet"])), _dev(lan["bridge"])) for lan in fields["lans"]),
+        lans=tuple((_subnet(lan["subnet"]), _dev(lan["bridge"])) for lan in fields["lans"]),
     )
 
 
 def _network(fields: dict[str, Any]) -> Network:
     return Network(
         _string(fields["name"]),
-        _string(fields["uuid"]),
+        values.uuid(_string(fields["uuid"])),
         _string(fields["bridge"]),
         _string(fields["mode"]),
-        tuple(ip_network(_string(subnet)) for subnet in fields["subnets"]),
+        tuple(map(_subnet, fields["subnets"])),
         tuple(
-            Reservation(ip_address(_string(lease["ip"])), lease["mac"], lease["name"])
+            Reservation(_ip(lease["ip"]), _optional(lease["mac"], str), _optional(lease["name"], str))
             for lease in fields["reservations"]
         ),
     )

@@ -1,14 +1,10 @@
 """A libvirt domain XML to a Domain: its name, NICs and what it declares to us."""
 
-import re
-
 from lxml import etree
 
 from virt_forward.errors import VirtForwardError
-from virt_forward.metadata import forwards, xml
+from virt_forward.metadata import forwards, values, xml
 from virt_forward.model import Declaration, Domain, Nic
-
-_UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.ASCII)
 
 
 class MetadataError(VirtForwardError):
@@ -48,10 +44,11 @@ def _child(root: etree._Element, name: str) -> etree._Element:
 
 
 def _uuid(root: etree._Element) -> str:
-    uuid = xml.text(root.find("uuid")).lower()
-    if not _UUID.fullmatch(uuid):
-        raise VirtForwardError(f"domain XML: <uuid> is {forwards.quote(uuid)}, which is no UUID")
-    return uuid
+    text = xml.text(root.find("uuid")).lower()
+    try:
+        return values.uuid(text)
+    except values.Bad:
+        raise VirtForwardError(f"domain XML: <uuid> is {forwards.quote(text)}, which is no UUID") from None
 
 
 def _nic(element: etree._Element) -> Nic:

@@ -1,12 +1,12 @@
 """A libvirt network XML to a Network, from the network hook's stdin or libvirt's status file."""
 
-from ipaddress import ip_address, ip_network
+from ipaddress import ip_network
 from typing import NamedTuple
 
 from lxml import etree
 
 from virt_forward.errors import VirtForwardError
-from virt_forward.metadata import xml
+from virt_forward.metadata import values, xml
 from virt_forward.model import Network, Reservation, Subnet
 
 
@@ -31,12 +31,20 @@ def _network(element: etree._Element) -> Network:
     forward, bridge = element.find("forward"), element.find("bridge")
     return Network(
         name=xml.text(element.find("name")),
-        uuid=xml.text(element.find("uuid")).lower(),
+        uuid=_uuid(element),
         bridge="" if bridge is None else bridge.get("name", ""),
         mode="" if forward is None else forward.get("mode", "nat"),
         subnets=tuple(subnet for subnet in map(_subnet, element.iterfind("ip")) if subnet),
         reservations=tuple(lease for lease in map(_reservation, element.iterfind("ip/dhcp/host")) if lease),
     )
+
+
+def _uuid(element: etree._Element) -> str:
+    # Our record of the network is a file of this name.
+    try:
+        return values.uuid(xml.text(element.find("uuid")).lower())
+    except values.Bad:
+        raise VirtForwardError("network XML: <uuid> is no UUID") from None
 
 
 def _port(element: etree._Element | None) -> NetworkPort | None:
@@ -53,7 +61,7 @@ def _port(element: etree._Element | None) -> NetworkPort | None:
 def _subnet(element: etree._Element) -> Subnet | None:
     bits = element.get("prefix") or element.get("netmask") or _classful(element.get("address", ""))
     try:
-        return ip_network(f"{element.get('address')}/{bits}", strict=False)
+        return ip_network(f"{values.address(element.get('address', ''))}/{bits}", strict=False)
     except ValueError:
         return None
 
@@ -69,6 +77,6 @@ def _classful(address: str) -> str:
 def _reservation(element: etree._Element) -> Reservation | None:
     mac, name = element.get("mac"), element.get("name")
     try:
-        return Reservation(ip_address(element.get("ip", "")), mac.lower() if mac else None, name)
+        return Reservation(values.address(element.get("ip", "")), mac.lower() if mac else None, name)
     except ValueError:
         return None

@@ -9,12 +9,20 @@ _PORT = re.compile(r"[1-9][0-9]{0,4}", re.ASCII)
 _MAC = re.compile(r"[0-9A-Fa-f]{2}(:[0-9A-Fa-f]{2}){5}", re.ASCII)
 # dev_valid_name() in the kernel's net/core/dev.c, without what nft gives a meaning of its own.
 _DEV = re.compile(r"[A-Za-z0-9_.@+-]{1,15}", re.ASCII)
+_UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.ASCII)
 _PREFIX = re.compile(r"0|[1-9][0-9]{0,2}", re.ASCII)
 _IP = re.compile(r"[0-9A-Fa-f:.]+", re.ASCII)
 
 
 class Bad(ValueError):  # noqa: N818 - raised and caught as a word: not an error of the program
     """The text is not such a value; the message says what would be."""
+
+
+def uuid(text: str) -> str:
+    """Return a UUID as libvirt prints it."""
+    if not _UUID.fullmatch(text):
+        raise Bad("use a UUID, as in 3e1f8a52-8b8e-4c6e-9a25-0d2f4b5a6c7d")
+    return text
 
 
 def proto(text: str) -> Proto:
@@ -60,50 +68,51 @@ def is_dev(text: str) -> bool:
 
 def listen_address(text: str) -> Address:
     """Return an address of the host to listen on."""
-    address = _address(text)
-    if address.is_unspecified:
+    found = address(text)
+    if found.is_unspecified:
         raise Bad("leave the attribute out to listen on every address")
-    if isinstance(address, IPv6Address) and address.is_loopback:
+    if isinstance(found, IPv6Address) and found.is_loopback:
         raise Bad("the kernel cannot forward ::1; use 127.0.0.1 with localhost = true, or another address")
-    if address.is_multicast or address.is_link_local or address == IPv4Address("255.255.255.255"):
+    if found.is_multicast or found.is_link_local or found == IPv4Address("255.255.255.255"):
         raise Bad("use a unicast address of this host that is not link-local")
-    return address
+    return found
 
 
 def guest_address(text: str) -> Address:
     """Return an address that a guest can have."""
-    address = _address(text)
-    if address.is_unspecified or address.is_loopback or address.is_multicast or address.is_link_local:
+    found = address(text)
+    if found.is_unspecified or found.is_loopback or found.is_multicast or found.is_link_local:
         raise Bad("use the guest's own unicast address, not a loopback, link-local or multicast one")
-    if address == IPv4Address("255.255.255.255"):
+    if found == IPv4Address("255.255.255.255"):
         raise Bad("use the guest's own unicast address, not the broadcast address")
-    return address
+    return found
 
 
 def source(text: str) -> Subnet:
     """Return one address or a network in CIDR notation."""
     head, slash, prefix = text.partition("/")
-    address = _address(head)
+    first = address(head)
     if slash and not _PREFIX.fullmatch(prefix):
         raise Bad("use an address or a network in CIDR notation, as in 192.168.1.0/24")
     try:
-        network = ip_network(f"{address}{slash}{prefix}", strict=False)
+        network = ip_network(f"{first}{slash}{prefix}", strict=False)
     except ValueError:
         raise Bad(
-            f"the prefix length of an IPv{address.version} network is 0 to {address.max_prefixlen}"
+            f"the prefix length of an IPv{first.version} network is 0 to {first.max_prefixlen}"
         ) from None
-    if network.network_address != address:
-        raise Bad(f"the address has bits set beyond the prefix; use {network} or {address}")
+    if network.network_address != first:
+        raise Bad(f"the address has bits set beyond the prefix; use {network} or {first}")
     return network
 
 
-def _address(text: str) -> Address:
+def address(text: str) -> Address:
+    """Return an address: no zone index, and no IPv4 address dressed up as IPv6."""
     try:
         if not _IP.fullmatch(text):
             raise ValueError
-        address = ip_address(text)
+        found = ip_address(text)
     except ValueError:
         raise Bad("use an IPv4 or IPv6 address") from None
-    if isinstance(address, IPv6Address) and address.ipv4_mapped:
-        raise Bad(f"use the IPv4 address itself, {address.ipv4_mapped}")
-    return address
+    if isinstance(found, IPv6Address) and found.ipv4_mapped:
+        raise Bad(f"use the IPv4 address itself, {found.ipv4_mapped}")
+    return found
