@@ -6,7 +6,7 @@ A ``.network`` file of a bridge gives its subnets (Address=) and its static leas
 
 from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
-from ipaddress import IPv4Interface, IPv6Interface, ip_address, ip_interface
+from ipaddress import IPv4Interface, IPv6Interface, ip_interface
 from typing import NamedTuple
 
 from virt_forward.metadata import values
@@ -76,18 +76,28 @@ def _matches(sections: list[Section], bridge: str, mac: str) -> bool:
     conditions = [item for name, items in sections if name == "Match" for item in items]
     facts = {"Name": bridge, "Type": "bridge", "Kind": "bridge", "MACAddress": mac.lower()}
     merged: dict[str, list[str]] = {}
-    for key, value in conditions:
-        merged[key] = [*merged.get(key, []), *value.split()] if value else []
+    for key, text in conditions:
+        value = text.lower().replace("-", ":") if key == "MACAddress" else text
+        merged[key] = [*merged.get(key, []), *_patterns(value)] if value else []
     wanted = {key: patterns for key, patterns in merged.items() if patterns}
     return bool(wanted) and all(
         key in facts and _match_words(patterns, facts[key]) for key, patterns in wanted.items()
     )
 
 
+def _patterns(value: str) -> list[str]:
+    """Return the patterns of one assignment; a "!" before the first is meant for each of them."""
+    mark = "!" if value.startswith("!") else ""
+    return [f"{mark}{pattern}" for pattern in value.removeprefix("!").split()]
+
+
 def _match_words(patterns: list[str], fact: str) -> bool:
-    if patterns[0].startswith("!"):
-        return not any(fnmatchcase(fact, pattern.removeprefix("!")) for pattern in patterns)
-    return any(fnmatchcase(fact, pattern) or fnmatchcase(fact, pattern.lower()) for pattern in patterns)
+    # As net_condition_test_strv() in systemd: what is excluded stays out, whatever else matches.
+    wanted = [pattern for pattern in patterns if not pattern.startswith("!")]
+    excluded = [pattern[1:] for pattern in patterns if pattern.startswith("!")]
+    if any(fnmatchcase(fact, pattern) for pattern in excluded):
+        return False
+    return not wanted or any(fnmatchcase(fact, pattern) for pattern in wanted)
 
 
 def _read(sections: list[Section]) -> BridgeConfig:
@@ -104,14 +114,17 @@ def _read(sections: list[Section]) -> BridgeConfig:
 
 def _interface(text: str) -> list[IPv4Interface | IPv6Interface]:
     try:
-        return [ip_interface(text)]
+        address, slash, prefix = text.partition("/")
+        found = ip_interface(f"{values.address(address)}{slash}{prefix}")
     except ValueError:
         return []
+    # The unspecified address asks networkd to choose one, which the kernel will tell.
+    return [] if found.ip.is_unspecified else [found]
 
 
 def _lease(items: dict[str, str]) -> list[Reservation]:
     try:
         mac = values.mac(items.get("MACAddress", "").replace("-", ":"))
-        return [Reservation(ip_address(items.get("Address", "")), mac)]
-    except (values.Bad, ValueError):
+        return [Reservation(values.address(items.get("Address", "")), mac)]
+    except ValueError:
         return []
