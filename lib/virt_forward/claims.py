@@ -46,13 +46,10 @@ Judge = Callable[[Forward], str | None]
 
 def parse_index(text: str) -> Index:
     """Return the rows of an index file; raises ValueError where it is damaged."""
-    try:
-        rows = tuple(Row(*line.split("\t")) for line in text.splitlines())
-    except TypeError:
-        raise ValueError("the index of claims is damaged") from None
-    if any(len(row) != len(Row._fields) for row in rows):
+    fields = [line.split("\t") for line in text.splitlines()]
+    if any(len(row) != len(Row._fields) for row in fields) or text[-1:] not in ("", "\n"):
         raise ValueError("the index of claims is damaged")
-    return rows
+    return tuple(map(Row._make, fields))
 
 
 def render_index(index: Iterable[Row]) -> str:

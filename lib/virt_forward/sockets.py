@@ -84,4 +84,6 @@ def _meets(
         return False
     if address.is_loopback:
         return localhost and address.version == 4
-    return address not in spared and not address.is_link_local
+    # What is sent to many, and to fe80::, never comes to the rules that look for a forward.
+    elsewhere = address.is_multicast or (address.version == 6 and address.is_link_local)
+    return address not in spared and not elsewhere

@@ -1,0 +1,177 @@
+"""Who holds which host port: the index, and what it lets through."""
+
+from __future__ import annotations
+
+from itertools import permutations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from unit import strategies as make
+from unit.build import forward, guest, seat, uuid_of
+from virt_forward import claims, ports
+from virt_forward.claims import HELD, LAN, OUT, PORT, SEAT, Row
+from virt_forward.model import Guest
+
+A = guest("a", forward(80))
+# Another guest's seat would be a conflict of its own.
+B_SEAT = seat("198.51.100.201", mac="52:54:00:00:00:02")
+
+
+def index_of(*guests: Guest) -> claims.Index:
+    return tuple(row for item in guests for row in claims.rows(item))
+
+
+def kinds(item: Guest) -> list[str]:
+    return [row.kind for row in claims.rows(item)]
+
+
+def test_rows_of_a_guest_by_its_state() -> None:
+    assert kinds(A) == [PORT, SEAT, LAN, LAN]
+    assert kinds(A._replace(phase="prepared")) == [HELD, SEAT]
+    assert kinds(A._replace(seats=())) == [HELD]
+    assert kinds(A._replace(forwards=(), conflicts=((forward(80), "why"),))) == [OUT, SEAT]
+    assert kinds(A._replace(forwards=(), isolate=True)) == [SEAT, LAN, LAN]
+    # of two families only one has a seat
+    assert kinds(A._replace(forwards=(forward(80, address="2001:db8::1"),)))[0] == HELD
+
+
+@pytest.mark.parametrize(
+    "wanted",
+    [
+        forward(80),
+        forward(70, 90),
+        forward(80, address="203.0.113.7"),
+        forward(80, dev="enp1s0"),
+        forward(80, source="192.0.2.0/24"),
+    ],
+)
+def test_the_second_who_claims_the_same_is_refused_and_told_who_was_first(wanted: object) -> None:
+    first = A._replace(forwards=(wanted,))  # type: ignore[arg-type]
+    second = guest("b", wanted, seats=[B_SEAT])  # type: ignore[arg-type]
+    settled = claims.settle(index_of(first), second)
+    assert settled.forwards == ()
+    start = wanted.start  # type: ignore[attr-defined]
+    assert settled.conflicts == ((wanted, f"host port tcp/{start} is taken by guest a"),)
+
+
+@pytest.mark.parametrize(
+    "wanted",
+    [
+        forward(81),
+        forward(80, proto="udp"),
+        forward(80, address="203.0.113.7"),
+        forward(80, dev="enp1s0"),
+        forward(80, source="192.0.2.0/24"),
+    ],
+)
+def test_another_port_or_a_more_special_claim_is_none_of_the_firsts(wanted: object) -> None:
+    second = guest("b", wanted, seats=[B_SEAT])  # type: ignore[arg-type]
+    assert claims.settle(index_of(A), second) == second
+
+
+def test_a_claim_counts_before_its_rules_are_there() -> None:
+    waiting = A._replace(phase="prepared", seats=())
+    assert claims.settle(index_of(waiting), guest("b", forward(80), seats=[B_SEAT])).conflicts
+
+
+def test_a_claim_that_was_kept_out_holds_nobody_up() -> None:
+    out = A._replace(forwards=(), conflicts=((forward(80), "why"),))
+    assert not claims.settle(index_of(out), guest("b", forward(80), seats=[B_SEAT])).conflicts
+
+
+def test_two_guests_with_one_address_on_a_bridge() -> None:
+    second = claims.settle(index_of(A), guest("b", forward(81)))
+    assert second.seats == ()
+    reason = "address 198.51.100.200 on virbr0 is already that of guest a"
+    assert second.conflicts == ((forward(81), reason),)
+    elsewhere = guest("b", forward(81), seats=[seat(bridge="virbr9")])
+    assert claims.settle(index_of(A), elsewhere) == elsewhere
+
+
+def test_what_the_judge_says_comes_first_and_can_be_taken_back() -> None:
+    judged = claims.settle((), A, lambda item: "no" if item.start == 80 else None)
+    assert judged.conflicts == ((forward(80), "no"),)
+    assert claims.settle((), judged) == A
+
+
+def test_a_guests_own_old_claims_do_not_stand_against_it() -> None:
+    index = claims.without(index_of(A), [A.uuid])
+    assert index == ()
+    assert claims.settle(index, A) == A
+
+
+def settle_all(guests: tuple[Guest, ...]) -> dict[str, Guest]:
+    index: claims.Index = ()
+    found = {}
+    for item in guests:
+        found[item.uuid] = claims.settle(index, item)
+        index += claims.rows(found[item.uuid])
+    return found
+
+
+three = st.tuples(*(make.guests(number) for number in range(3)))
+
+
+@given(three)
+def test_no_two_equal_claims_are_let_through(guests: tuple[Guest, ...]) -> None:
+    settled = settle_all(guests)
+    held = [(item.uuid, f) for item in settled.values() for f in item.forwards]
+    assert not [
+        (one, other)
+        for one_uuid, one in held
+        for other_uuid, other in held
+        if one_uuid != other_uuid and ports.collide(one, other)
+    ]
+
+
+@given(three)
+def test_nothing_that_was_declared_is_lost(guests: tuple[Guest, ...]) -> None:
+    for before, after in zip(guests, settle_all(guests).values(), strict=True):
+        kept = [*after.forwards, *(item for item, _ in after.conflicts)]
+        assert sorted(kept, key=str) == sorted(before.forwards, key=str)
+
+
+@given(three)
+def test_the_order_of_guests_who_claim_nothing_in_common_does_not_matter(guests: tuple[Guest, ...]) -> None:
+    free = settle_all(guests)
+    if any(item.conflicts for item in free.values()):
+        return
+    for order in permutations(guests):
+        assert settle_all(order) == free
+
+
+@given(three)
+def test_the_index_survives_its_file(guests: tuple[Guest, ...]) -> None:
+    index = index_of(*settle_all(guests).values())
+    assert claims.parse_index(claims.render_index(index)) == index
+    for row in index:
+        if row.kind in (PORT, HELD, OUT):
+            made = claims.forward_of(row)
+            assert made.to == made.start
+            assert list(claims.overlapping([row], (row.kind,), made)) == [row]
+
+
+GOOD = claims.render_index(index_of(A))
+
+
+@pytest.mark.parametrize(
+    "text", ["x", "\n", GOOD[:-1], GOOD[:-20], GOOD + "more", GOOD.replace("\t", " "), "\0\n"]
+)
+def test_a_damaged_index_is_noticed(text: str) -> None:
+    with pytest.raises(ValueError, match="the index of claims is damaged"):
+        claims.parse_index(text)
+
+
+def test_an_empty_index_is_none() -> None:
+    assert claims.parse_index("") == ()
+
+
+@pytest.mark.parametrize("name", ["a\tb\nc", "\u2028", "x" * 500])
+def test_a_name_never_breaks_the_index(name: str) -> None:
+    odd = A._replace(name=name, uuid=uuid_of("odd"))
+    (row, *_) = claims.parse_index(claims.render_index(claims.rows(odd)))
+    assert isinstance(row, Row)
+    assert row.uuid == uuid_of("odd")
+    assert row.label.isprintable()
