@@ -1,0 +1,95 @@
+"""Which connections a change leaves behind, from what conntrack(8) prints."""
+
+from __future__ import annotations
+
+from ipaddress import ip_address
+
+from unit.build import forward, guest, seat
+from virt_forward.flows import Flow, knocked, pairs, parse, stale
+
+# conntrack -L of conntrack-tools 1.4.7, addresses changed.
+LISTING = """\
+tcp      6 431999 ESTABLISHED src=192.0.2.2 dst=192.0.2.1 sport=40000 dport=8080 src=198.51.100.200 dst=192.0.2.2 sport=80 dport=40000 [ASSURED] mark=0 use=1
+tcp      6 117 SYN_SENT src=192.0.2.2 dst=192.0.2.1 sport=40001 dport=8081 [UNREPLIED] src=192.0.2.1 dst=192.0.2.2 sport=8081 dport=40001 mark=0 use=1
+udp      17 29 src=192.0.2.2 dst=192.0.2.1 sport=40002 dport=53 [UNREPLIED] src=192.0.2.1 dst=192.0.2.2 sport=53 dport=40002 mark=0 use=1
+udp      17 170 src=2001:db8:1::2 dst=2001:db8:1::1 sport=40003 dport=5000 src=2001:db8:10::200 dst=2001:db8:1::2 sport=6000 dport=40003 [ASSURED] mark=0 secctx=system_u:object_r:unlabeled_t:s0 use=1
+sctp     132 9 COOKIE_WAIT src=192.0.2.2 dst=192.0.2.1 sport=40004 dport=9899 src=198.51.100.200 dst=192.0.2.2 sport=9899 dport=40004 mark=0 use=1
+icmp     1 29 src=192.0.2.2 dst=192.0.2.1 type=8 code=0 id=7 src=192.0.2.1 dst=192.0.2.2 type=0 code=0 id=7 mark=0 use=1
+unknown  47 599 src=192.0.2.2 dst=192.0.2.1 src=192.0.2.1 dst=192.0.2.2 mark=0 use=1
+"""  # noqa: E501
+
+
+def flow(line: str) -> Flow:
+    """Write ``udp 192.0.2.2:1 > 192.0.2.1:2 < 198.51.100.200:3`` as a flow."""
+    proto, source, _, destination, _, answering = line.split()
+
+    def cut(text: str) -> tuple[str, int]:
+        address, _, port = text.rpartition(":")
+        return address, int(port)
+
+    (one, sport), (two, dport), (three, aport) = map(cut, (source, destination, answering))
+    return Flow(proto, ip_address(one), ip_address(two), sport, dport, ip_address(three), aport)
+
+
+def test_real_output() -> None:
+    assert list(parse(LISTING)) == [
+        flow("tcp 192.0.2.2:40000 > 192.0.2.1:8080 < 198.51.100.200:80"),
+        flow("tcp 192.0.2.2:40001 > 192.0.2.1:8081 < 192.0.2.1:8081"),
+        flow("udp 192.0.2.2:40002 > 192.0.2.1:53 < 192.0.2.1:53"),
+        flow("udp 2001:db8:1::2:40003 > 2001:db8:1::1:5000 < 2001:db8:10::200:6000"),
+        flow("sctp 192.0.2.2:40004 > 192.0.2.1:9899 < 198.51.100.200:9899"),
+    ]
+
+
+def test_only_a_running_guest_has_pairs() -> None:
+    web = guest("web", forward(80), forward(53, address="2001:db8::1"))
+    assert pairs(web) == {(web.forwards[0], web.seats[0])}
+    assert pairs(web._replace(phase="prepared")) == pairs(None) == set()
+
+
+THROUGH = flow("tcp 192.0.2.2:1 > 192.0.2.1:5001 < 198.51.100.200:6001")
+PAIR = (forward(5000, 5010, to=6000), seat())
+
+
+def ended(found: Flow) -> bool:
+    return list(stale([found], [PAIR])) == [found]
+
+
+def test_what_went_through_a_pair_that_is_gone_is_stale() -> None:
+    assert ended(THROUGH)
+    assert ended(THROUGH._replace(source=ip_address("192.0.2.77")))
+
+
+def test_what_went_elsewhere_is_not_ours() -> None:
+    assert not ended(THROUGH._replace(proto="udp"))
+    assert not ended(THROUGH._replace(destination_port=5011, answering_port=6011))
+    assert not ended(THROUGH._replace(answering_port=80))
+    assert not ended(THROUGH._replace(answering=ip_address("198.51.100.201")))
+    # a router's flow straight to the guest was never translated
+    assert not ended(THROUGH._replace(destination=ip_address("198.51.100.200"), destination_port=6001))
+    assert not ended(flow("tcp 192.0.2.2:1 > 198.51.100.200:5001 < 198.51.100.200:6001"))
+
+
+def test_the_address_of_a_forward_is_minded() -> None:
+    at = (forward(5001, to=6001, address="192.0.2.1"), seat())
+    elsewhere = THROUGH._replace(destination=ip_address("192.0.2.9"))
+    assert list(stale([THROUGH, elsewhere], [at])) == [THROUGH]
+
+
+OWN = frozenset({ip_address("192.0.2.1"), ip_address("2001:db8:1::1")})
+KNOCK = flow("udp 192.0.2.2:1 > 192.0.2.1:53 < 192.0.2.1:53")
+
+
+def test_udp_that_knocked_before_the_forward_came() -> None:
+    assert list(knocked([KNOCK], [(forward(53, proto="udp"), seat())], OWN)) == [KNOCK]
+
+
+def test_what_knocked_elsewhere_is_left_alone() -> None:
+    udp = (forward(53, proto="udp"), seat())
+    assert not list(knocked([KNOCK], [(forward(53), seat())], OWN))
+    assert not list(knocked([KNOCK], [(forward(54, proto="udp"), seat())], OWN))
+    assert not list(knocked([KNOCK], [(forward(53, proto="udp"), seat("2001:db8:10::200"))], OWN))
+    assert not list(knocked([KNOCK], [(forward(53, proto="udp", address="192.0.2.9"), seat())], OWN))
+    # passing through, not to the host; and already translated by somebody else
+    assert not list(knocked([flow("udp 192.0.2.2:1 > 203.0.113.1:53 < 203.0.113.1:53")], [udp], OWN))
+    assert not list(knocked([flow("udp 192.0.2.2:1 > 192.0.2.1:53 < 198.51.100.7:53")], [udp], OWN))

@@ -1,0 +1,130 @@
+"""Port arithmetic, against sets of single ports."""
+
+from __future__ import annotations
+
+from ipaddress import ip_address, ip_network
+from itertools import combinations, pairwise
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from unit import strategies as make
+from unit.build import forward
+from virt_forward import ports
+from virt_forward.model import MAX_PORT, Declaration, Forward, PortForward, Range, Subnet
+
+spans = st.tuples(st.integers(1, 60), st.integers(0, 20)).map(lambda pair: (pair[0], sum(pair)))
+holes = st.lists(spans, max_size=6)
+
+
+def members(found: list[tuple[int, int]]) -> set[int]:
+    return {port for start, end in found for port in range(start, end + 1)}
+
+
+@given(spans, holes)
+def test_subtract_is_the_difference_in_order_and_in_the_fewest_pieces(
+    span: tuple[int, int], taken: list[tuple[int, int]]
+) -> None:
+    left = ports.subtract(span, sorted(taken))
+    assert members(left) == members([span]) - members(taken)
+    assert all(start <= end for start, end in left)
+    assert all(before[1] + 1 < after[0] for before, after in pairwise(left))
+
+
+def mapped(found: tuple[Forward, ...]) -> dict[int, int]:
+    """Return where each host port leads; one that leads to two places is an error."""
+    pairs = [(port, port - f.start + f.to) for f in found for port in range(f.start, f.end + 1)]
+    assert len(dict(pairs)) == len(pairs)
+    return dict(pairs)
+
+
+@given(
+    st.lists(st.tuples(spans, st.integers(0, 1000)), max_size=1),
+    st.lists(spans, max_size=4),
+    st.lists(spans, max_size=2),
+)
+def test_expand_leads_each_port_where_its_range_says(
+    included: list[tuple[tuple[int, int], int]],
+    excluded: list[tuple[int, int]],
+    spared: list[tuple[int, int]],
+) -> None:
+    ranges = [Range(*span, span[0] + shift) for span, shift in included]
+    ranges += [Range(*span, span[0], exclude=True) for span in excluded]
+    item = PortForward("udp", tuple(ranges), ip_address("203.0.113.7"), "enp1s0", ip_network("192.0.2.0/24"))
+    whole = {port: port + shift for span, shift in included for port in members([span])}
+    if not included:
+        whole = {port: port for port in range(1, MAX_PORT + 1)}
+    taken = members(excluded) | members(spared if not included else [])
+    expected = {port: to for port, to in whole.items() if port not in taken}
+    found = ports.expand(Declaration((item,)), lambda _: spared)
+    assert mapped(found) == expected
+    assert all(f[4:] == item[2:] and f.proto == "udp" for f in found)
+
+
+def test_only_a_forward_that_names_no_port_leaves_some_to_the_host() -> None:
+    every = PortForward("tcp", (Range(1, 21, 1, exclude=True),), ip_address("203.0.113.7"))
+    one = PortForward("tcp", (Range(22, 22, 22),))
+    found = ports.expand(Declaration((every, one)), lambda _: [(22, 22), (80, 81)])
+    assert [(f.start, f.end) for f in found] == [(23, 79), (82, MAX_PORT), (22, 22)]
+
+
+forwards = st.lists(make.forwards(), min_size=2, max_size=8)
+
+
+@given(forwards)
+def test_collide_is_symmetric_and_specificity_decides_between_all_others(found: list[Forward]) -> None:
+    for one, other in combinations(found, 2):
+        assert ports.collide(one, other) == ports.collide(other, one)
+        meet = one.proto == other.proto and one.start <= other.end and other.start <= one.end
+        alike = ports.specificity(one)[:3] == ports.specificity(other)[:3]
+        if meet and not ports.collide(one, other) and alike:
+            # Neither is the more special: no packet can be meant by both.
+            assert apart(one, other)
+
+
+def apart(one: Forward, other: Forward) -> bool:
+    """Tell whether no packet matches both."""
+    limits = [limit for limit in (one.address, other.address, one.source, other.source) if limit]
+    if len({limit.version for limit in limits}) > 1:
+        return True
+    if one.dev and other.dev and one.dev != other.dev:
+        return True
+    if one.address and other.address and one.address != other.address:
+        return True
+    return bool(one.source and other.source and not one.source.overlaps(other.source))
+
+
+def test_the_order_of_the_special_ones() -> None:
+    ranked = [
+        forward(address="203.0.113.7", dev="enp1s0", source="192.0.2.0/24"),
+        forward(address="203.0.113.7", dev="enp1s0"),
+        forward(address="203.0.113.7", source="192.0.2.0/24"),
+        forward(address="203.0.113.7"),
+        forward(dev="enp1s0", source="192.0.2.0/25"),
+        forward(dev="enp1s0", source="192.0.2.0/24"),
+        forward(dev="enp1s0"),
+        forward(source="192.0.2.1"),
+        forward(source="192.0.2.0/24"),
+        forward(source="0.0.0.0/0"),
+        forward(),
+    ]
+    backwards = ranked[::-1]
+    assert sorted(backwards, key=ports.specificity) == ranked
+
+
+@given(forwards)
+def test_first_collision_is_found_where_there_is_one(found: list[Forward]) -> None:
+    colliding = [pair for pair in combinations(found, 2) if ports.collide(*pair)]
+    told = ports.first_collision(found)
+    assert bool(told) == bool(colliding)
+    if told:
+        assert told in colliding or told[::-1] in colliding
+
+
+networks = st.sampled_from([source for source in make.SOURCES if source])
+
+
+@given(networks, networks)
+def test_inside(one: Subnet, other: Subnet) -> None:
+    alike = one.version == other.version
+    assert ports.inside(one, other) == (alike and one.subnet_of(other))  # type: ignore[arg-type]
