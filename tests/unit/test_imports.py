@@ -1,0 +1,174 @@
+"""The architecture, read off the source: imports go downward, and the core does no I/O."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import virt_forward
+
+PACKAGE = Path(virt_forward.__file__).parent
+PURE = (
+    *(
+        "errors",
+        "model",
+        "ports",
+        "spec",
+        "config",
+        "events",
+        "claims",
+        "records",
+        "flows",
+        "sockets",
+        "report",
+    ),
+    *("metadata", "addresses", "ruleset"),
+)
+"""Modules, and packages with all in them: bytes to values to text, and nothing else."""
+
+EDGES = {
+    "subprocess": {"process"},
+    "syslog": {"log"},
+    "libvirt": {"libvirt_api"},
+}
+"""What only one module of ours may import."""
+
+FORBIDDEN_IN_PURE = {
+    *(
+        "os",
+        "io",
+        "pathlib",
+        "shutil",
+        "tempfile",
+        "glob",
+        "subprocess",
+        "socket",
+        "select",
+        "signal",
+        "fcntl",
+    ),
+    *("time", "threading", "multiprocessing", "asyncio", "urllib", "http", "syslog", "logging", "libvirt"),
+}
+NOT_FOR_HOOKS = {"libvirt", "libvirt_api", "argparse", "logging", "dataclasses", "asyncio", "cli"}
+
+
+def modules() -> dict[str, Path]:
+    found = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        parts = path.relative_to(PACKAGE).with_suffix("").parts
+        found[".".join(part for part in parts if part != "__init__")] = path
+    return found
+
+
+MODULES = modules()
+
+
+def type_checking_only(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+
+
+def walk(node: ast.AST) -> Iterator[ast.AST]:
+    for child in ast.iter_child_nodes(node):
+        if not type_checking_only(child):
+            yield child
+            yield from walk(child)
+
+
+def imported(name: str) -> set[str]:
+    """Return what a module imports anywhere in its text; our own modules without the package's name."""
+    found: set[str] = set()
+    for node in walk(ast.parse(MODULES[name].read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{name}: relative import"
+            base = node.module or ""
+            inner = {f"{base}.{alias.name}" for alias in node.names}
+            ours = {item for item in inner if item.removeprefix("virt_forward.") in MODULES}
+            found |= ours or {base}
+            if base == "virt_forward" and inner - ours:
+                found.add("virt_forward")
+    return {item.removeprefix("virt_forward.") for item in found}
+
+
+# A module is inside its package, not below it: what it shares with its siblings stands there.
+IMPORTS = {name: imported(name) - {name.rpartition(".")[0]} for name in MODULES}
+
+
+def is_pure(name: str) -> bool:
+    return name.partition(".")[0] in PURE
+
+
+def closure(start: str) -> set[str]:
+    """Return a module and all of ours that it may come to import."""
+    found: set[str] = set()
+    todo = {start}
+    while todo:
+        name = todo.pop()
+        found.add(name)
+        todo |= {item for item in IMPORTS.get(name, ()) if item in MODULES} - found
+    return found
+
+
+PURE_MODULES = sorted(filter(is_pure, MODULES))
+
+
+@pytest.mark.parametrize("name", PURE)
+def test_the_pure_modules_are_there(name: str) -> None:
+    assert name in MODULES
+
+
+@pytest.mark.parametrize("name", PURE_MODULES)
+def test_a_pure_module_does_no_input_or_output(name: str) -> None:
+    roots = {item.partition(".")[0] for item in IMPORTS[name]}
+    assert not roots & FORBIDDEN_IN_PURE
+
+
+@pytest.mark.parametrize("name", PURE_MODULES)
+def test_a_pure_module_opens_and_prints_nothing(name: str) -> None:
+    tree = ast.parse(MODULES[name].read_text())
+    called = {
+        node.func.id
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
+    }
+    assert not called & {"open", "print", "input", "exec", "eval", "compile", "__import__"}
+
+
+@pytest.mark.parametrize("name", PURE_MODULES)
+def test_a_pure_module_never_imports_an_edge(name: str) -> None:
+    assert {item for item in IMPORTS[name] if item in MODULES and not is_pure(item)} <= {""}
+
+
+@pytest.mark.parametrize(("what", "allowed"), EDGES.items())
+def test_each_edge_is_the_only_one_of_its_kind(what: str, allowed: set[str]) -> None:
+    users = {name for name, items in IMPORTS.items() if what in {item.partition(".")[0] for item in items}}
+    assert users <= allowed
+
+
+@pytest.mark.parametrize("entry", ["quick", "hook"])
+def test_a_hook_never_comes_to_import_what_hangs_or_slows_it(entry: str) -> None:
+    reached = closure(entry)
+    assert "engine" in reached or entry == "quick"
+    names = {item for name in reached for item in IMPORTS[name]} | reached
+    assert not {item.partition(".")[0] for item in names} & NOT_FOR_HOOKS
+
+
+def test_the_quick_look_imports_nothing_but_os() -> None:
+    assert IMPORTS["quick"] == {"os"}
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_imports_go_downward_only(name: str) -> None:
+    """Nothing comes back to where it started."""
+    above = {other for other in closure(name) - {name} if name in closure(other)}
+    assert not above - {""}
+
+
+@pytest.mark.parametrize("name", sorted(set(MODULES) - {item for item in MODULES if item.startswith("cli")}))
+def test_only_the_command_knows_the_command(name: str) -> None:
+    allowed = name == "__main__" or name.startswith("cli")
+    assert allowed or not {item for item in IMPORTS[name] if item.partition(".")[0] == "cli"}

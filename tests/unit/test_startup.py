@@ -1,0 +1,88 @@
+"""What an event makes Python load: each module is time that a guest's start waits for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from lab.proc import REPO, run
+from unit.build import UUID, domain_xml, forwards_xml
+
+PYTHON = "/usr/bin/python3"
+BARE = "import sys; print(*sys.modules)"
+HOOK = """
+import sys
+del sys.argv[0]
+try:
+    exec(compile(open(sys.argv[0]).read(), sys.argv[0], "exec"), {"__name__": "__main__", "__file__": sys.argv[0]})
+except SystemExit as end:
+    assert not end.code, end.code
+print(*sys.modules)
+"""
+OURS = forwards_xml('<vf:portForward proto="tcp"><vf:range start="80"/></vf:portForward>').decode()
+
+
+def loaded(words: list[str], data: bytes, run_dir: Path) -> set[str]:
+    """Run a hook as libvirt would, and return the modules that it loaded beyond a bare interpreter's."""
+    env = {"PATH": "/usr/sbin:/usr/bin", "LC_ALL": "C", "VIRT_FORWARD_RUN_DIR": str(run_dir)}
+    bare = run([PYTHON, "-I", "-c", BARE], env=env)
+    argv = [PYTHON, "-I", "-c", HOOK, *words]
+    return set(run(argv, stdin=data.decode(), env=env).out.split()) - set(bare.out.split())
+
+
+def qemu(operation: str, sub: str, data: bytes, run_dir: Path) -> set[str]:
+    return loaded([str(REPO / "hooks/qemu"), "web", operation, sub, "-"], data, run_dir)
+
+
+@pytest.mark.parametrize(
+    ("operation", "sub", "metadata"),
+    [
+        ("prepare", "begin", ""),
+        ("start", "begin", OURS),
+        ("started", "begin", ""),
+        ("stopped", "end", OURS),
+        ("release", "end", OURS),
+        ("attach", "begin", OURS),
+        ("migrate", "begin", OURS),
+        ("reconnect", "begin", ""),
+    ],
+)
+def test_an_event_that_is_not_about_us(operation: str, sub: str, metadata: str, tmp_path: Path) -> None:
+    found = qemu(operation, sub, domain_xml(metadata), tmp_path / "run")
+    assert found == {"virt_forward", "virt_forward.quick"}
+    assert not (tmp_path / "run").exists()
+
+
+# lxml itself imports inspect.
+SLOW = {
+    *("dataclasses", "logging", "argparse", "asyncio", "pathlib", "libvirt", "urllib", "email"),
+    *("tempfile", "shutil", "typing_extensions", "importlib.metadata", "decimal", "http", "unittest"),
+}
+
+
+def test_the_start_of_a_guest_of_ours_loads_nothing_slow_for_nothing(tmp_path: Path) -> None:
+    """With a broken document, it stops before it touches a kernel."""
+    broken = domain_xml(OURS.replace("80", "0"))
+    found = qemu("started", "begin", broken, tmp_path / "run")
+    assert "lxml.etree" in found
+    assert not found & SLOW
+
+
+def test_the_end_of_a_guest_needs_no_xml_parser(tmp_path: Path) -> None:
+    """A damaged record makes nothing to end, so no kernel is touched here, either."""
+    guests = tmp_path / "run" / "guests"
+    guests.mkdir(parents=True)
+    (guests / f"{UUID}.json").write_text("{}")
+    empty = tmp_path / "bin"
+    empty.mkdir()
+    for tool in ("nft", "conntrack", "ip"):
+        (empty / tool).symlink_to("/bin/true")
+    env = {"PATH": str(empty), "LC_ALL": "C", "VIRT_FORWARD_RUN_DIR": str(tmp_path / "run")}
+    hook = str(REPO / "hooks/qemu")
+    done = run(
+        [PYTHON, "-I", "-c", HOOK, hook, "web", "stopped", "end", "-"], stdin=domain_xml().decode(), env=env
+    )
+    found = set(done.out.split())
+    assert not found & {"lxml", "lxml.etree", "tomllib", *SLOW}
+    assert not list(guests.iterdir())
