@@ -1,0 +1,177 @@
+#!/usr/bin/python3
+"""What the hooks cost, as ratios within one run: prints a table, and JSON with --json.
+
+    sudo ./tests/bench/hooks.py [--json] [--runs N]
+
+irrelevant   a guest without our metadata, against an interpreter that does nothing
+cycle        prepare, start, started, stopped, release of a guest with 10 forwards, against five of those
+crowd        one guest's start while 1,000 other guests have 10 forwards each, against one other guest
+sync         making the table of those 1,000 guests anew, against nft -f of the same text
+
+Everything happens in a network namespace and a run directory that are gone afterwards.
+"""
+
+import argparse
+import ipaddress
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+REPO = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(REPO / "lib"))
+
+from virt_forward.config import Config  # noqa: E402
+from virt_forward.engine import Engine  # noqa: E402
+from virt_forward.model import Forward, Guest, Seat  # noqa: E402
+from virt_forward.store import Store  # noqa: E402
+
+NOTHING = ["/usr/bin/python3", "-I", "-c", "pass"]
+CYCLE = (
+    ("prepare", "begin"),
+    ("start", "begin"),
+    ("started", "begin"),
+    ("stopped", "end"),
+    ("release", "end"),
+)
+XML = """<domain type='kvm'><name>bench</name><uuid>{uuid}</uuid><metadata>
+<vf:forwards xmlns:vf="{namespace}"><vf:host ip="10.10.255.1"/>
+<vf:portForward proto="tcp">{ranges}</vf:portForward></vf:forwards></metadata><devices><interface type='bridge'><mac address='52:54:00:00:00:01'/>
+<source bridge='virbr0'/></interface></devices></domain>"""
+
+
+def domain_xml(namespace: str = "urn:virt-forward:1") -> bytes:
+    """Return the XML of a guest with 10 forwards."""
+    ranges = "".join(f'<vf:range start="{port}" to="{port - 1000}"/>' for port in range(30000, 30010))
+    uuid = "be9c0000-0000-4000-8000-000000000001"
+    return XML.format(uuid=uuid, namespace=namespace, ranges=ranges).encode()
+
+
+def seconds(argv: list[str], stdin: bytes = b"") -> float:
+    """Run a program and return how long it took."""
+    before = time.perf_counter()
+    subprocess.run(argv, input=stdin, check=True, timeout=60, stdout=subprocess.DEVNULL)
+    return time.perf_counter() - before
+
+
+def hook(operation: str, sub_operation: str, xml: bytes) -> float:
+    """Run the qemu hook as libvirt does and return how long it took."""
+    return seconds([str(REPO / "hooks" / "qemu"), "bench", operation, sub_operation, "-"], xml)
+
+
+def ratio(one: Callable[[], float], other: Callable[[], float], runs: int) -> float:
+    """Return the median of the ratios of pairs, run in turn."""
+    one(), other()
+    return statistics.median(one() / other() for _ in range(runs))
+
+
+def others(count: int) -> Iterator[Guest]:
+    """Yield running guests with 10 forwards each."""
+    first = ipaddress.IPv4Address("10.10.0.1")
+    for number in range(count):
+        uuid = f"00000000-0000-4000-8000-{number:012x}"
+        forwards = tuple(
+            Forward("tcp", port, port, 80) for port in range(1000 + number * 10, 1010 + number * 10)
+        )
+        yield Guest(uuid, f"g{number}", forwards=forwards, seats=(Seat(first + number, "virbr0", ""),))
+
+
+def fill(count: int) -> None:
+    """Make the state and the table of ``count`` guests."""
+    store = Store()
+    with store.lock():
+        known: dict[str, Guest | None] = {guest.uuid: None for guest in store.guests()[0]}
+        Engine(store, Config()).change(
+            {**known, **{guest.uuid: guest for guest in others(count)}}, afresh=True
+        )
+
+
+def start() -> float:
+    """Return how long the bench guest's start takes; it is stopped again."""
+    xml = domain_xml()
+    took = sum(hook(operation, sub, xml) for operation, sub in CYCLE[:3])
+    for operation, sub in CYCLE[3:]:
+        hook(operation, sub, xml)
+    return took
+
+
+def crowd(runs: int) -> float:
+    """Return the cost of a start among 1,000 guests against one among one other."""
+    fill(1)
+    few = [start() for _ in range(runs + 1)][1:]
+    fill(1000)
+    many = [start() for _ in range(runs + 1)][1:]
+    return statistics.median(many) / statistics.median(few)
+
+
+def resync() -> float:
+    """Return how long it takes to make the table anew from all records."""
+    store = Store()
+    before = time.perf_counter()
+    with store.lock():
+        Engine(store, Config()).change({}, afresh=True)
+    return time.perf_counter() - before
+
+
+def measure(runs: int) -> dict[str, float]:
+    """Return every figure by its name."""
+    plain = domain_xml("urn:somebody-else")
+    xml = domain_xml()
+
+    def cycle() -> float:
+        return sum(hook(operation, sub, xml) for operation, sub in CYCLE)
+
+    found = {
+        "irrelevant": ratio(lambda: hook("started", "begin", plain), lambda: seconds(NOTHING), runs * 3),
+        "cycle": ratio(cycle, lambda: sum(seconds(NOTHING) for _ in CYCLE), runs),
+        "crowd": crowd(runs),
+    }
+    include = Store().include_path
+    found["sync"] = ratio(resync, lambda: seconds(["nft", "-f", include]), max(runs // 3, 2))
+    return found
+
+
+@contextmanager
+def nowhere() -> Iterator[None]:
+    """Work in a network namespace and a run directory of our own."""
+    os.unshare(0x40000000) if hasattr(os, "unshare") else _unshare()
+    with tempfile.TemporaryDirectory(prefix="vf-bench-") as directory:
+        os.environ["VIRT_FORWARD_RUN_DIR"] = directory
+        os.environ["VIRT_FORWARD_CONFIG"] = f"{directory}/none.toml"
+        yield
+
+
+def _unshare() -> None:
+    import ctypes
+
+    if ctypes.CDLL(None, use_errno=True).unshare(0x40000000):
+        raise OSError(ctypes.get_errno(), "a network namespace cannot be made; run it as root")
+
+
+def main() -> int:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description="What the hooks cost, as ratios within one run.")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--runs", type=int, default=9, help="pairs of runs a figure (9)")
+    options = parser.parse_args()
+    if os.geteuid() != 0:
+        print("hooks.py: this needs root, for a network namespace", file=sys.stderr)
+        return 1
+    with nowhere():
+        found = measure(options.runs)
+    if options.json:
+        print(json.dumps(found))
+    else:
+        for name, figure in found.items():
+            print(f"{name:12} {figure:6.2f}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
