@@ -12,10 +12,12 @@ from lab.guest import Guest
 from lab.host import NFTABLES
 from lab.machine import Machine
 from lab.proc import eventually
+from lab.xml import forwards, port_forward
 
 pytestmark = pytest.mark.e2e
 
-PLAIN = Guest("plain", mac="52:54:00:00:00:77", ip4="10.10.0.77/24", ip6=None)
+# No static lease is for this one: networkd gives it an address of the pool.
+EARLY = Guest("early", forwards(port_forward("8081:80")), mac="52:54:00:00:00:77", ip6=None)
 WITHOUT_INCLUDE = NFTABLES.replace('include "/run/virt-forward/*.nft"\n', "")
 
 
@@ -23,9 +25,10 @@ WITHOUT_INCLUDE = NFTABLES.replace('include "/run/virt-forward/*.nft"\n', "")
 def machine() -> Iterator[Machine]:
     """A Debian with a guest that was running before we were installed, and one started after."""
     with machines.machine() as made:
-        made.start(PLAIN)
+        made.start(EARLY)
+        made.wait_lease(EARLY)
         made.install()
-        assert made.state(PLAIN) == "running", "installing harms no guest"
+        assert made.state(EARLY) == "running", "installing harms no guest"
         made.start(WEB)
         made.wait_booted(WEB)
         yield made
@@ -43,6 +46,13 @@ def theirs(machine: Machine) -> Iterator[None]:
 def test_libvirt_runs_the_hooks_once_they_are_installed(machine: Machine) -> None:
     assert machine.fetch(8080) == WEB.page, machine.explain()
     assert machine.fetch6(8080) == WEB.page, machine.explain()
+
+
+def test_a_guest_that_ran_before_is_forwarded_to_its_lease(machine: Machine) -> None:
+    lease = machine.wait_lease(EARLY)
+    rows = [row for row in machine.forwards() if row["domain"] == "early"]
+    assert [(row["start"], row["guest"], row["state"]) for row in rows] == [(8081, [lease], "active")]
+    assert machine.fetch(8081) == EARLY.page, machine.explain()
 
 
 def test_a_restart_of_libvirtd_keeps_guest_and_forward(machine: Machine) -> None:
@@ -72,7 +82,7 @@ def test_the_service_brings_a_flushed_table_back(machine: Machine) -> None:
 
 
 def test_the_command_tells_what_is_forwarded(machine: Machine) -> None:
-    said = machine.run(["/usr/local/bin/virt-forward", "list"]).out
+    said = machine.command("list").out
     assert "web" in said
     assert "8080" in said
     assert "10.10.0.200" in said

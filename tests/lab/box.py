@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import signal
@@ -13,6 +14,8 @@ from lab import guest, netns
 from lab.guest import Guest
 from lab.netns import HOST4, HOST6
 from lab.proc import Background, Done, eventually, run
+
+COMMAND = "/usr/local/bin/virt-forward"
 
 
 def lay_out(folder: Path, files: Mapping[str, str]) -> None:
@@ -57,12 +60,23 @@ class Box:
         self, argv: Sequence[str | Path], *, stdin: str = "", timeout: float = 20, check: bool = True
     ) -> Done:
         """Run a command as root on this host, in its own file system."""
-        enter = ["nsenter", f"--target={self.init}", *self.namespaces, "--wd=/"]
+        enter = ["nsenter", f"--target={self.init}", *self.namespaces, "--wdns=/"]
         clean = {**netns.HOOK_ENV, "VIRSH_DEFAULT_CONNECT_URI": "qemu:///system"}
         return run([*enter, *argv], stdin=stdin, timeout=timeout, check=check, env=clean)
 
     def virsh(self, *words: str, check: bool = True, timeout: float = 30) -> Done:
         return self.run(["virsh", "-q", *words], check=check, timeout=timeout)
+
+    def command(self, *words: str, check: bool = True) -> Done:
+        """Run the installed ``virt-forward``."""
+        return self.run([COMMAND, *words], check=check)
+
+    def forwards(self) -> list[dict[str, object]]:
+        """Return what ``virt-forward list --json`` tells, one forward a row."""
+        told = json.loads(self.command("list", "--json").out)
+        assert told["version"] == 1
+        rows: list[dict[str, object]] = told["forwards"]
+        return rows
 
     def read(self, path: str) -> str:
         return self.run(["cat", path], check=False).out
@@ -120,6 +134,12 @@ class Box:
 
     def fetch6(self, port: int, path: str = "/") -> str | None:
         return self.fetch(port, host=HOST6, path=path)
+
+    def wait_lease(self, wanted: Guest, timeout: float = 40) -> str:
+        """Wait until DHCP has given the guest an address, whichever; return it."""
+        given = re.compile(r"vf: address (\S+)")
+        eventually(lambda: given.search(self.console(wanted)), f"{wanted.name} has a lease", timeout, 0.1)
+        return str(given.findall(self.console(wanted))[-1])
 
     def wait_booted(self, wanted: Guest, timeout: float = 40) -> None:
         """Wait until the guest serves its page to its host; no forward has a part in that."""

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from lab import netns
-from lab.box import Box, first_process, lay_out
+from lab.box import COMMAND, Box, first_process, lay_out
 from lab.proc import REPO, Background, eventually
 
 HERE = Path(__file__).parent
@@ -116,10 +116,11 @@ class Host(Box):
         self.start_libvirtd()
 
     def install(self) -> None:
-        """Put the package and both hooks in place, as ``install.sh`` would."""
+        """Put the package, the command and both hooks in place, as ``install.sh`` would."""
         target = "/usr/local/lib/virt-forward"
         self.run(["mkdir", "-p", target])
         self.run(["cp", "-a", REPO / "lib/virt_forward", target])
+        self.run(["install", "-D", "-m", "0755", f"{target}/virt_forward/data/launcher", COMMAND])
         for name in ("qemu", "network"):
             self.run(["install", "-m", "0755", REPO / "hooks" / name, f"/etc/libvirt/hooks/{name}"])
 

@@ -1,0 +1,52 @@
+"""Guests whose address nobody knows before they have it: the forward waits, and then it is there."""
+
+from __future__ import annotations
+
+import pytest
+
+from lab import guest
+from lab.guest import Guest
+from lab.host import Host
+from lab.netns import UPLINK
+from lab.proc import eventually
+from lab.xml import forwards, port_forward
+
+pytestmark = pytest.mark.e2e
+
+# networkd's static lease is for another MAC: this guest gets an address of the pool.
+ANY = Guest("any", forwards(port_forward("8080:80")), mac="52:54:00:00:00:99", ip6=None)
+
+
+def states(host: Host) -> list[object]:
+    return [row["state"] for row in host.forwards()]
+
+
+def test_a_forward_waits_for_its_guests_lease_and_sync_completes_it(empty: Host) -> None:
+    empty.start(ANY)
+    assert states(empty) == ["waiting"]
+    assert empty.fetch(8080) is None
+    lease = empty.wait_lease(ANY)
+    # Of systemd 252 only the neighbour table tells, and that once the guest has spoken with its host.
+    eventually(lambda: guest.fetch(empty.ns.path, lease, 80) == ANY.page, "the guest serves", timeout=10)
+    empty.command("sync")
+    assert [(row["state"], row["guest"]) for row in empty.forwards()] == [("active", [lease])]
+    eventually(lambda: empty.fetch(8080) == ANY.page, "reached at its lease", timeout=10)
+    empty.virsh("destroy", ANY.name)
+    assert states(empty) == ["inactive"]
+    assert empty.fetch(8080) is None
+
+
+def test_the_host_keeps_its_forwards_without_its_uplink(empty: Host) -> None:
+    """A cable that is out while a guest starts is no reason for a forward not to be there when it is back."""
+    fixed = Guest(
+        "fixed",
+        forwards("<host ip='10.10.0.31'/>", port_forward("8080:80")),
+        mac=ANY.mac,
+        ip4="10.10.0.31/24",
+        ip6=None,
+    )
+    empty.run(["ip", "link", "set", UPLINK, "down"])
+    empty.start(fixed)
+    empty.wait_booted(fixed)
+    empty.run(["ip", "link", "set", UPLINK, "up"])
+    eventually(lambda: empty.fetch(8080) == fixed.page, "reached once the uplink is back", timeout=10)
