@@ -86,7 +86,7 @@ def taken(cast: Cast, case: Case) -> dict[int, str]:
     """Return by port what a start with every kind of limit is told."""
     declared = [port_forward(str(port), proto=case.kind, attributes=limits) for port, limits in PORTS.items()]
     said = cast.scene.event("web", "prepare", *declared, check=False).err
-    return {port: line for line in said.splitlines() for port in PORTS if f"/{port} is taken by" in line}
+    return {port: line for port in PORTS for line in said.splitlines() if f"/{port} is taken by" in line}
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.kind}-{case.host}")
@@ -118,7 +118,7 @@ def test_the_other_protocol_is_no_conflict(cast: Cast) -> None:
 def test_a_range_around_the_listener_is_refused(cast: Cast) -> None:
     with listening(cast, Case("0.0.0.0", ())):
         said = cast.scene.refused("web", port_forward("2000-3000"))
-        assert "host port tcp/2222 is taken by mysshd" in said
+        assert "is taken by mysshd on the host, which listens on 0.0.0.0" in said
         cast.scene.event("web", "prepare", port_forward("2000-3000", "!2222-2227"))
 
 

@@ -1,0 +1,135 @@
+"""isolate="yes": from outside only what is declared; and the counters of what came through."""
+
+from __future__ import annotations
+
+import itertools
+import re
+
+import pytest
+
+from lab.xml import port_forward, uuid_of
+from netns.support import FAMILIES, V4, Cast, Family, told, who
+
+pytestmark = pytest.mark.root
+
+KINDS = [(family, proto) for family in FAMILIES for proto in ("tcp", "udp")]
+ISOLATED = 'isolate="yes"'
+
+
+def start(cast: Cast) -> None:
+    forwards = [port_forward("8080:80", proto=proto) for proto in ("tcp", "udp")]
+    cast.scene.start("web", *forwards, attributes=ISOLATED)
+    cast.scene.start("db", port_forward("8081:80"))
+
+
+def test_from_outside_only_declared_forwards_lead_in(cast: Cast) -> None:
+    assert [who(cast.client, family.guest(200), 80, proto) for family, proto in KINDS] == ["web"] * 4
+    start(cast)
+    for family, proto in KINDS:
+        for place in (cast.client, cast.client2, cast.far):
+            for port in (80, 5000):
+                assert cast.silent(place, family.guest(200), port, proto)
+            assert who(place, family.host, 8080, proto) == "web"
+        assert who(cast.client, family.guest(201), 80, proto) == "db"
+    cast.scene.stop("web")
+    assert [who(cast.client, family.guest(200), 80, proto) for family, proto in KINDS] == ["web"] * 4
+
+
+def test_its_own_network_and_the_host_still_reach_it(cast: Cast) -> None:
+    start(cast)
+    for family, proto in KINDS:
+        web = family.guest(200)
+        assert told(cast.db, web, 5000, proto) == ("web", family.guest(201), 5000)
+        assert told(cast.host, web, 5000, proto) == ("web", family.gateway, 5000)
+        for place in (cast.web, cast.db):
+            assert told(place, family.host, 8080, proto) == ("web", family.gateway, 80)
+
+
+def test_what_it_opens_itself_is_answered(cast: Cast) -> None:
+    start(cast)
+    for family, proto in KINDS:
+        far = {4: "10.20.0.5", 6: "fd20:20::5"}[family.version]
+        with cast.client.serve(proto, 9999, name="client"), cast.host.serve(proto, 9998, name="host"):
+            assert told(cast.web, family.client, 9999, proto) == ("client", family.guest(200), 9999)
+            assert told(cast.web, family.gateway, 9998, proto)[0] == "host"
+        assert told(cast.web, far, 80, proto) == ("far", family.guest(200), 80)
+
+
+def test_isolation_without_any_forward(cast: Cast) -> None:
+    cast.scene.start("web", attributes=ISOLATED)
+    for family in FAMILIES:
+        assert cast.silent(cast.client, family.guest(200), 80)
+        assert who(cast.db, family.guest(200), 80) == "web"
+        assert who(cast.host, family.guest(200), 80) == "web"
+        with cast.client.serve("tcp", 9999, name="client"):
+            assert who(cast.web, family.client, 9999) == "client"
+
+
+def test_a_person_s_own_accept_does_not_open_it(cast: Cast) -> None:
+    cast.host.nft("table inet mine { chain forward { type filter hook forward priority -10; accept; }; }")
+    try:
+        start(cast)
+        for family in FAMILIES:
+            assert cast.silent(cast.client, family.guest(200), 80)
+            assert who(cast.client, family.host, 8080) == "web"
+    finally:
+        cast.host.nft("delete table inet mine")
+
+
+COUNTER = re.compile(
+    r"proto-dst (\d+)(?:-\d+)?(?: ct original ip6? [sd]addr (\S+))? counter packets (\d+) bytes (\d+)"
+)
+
+
+def counted(cast: Cast, name: str) -> dict[str, tuple[int, int]]:
+    """Return packets and bytes in a guest's forward chain, by first port and the source or address asked."""
+    chain = f"forward-{name}-{uuid_of(name)[:8]}"
+    listed = cast.host.run(["nft", "list", "chain", "inet", "virt-forward", chain]).out
+    found: dict[str, tuple[int, int]] = {}
+    for port, limit, packets, size in COUNTER.findall(listed):
+        key = f"{port} {limit}".strip()
+        before = found.get(key, (0, 0))
+        found[key] = (before[0] + int(packets), before[1] + int(size))
+    return found
+
+
+COUNTED = [
+    port_forward("8080:80", proto="udp"),
+    port_forward("9000-9009:5000", proto="udp"),
+    port_forward("9100:80", proto="udp", attributes='dev="enp1s0"'),
+    port_forward("9200:80", proto="udp", attributes=f'source="{V4.client}"'),
+    port_forward("9200:80", proto="udp", attributes=f'source="{FAMILIES[1].client}"'),
+    port_forward("!1-4999", "!5001-65535", proto="udp", attributes=f'address="{V4.extra}"'),
+]
+
+
+def asked_of(way: str, family: Family) -> list[tuple[str, str, int]]:
+    """Return which counter counts what is asked at which address and port."""
+    asked = [("8080", family.host, 8080), ("9000", family.host, 9005)]
+    if way == "client":
+        asked += [("9100", family.host, 9100), (f"9200 {family.client}", family.host, 9200)]
+        asked += [(f"5000 {V4.extra}", V4.extra, 5000)]
+    return asked
+
+
+def test_a_counter_for_every_forward_counts_both_directions(cast: Cast) -> None:
+    cast.scene.start("web", *COUNTED)
+    before = counted(cast, "web")
+    assert list(before.values()) == [(0, 0)] * len(COUNTED)
+    for way, family in itertools.product(("client", "web", "db", "far"), FAMILIES):
+        for key, address, port in asked_of(way, family):
+            assert who(getattr(cast, way), address, port, "udp") == "web"
+            now = counted(cast, "web")
+            assert {at: now[at][0] - before[at][0] for at in now if now[at] != before[at]} == {key: 2}
+            assert now[key][1] - before[key][1] > 2 * 28
+            before = now
+
+
+def test_counters_live_through_the_changes_of_others(cast: Cast) -> None:
+    cast.scene.start("web", *COUNTED)
+    assert who(cast.client, V4.host, 8080, "udp") == "web"
+    before = counted(cast, "web")
+    cast.scene.start("db", port_forward("8081:80"))
+    cast.scene.stop("db")
+    cast.scene.event("web", "reconnect", *COUNTED)
+    assert counted(cast, "web") == before
