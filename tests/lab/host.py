@@ -7,6 +7,7 @@ of it goes when the host's first process does.
 from __future__ import annotations
 
 import contextlib
+import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -90,7 +91,9 @@ class Host(Box):
         super().__init__(lab)
         self._undo = undo
         self.dir = lab.dir / "host"
-        lay_out(self.dir / "files", {**FILES, **files})
+        # networkd's DHCP makes its identifiers of it, and fails where a machine has none yet.
+        identity = {"etc/machine-id": f"{uuid.uuid4().hex}\n"}
+        lay_out(self.dir / "files", {**FILES, **identity, **files})
         (self.dir / "over").mkdir()
         self.init = self._boot()
         eventually(lambda: self.run(["test", "-e", "/run/lab/ready"], check=False).status == 0, "host set up")
