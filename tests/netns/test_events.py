@@ -1,0 +1,140 @@
+"""Events in any order, any number of times, at the same time: the table is right after each of them."""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from lab.netns import PREFIX, Ns
+from lab.xml import port_forward
+from netns.support import FAMILIES, GUESTS, V4, Cast, who
+
+pytestmark = pytest.mark.root
+
+DECLARED = {
+    "web": [
+        port_forward("8080:80", "5000-5009"),
+        port_forward("9000-9999", proto="udp"),
+        port_forward("8443:80", attributes='dev="enp1s0"'),
+    ],
+    "db": [
+        port_forward("8081:80", proto="tcp"),
+        port_forward("8443:81", attributes=f'source="{V4.lan}"'),
+        port_forward("30000-30999:5000", attributes=f'source="{V4.lan}"'),
+    ],
+    "app": [port_forward("8080:81"), port_forward(attributes=f'address="{V4.extra}"')],
+}
+OPERATIONS = ("prepare", "started", "reconnect", "restore", "stopped", "release")
+
+
+@pytest.fixture(scope="module")
+def scratch() -> Iterator[Ns]:
+    """A namespace in which to see what the include file makes of nothing."""
+    made = Ns(f"{PREFIX}scratch")
+    yield made
+    made.remove()
+
+
+def normal(listing: str) -> list[str]:
+    """Return a table's blocks in an order of their own: chains and hash elements are listed in any."""
+    flat = re.sub(r"elements = \{(.*?)\}", _sorted_elements, listing, flags=re.DOTALL)
+    flat = re.sub(r"(set revision .*?elements = \{).*?(\})", r"\1\2", flat, flags=re.DOTALL)
+    return sorted(re.split(r"\n\n(?=\t\w)", flat.strip().removesuffix("}").rstrip()))
+
+
+def _sorted_elements(match: re.Match[str]) -> str:
+    elements = re.sub(r"\s+", " ", match[1]).strip()
+    return "elements = { " + ", ".join(sorted(elements.split(", "))) + " }"
+
+
+def fresh(cast: Cast, scratch: Ns) -> list[str]:
+    """Return the table that the include file makes in a namespace that has none."""
+    scratch.run(["nft", "flush", "ruleset"])
+    scratch.run(["nft", "-f", cast.scene.lab.run_dir / "ruleset.nft"])
+    done = scratch.run(["nft", "-s", "list", "table", "inet", "virt-forward"], check=False)
+    return normal(done.out)
+
+
+def table(cast: Cast) -> list[str]:
+    return normal(cast.scene.table())
+
+
+def event(cast: Cast, name: str, operation: str) -> None:
+    done = cast.scene.event(name, operation, *DECLARED[name], check=False)
+    assert done.status == 0 or operation == "prepare", done
+    assert done.out == ""
+
+
+def settle(cast: Cast) -> None:
+    """Bring all guests to one known end: web and db run, app does not."""
+    for name, operation in (("app", "stopped"), ("app", "release"), ("web", "started"), ("db", "reconnect")):
+        event(cast, name, operation)
+
+
+def plain_start(cast: Cast) -> list[str]:
+    cast.scene.start("web", *DECLARED["web"])
+    cast.scene.start("db", *DECLARED["db"])
+    found = table(cast)
+    cast.scene.reset()
+    return found
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_any_order_ends_in_the_same_table(cast: Cast, scratch: Ns, seed: int) -> None:
+    expected = plain_start(cast)
+    cast.scene.lab.configure('[policy]\non_error = "warn"\n')
+    choose = random.Random(seed)
+    for _ in range(16):
+        event(cast, choose.choice(tuple(GUESTS)), choose.choice(OPERATIONS))
+        if (cast.scene.lab.run_dir / "ruleset.nft").exists():
+            assert table(cast) == fresh(cast, scratch)
+    settle(cast)
+    assert table(cast) == fresh(cast, scratch) == expected
+    for family in FAMILIES:
+        assert who(cast.client, family.host, 8080) == "web"
+        assert who(cast.client, family.host, 8081) == "db"
+    assert who(cast.client, V4.extra, 5000) == "web"
+    for name in ("web", "db"):
+        cast.scene.stop(name)
+    assert cast.scene.table() == ""
+
+
+def test_every_event_twice_is_as_good_as_once(cast: Cast, scratch: Ns) -> None:
+    seen: dict[str, list[str]] = {}
+    for operation in ("prepare", "started", "reconnect", "prepare", "started", "stopped", "release"):
+        for _ in range(2):
+            event(cast, "web", operation)
+            assert table(cast) == fresh(cast, scratch)
+            assert seen.setdefault(operation, table(cast)) == table(cast)
+    assert seen["started"] == seen["reconnect"] != seen["stopped"] == seen["prepare"]
+
+
+def test_stops_without_a_start_do_nothing(cast: Cast) -> None:
+    for operation in ("release", "stopped", "stopped", "release"):
+        event(cast, "app", operation)
+    assert cast.scene.table() == ""
+
+
+def test_libvirtd_reconnects_to_all_its_guests_at_once(cast: Cast, scratch: Ns) -> None:
+    expected = plain_start(cast)
+    with ThreadPoolExecutor(4) as pool:
+        done = [pool.submit(event, cast, name, "reconnect") for name in ("web", "db") for _ in range(3)]
+        for one in done:
+            one.result(timeout=30)
+    assert table(cast) == fresh(cast, scratch) == expected
+
+
+def test_all_guests_start_and_stop_at_once(cast: Cast, scratch: Ns) -> None:
+    def life(name: str) -> None:
+        for operation in ("prepare", "started", "stopped", "release", "prepare", "started"):
+            event(cast, name, operation)
+
+    expected = plain_start(cast)
+    with ThreadPoolExecutor(2) as pool:
+        for one in [pool.submit(life, name) for name in ("web", "db")]:
+            one.result(timeout=60)
+    assert table(cast) == fresh(cast, scratch) == expected
