@@ -15,7 +15,8 @@ HOOK = """
 import sys
 del sys.argv[0]
 try:
-    exec(compile(open(sys.argv[0]).read(), sys.argv[0], "exec"), {"__name__": "__main__", "__file__": sys.argv[0]})
+    program = compile(open(sys.argv[0]).read(), sys.argv[0], "exec")
+    exec(program, {"__name__": "__main__", "__file__": sys.argv[0]})
 except SystemExit as end:
     assert not end.code, end.code
 print(*sys.modules)

@@ -1,0 +1,173 @@
+"""Where a packet goes: the rules and maps, run here as the kernel would, against what is promised.
+
+The promise: of all forwards that match a packet the most special one gets it: an address before
+any, then a device before any, then the narrower source.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from ipaddress import ip_address, ip_network
+from typing import NamedTuple
+
+from hypothesis import given
+
+from unit.world import Event, World, events
+from virt_forward import ports
+from virt_forward.model import Address, Forward, Guest
+from virt_forward.ruleset import skeleton, table
+from virt_forward.ruleset.block import Chain
+
+
+class Packet(NamedTuple):
+    proto: str
+    source: Address
+    destination: Address
+    port: int
+    dev: str
+
+
+V4 = tuple(map(ip_address, ("192.0.2.1", "192.0.2.200", "198.18.0.1")))
+V6 = tuple(map(ip_address, ("2001:db8:2::1", "2001:db8:3::1")))
+HOST = tuple(map(ip_address, ("203.0.113.7", "203.0.113.8", "2001:db8::7", "2001:db8::8")))
+PACKETS = [
+    Packet(proto, source, destination, port, dev)
+    for proto in ("tcp", "udp")
+    for destination in HOST
+    for source in (V4 if destination.version == 4 else V6)
+    for port in (1, 80, 81, 90, 600)
+    for dev in ("enp1s0", "wlan0", "eth9")
+]
+"""At least one for every way in which the made-up forwards can overlap."""
+
+
+def promised(guests: list[Guest], packet: Packet) -> str | None:
+    """Return where the packet is promised to go."""
+    version = packet.destination.version
+    found: list[tuple[Forward, Address]] = [
+        (forward, seat.ip)
+        for guest in guests
+        if guest.phase == "running"
+        for forward in guest.forwards
+        for seat in guest.seats_for(forward)
+        if seat.ip.version == version and matches(forward, packet)
+    ]
+    if not found:
+        return None
+    forward, ip = min(found, key=lambda pair: ports.specificity(pair[0])[:3])
+    return f"{ip} {packet.port - forward.start + forward.to}"
+
+
+def matches(forward: Forward, packet: Packet) -> bool:
+    return (
+        forward.proto == packet.proto
+        and forward.start <= packet.port <= forward.end
+        and forward.address in (None, packet.destination)
+        and forward.dev in (None, packet.dev)
+        and (forward.source is None or packet.source in forward.source)
+    )
+
+
+class Kernel:
+    """As much of nftables as our dispatch needs."""
+
+    def __init__(self, world: World) -> None:
+        index = world.index()
+        blocks = table.blocks_of(world.guests.values(), index, index, world.config).values()
+        self.chains: dict[str, Chain] = {chain.name: chain for block in blocks for chain in block.chains}
+        self.maps: dict[str, list[tuple[str, str]]] = {}
+        for element in (element for block in blocks for element in block.elements):
+            self.maps.setdefault(element.container, []).append((element.key, element.data))
+
+    def dispatch(self, packet: Packet) -> str | None:
+        family = "ip" if packet.destination.version == 4 else "ip6"
+        for rule in skeleton.dispatch():
+            key, _, name = rule.partition(" vmap @")
+            if not name or ("daddr" in key and f"{family} daddr" not in key):
+                continue
+            facts = {"th dport": str(packet.port), "meta l4proto": packet.proto}
+            facts[f"{family} daddr"] = str(packet.destination)
+            wanted = [facts[part] for part in key.split(" . ")]
+            for chain in self._looked_up(name, wanted):
+                if found := self._run(chain, packet):
+                    return found
+        return None
+
+    def _looked_up(self, name: str, wanted: list[str]) -> Iterator[str]:
+        found = [data for key, data in self.maps.get(name, ()) if within(wanted, key.split(" . "))]
+        assert len(found) <= 1, f"{name}: two elements for {wanted}"
+        yield from (data.removeprefix("jump ") for data in found)
+
+    def _run(self, name: str, packet: Packet) -> str | None:
+        for rule in self.chains[name].rules:
+            condition, jump, target = rule.partition(" jump ")
+            if not holds(condition, packet):
+                continue
+            found = self._run(target, packet) if jump else translated(rule, packet)
+            if found:
+                return found
+        return None
+
+
+def within(wanted: list[str], key: list[str]) -> bool:
+    return all(one == other or in_span(one, other) for one, other in zip(wanted, key, strict=True))
+
+
+def in_span(port: str, span: str) -> bool:
+    first, dash, last = span.partition("-")
+    return bool(dash) and port.isdigit() and int(first) <= int(port) <= int(last)
+
+
+def holds(rule: str, packet: Packet) -> bool:
+    version = packet.destination.version
+    dev = re.search(r'iifname "([^"]+)"', rule)
+    source = re.search(r"saddr (\S+)", rule)
+    daddr = re.search(r"daddr (\S+)", rule)
+    family = re.search(r"nfproto ipv(\d)", rule)
+    proto = re.search(r"\b(tcp|udp|sctp) dport|meta l4proto (\w+)", rule)
+    dport = re.search(r"dport (\d+)(?:-(\d+))?", rule)
+    return (
+        (not dev or dev[1] == packet.dev)
+        and (not source or packet.source in ip_network(source[1]))
+        and (not daddr or packet.destination == ip_address(daddr[1]))
+        and (not family or int(family[1]) == version)
+        and (not proto or packet.proto in proto.groups())
+        and (not dport or int(dport[1]) <= packet.port <= int(dport[2] or dport[1]))
+    )
+
+
+def translated(rule: str, packet: Packet) -> str:
+    _, _, target = rule.partition(" dnat ")
+    text = target.partition(" to ")[2]
+    shifted = dict(re.findall(r"(\d+) : (\d+)", text.partition("{")[2]))
+    address = re.match(r"\[?([0-9a-f:]*:[0-9a-f:]*|[\d.]+)\]?", text)
+    assert address, rule
+    plain = re.fullmatch(r":(\d+)", text[address.end() :])
+    port = shifted.get(str(packet.port)) or (plain[1] if plain else str(packet.port))
+    return f"{address[1]} {port}"
+
+
+def outcomes(world: World) -> list[str | None]:
+    kernel, guests = Kernel(world), list(world.guests.values())
+    expected = [promised(guests, packet) for packet in PACKETS]
+    for packet, wanted in zip(PACKETS, expected, strict=True):
+        assert kernel.dispatch(packet) == wanted, packet
+    return expected
+
+
+def test_the_most_special_forward_gets_the_packet() -> None:
+    arrived: set[str | None] = set()
+
+    @given(events)
+    def check(happenings: list[Event]) -> None:
+        world = World()
+        for happening in happenings:
+            world.change(happening)
+        arrived.update(outcomes(world))
+
+    check()
+    # A world in which nothing arrives would prove nothing.
+    guests = {outcome.partition(" ")[0] for outcome in arrived if outcome}
+    assert None in arrived
+    assert len(guests) > 4

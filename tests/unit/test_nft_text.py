@@ -1,0 +1,146 @@
+"""No input makes anything but typed values reach nft."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from unit import strategies as make
+from unit.build import domain_xml, forward, guest
+from unit.nft_grammar import assert_spoken
+from unit.test_records import DELETE, EVIL, FULL, changed, paths
+from unit.world import Event, World, events
+from virt_forward.addresses.resolve import Bridge, Facts, resolve
+from virt_forward.config import Config
+from virt_forward.errors import StateError, VirtForwardError
+from virt_forward.metadata.domain import parse_domain
+from virt_forward.metadata.network import parse_network
+from virt_forward.model import Guest, Network
+from virt_forward.records import dump_guest, load_guest
+from virt_forward.ruleset import table
+
+
+def spoken(guests: list[Guest]) -> None:
+    for config in (Config(), Config(hairpin=False)):
+        for paragraph in table.whole(guests, config, 1).paragraphs:
+            assert_spoken(paragraph)
+
+
+@given(events)
+def test_what_guests_come_to(happenings: list[Event]) -> None:
+    world = World()
+    for happening in happenings:
+        include = world.include
+        assert_spoken(table.transaction(include, world.change(happening)))
+        spoken(list(world.guests.values()))
+
+
+def bridges(_: str) -> Bridge:
+    from ipaddress import ip_interface
+
+    return Bridge((ip_interface("198.51.100.1/24"), ip_interface("2001:db8:10::1/64")))
+
+
+def resolved(xml: bytes, networks: tuple[Network, ...] = ()) -> Guest | None:
+    try:
+        domain = parse_domain(xml)
+        return resolve(domain, Facts(networks, bridges), Config(), "running", lambda _: [])
+    except VirtForwardError:
+        return None
+
+
+HOST = '<vf:host ip="198.51.100.200"/><vf:host ip="2001:db8:10::200"/>'
+
+
+@given(make.documents, st.text(max_size=30).filter(lambda text: "]]>" not in text))
+def test_what_documents_come_to(document: bytes, name: str) -> None:
+    good = document.decode().replace("</vf:forwards>", f"{HOST}</vf:forwards>")
+    for metadata in (document.decode(), good):
+        found = resolved(domain_xml(metadata, name=f"<![CDATA[{name}]]>"))
+        if found:
+            spoken([found])
+
+
+def test_a_good_document_does_come_to_something() -> None:
+    """Or the test above would prove nothing."""
+    forwards = '<portForward proto="tcp"><range start="80"/></portForward><host ip="198.51.100.200"/>'
+    found = resolved(
+        domain_xml(f'<forwards xmlns="urn:virt-forward:1">{forwards}</forwards>', name="&quot;;}")
+    )
+    assert found
+    assert found.seats
+    text = "\n".join(table.whole([found], Config(), 1).paragraphs)
+    assert "dnat ip to 198.51.100.200:80" in text
+    assert_spoken(text)
+
+
+@pytest.mark.parametrize("bridge", ["a b", 'x" accept', "..", "", "x" * 16, "virbr1", "x;y", "x\ny"])
+@pytest.mark.parametrize("ip", ["192.0.2.9", "2001:db8::9%a } accept", "2001:db8::9", "x"])
+def test_what_networks_come_to(bridge: str, ip: str) -> None:
+    written = bridge.replace('"', "&quot;").replace("\n", "&#10;")
+    xml = f"""<network><name>n</name><uuid>{FULL.uuid}</uuid><bridge name="{written}"/>
+    <ip address="192.0.2.1" prefix="24"><dhcp><host mac="52:54:00:00:00:01" ip="{ip}"/></dhcp></ip>
+    </network>"""
+    nic = "<interface type='network'><mac address='52:54:00:00:00:01'/><source network='n'/></interface>"
+    forwards = '<portForward proto="tcp"><range start="80"/></portForward>'
+    metadata = f'<forwards xmlns="urn:virt-forward:1">{forwards}</forwards>'
+    found = resolved(domain_xml(metadata, nic), (parse_network(xml.encode())[0],))
+    assert found
+    spoken([found])
+    assert bool(found.seats) == (bridge == "virbr1" and ip == "192.0.2.9")
+
+
+@pytest.mark.parametrize(
+    "path", paths(json.loads(dump_guest(FULL)))[1:], ids=lambda path: ".".join(map(str, path))
+)
+def test_what_records_come_to(path: tuple[Any, ...]) -> None:
+    document = json.loads(dump_guest(FULL))
+    for value in (*EVIL, DELETE):
+        try:
+            found = load_guest(json.dumps(changed(document, path, value)), "x")
+        except StateError:
+            continue
+        spoken([found])
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "flush ruleset",
+        "# guest x",
+        "table inet filter {",
+        "\t\taccept",
+        '\t\tcomment "a" ; flush ruleset',
+        "\t\tjump guest-web accept",
+        "add element inet virt-forward any { tcp . 80 : accept }",
+        "\tchain guest-a b {",
+    ],
+)
+def test_the_grammar_is_one(line: str) -> None:
+    with pytest.raises(AssertionError):
+        assert_spoken(line)
+
+
+def test_every_kind_of_rule_is_spoken() -> None:
+    """A grammar that no text makes use of would say little."""
+    guests = [
+        guest(
+            "a", forward(80, dev="enp1s0"), forward(1000, 3000, source="192.0.2.0/24"), forward(5, 7, to=50)
+        ),
+        guest("b", forward(1, 65535, address="203.0.113.7"), forward(9, dev="e", address="2001:db8::7")),
+    ]
+    text = "\n".join(table.whole(guests, Config(hairpin=False), 1).paragraphs)
+    assert_spoken(text)
+    for word in (
+        "th dport 1000-3000",
+        "dport map",
+        "from-tcp-range",
+        "@",
+        "iifname != ",
+        "meta l4proto tcp ct",
+    ):
+        assert (word in text) == (word != "@"), word

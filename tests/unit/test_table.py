@@ -1,0 +1,195 @@
+"""The table as text, and changes of it, against the table made anew."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from unit import strategies as make
+from unit.build import forward, guest, seat, uuid_of
+from unit.world import Event, World, events, owners
+from virt_forward.config import Config
+from virt_forward.model import Guest
+from virt_forward.ruleset import skeleton, table
+from virt_forward.ruleset.block import Block, Chain, Element, load, unload
+
+configs = st.builds(
+    Config,
+    uplinks=st.sampled_from(((), ("enp1s0", "wlan0"))),
+    localhost=st.booleans(),
+    hairpin=st.booleans(),
+)
+
+
+@given(events, configs)
+def test_an_include_file_is_read_back_as_it_was_written(happenings: list[Event], config: Config) -> None:
+    world = World(config)
+    for happening in happenings:
+        world.change(happening)
+    include = world.include
+    assert table.parse(table.text(include), config) == include
+
+
+@settings(max_examples=150)
+@given(events)
+def test_changes_in_any_order_come_to_the_table_made_anew(happenings: list[Event]) -> None:
+    world = World()
+    for happening in happenings:
+        world.change(happening)
+        assert owners(world.include) == owners(world.whole())
+        assert len(world.include.paragraphs) == len(owners(world.include))
+
+
+@given(events)
+def test_nothing_is_referred_to_before_it_is_there(happenings: list[Event]) -> None:
+    world = World()
+    for happening in happenings:
+        world.change(happening)
+        for include in (world.include, world.whole()):
+            assert_in_order("\n\n".join(include.paragraphs))
+
+
+def assert_in_order(text: str) -> None:
+    known: set[str] = set()
+    for line in text.splitlines():
+        known |= set(re.findall(r"^\tchain (\S+) \{", line))
+        referred = set(re.findall(r"\b(?:jump|goto) ([\w.-]+)", line))
+        assert referred <= known, line
+
+
+@given(events, make.guests(9))
+def test_the_same_again_changes_nothing(happenings: list[Event], item: Guest) -> None:
+    world = World()
+    for happening in [*happenings, Event(9, item)]:
+        world.change(happening)
+    before = owners(world.include)
+    assert world.change(Event(9, item)).same()
+    assert owners(world.include) == before
+
+
+@given(events, make.guests(9))
+def test_a_start_and_a_stop_leave_the_table_as_it_was(happenings: list[Event], item: Guest) -> None:
+    world = World()
+    for happening in happenings:
+        world.change(happening)
+    before = owners(world.include)
+    world.change(Event(9, item))
+    world.change(Event(9, None))
+    assert owners(world.include) == before
+
+
+@given(events)
+def test_a_guest_never_changes_another_guests_rules(happenings: list[Event]) -> None:
+    world = World()
+    for happening in happenings:
+        before = owners(world.include)
+        world.change(happening)
+        after = owners(world.include)
+        changed = {key for key in {*before, *after} if before.get(key) != after.get(key)}
+        mine = {f"# guest {uuid_of(str(happening.number + 2))}"}
+        assert {key for key in changed if key.startswith("# guest ")} <= mine
+
+
+@given(events)
+def test_a_transaction_deletes_no_chain_that_stays_referred_to(happenings: list[Event]) -> None:
+    world = World()
+    for happening in happenings:
+        include = world.include
+        commands = table.transaction(include, world.change(happening))
+        deleted = set(re.findall(r"^delete chain inet virt-forward (\S+)$", commands, re.MULTILINE))
+        referred = set(re.findall(r"\b(?:jump|goto) ([\w.-]+)", "\n".join(world.include.paragraphs)))
+        assert not deleted & referred
+
+
+@given(events)
+def test_a_transaction_names_the_revision_it_is_for(happenings: list[Event]) -> None:
+    world = World()
+    for happening in happenings:
+        include = world.include
+        first, second, *_ = table.transaction(include, world.change(happening)).splitlines()
+        assert first == f"delete element inet virt-forward revision {{ {include.revision} }}"
+        assert second == f"add element inet virt-forward revision {{ {world.include.revision} }}"
+        assert world.include.revision == include.revision + 1
+
+
+WEB = guest("web", forward(80))
+
+
+def test_no_guests_no_table() -> None:
+    empty = table.whole([WEB._replace(phase="prepared")], Config(), 7)
+    text = table.text(empty)
+    assert "delete table inet virt-forward" in text
+    assert "chain" not in text
+    assert table.parse(text, Config()) == empty
+
+
+GOOD = table.text(table.whole([WEB], Config(), 3))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "\n",
+        "garbage",
+        GOOD.replace("revision { 3 }", "revision { x }"),
+        GOOD.replace("srcnat - 5", "srcnat - 6"),
+        GOOD.partition("\n")[2],
+        GOOD[: len(GOOD) // 3],
+    ],
+)
+def test_a_file_that_is_not_ours_is_none_of_ours(text: str) -> None:
+    assert table.parse(text, Config()) is None
+
+
+@pytest.mark.parametrize("config", [Config(localhost=True), Config(uplinks=("enp1s0",))])
+def test_a_file_of_another_configuration_is_made_anew(config: Config) -> None:
+    assert table.parse(GOOD, config) is None
+    assert table.parse(table.text(table.whole([WEB], config, 3)), Config()) is None
+
+
+def test_the_more_special_comes_first_in_a_shared_chain() -> None:
+    shared = table.whole(
+        [
+            guest("a", forward(80, source="192.0.2.0/24"), seats=[seat("198.51.100.1")]),
+            guest("b", forward(80, source="192.0.2.0/25"), seats=[seat("198.51.100.2")]),
+            guest("c", forward(80, dev="enp1s0"), seats=[seat("198.51.100.3")]),
+            guest("d", forward(80), seats=[seat("198.51.100.4")]),
+        ],
+        Config(),
+        1,
+    )
+    (chain,) = [text for text in shared.paragraphs if text.startswith("# port from-tcp-80\n")]
+    rules = re.findall(r"^\t\t(.*) jump guest-(.)-", chain, re.MULTILINE)
+    assert rules == [
+        ('iifname "enp1s0"', "c"),
+        ("ip saddr 192.0.2.0/25", "b"),
+        ("ip saddr 192.0.2.0/24", "a"),
+    ]
+
+
+def test_a_rebuild_keeps_the_base_chains_and_drops_the_others() -> None:
+    include = table.whole([WEB], Config(), 5)
+    chains = [*skeleton.base_chains(Config()), "guest-old-12345678"]
+    commands = table.rebuild(include, Config(), chains)
+    assert "delete table" not in commands
+    assert "delete chain inet virt-forward guest-old-12345678" in commands
+    assert commands.count("delete chain") == 1
+    assert all(paragraph in commands for paragraph in include.paragraphs)
+
+
+def test_a_chain_that_comes_back_is_only_emptied() -> None:
+    block = Block(
+        "x", (Chain("c", '"c"', ("accept",)), Chain("d", '"d"', ())), (Element("m", "1", "jump c"),)
+    )
+    after = [block._replace(chains=block.chains[:1])]
+    assert unload([block], after) == [
+        "delete element inet virt-forward m { 1 }",
+        "flush chain inet virt-forward c",
+        "flush chain inet virt-forward d",
+        "delete chain inet virt-forward d",
+    ]
+    assert "add element inet virt-forward m { 1 : jump c }" in load(block)

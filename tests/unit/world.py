@@ -1,0 +1,68 @@
+"""Guests that come, change and go, as the engine would have it, without a kernel."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from hypothesis import strategies as st
+
+from unit import strategies as make
+from virt_forward import claims
+from virt_forward.config import Config
+from virt_forward.model import Guest
+from virt_forward.ruleset import table
+
+
+class Event(NamedTuple):
+    """A guest becomes this, or is gone."""
+
+    number: int
+    guest: Guest | None
+
+
+# A handful of guests, each of which may come in several shapes.
+event = st.integers(0, 3).flatmap(
+    lambda number: st.builds(Event, st.just(number), st.none() | make.guests(number) | make.guests(number))
+)
+events = st.lists(event, min_size=1, max_size=8)
+
+
+class World:
+    """The records, and the include file as a chain of changes has made it."""
+
+    def __init__(self, config: Config | None = None) -> None:
+        self.config = config or Config()
+        self.guests: dict[int, Guest] = {}
+        self.include = table.whole((), self.config, 1)
+
+    def index(self, without: int | None = None) -> claims.Index:
+        others = (guest for number, guest in self.guests.items() if number != without)
+        return tuple(row for guest in others for row in claims.rows(guest))
+
+    def change(self, happening: Event) -> table.Change:
+        """Make an event happen; the include file is spliced, not made anew."""
+        number, wanted = happening
+        before, others = self.guests.pop(number, None), self.index(number)
+        after = claims.settle(others, wanted) if wanted else None
+        old, new = [before] if before else [], [after] if after else []
+        old_rows = tuple(row for guest in old for row in claims.rows(guest))
+        new_rows = tuple(row for guest in new for row in claims.rows(guest))
+        touching = old_rows + new_rows
+        change = table.Change(
+            table.blocks_of(old, others + old_rows, touching, self.config),
+            table.blocks_of(new, others + new_rows, touching, self.config),
+        )
+        if after:
+            self.guests[number] = after
+        self.include = table.splice(self.include, change)
+        return change
+
+    def whole(self) -> table.Include:
+        """Return what the include file should be, made anew from the records."""
+        return table.whole(self.guests.values(), self.config, self.include.revision)
+
+
+def owners(include: table.Include) -> Mapping[str, str]:
+    """Return the paragraphs by their keys."""
+    return {text.partition("\n")[0]: text for text in include.paragraphs}
