@@ -12,6 +12,7 @@ from virt_forward import claims
 from virt_forward.config import Config
 from virt_forward.model import Guest
 from virt_forward.ruleset import table
+from virt_forward.ruleset.names import TABLE
 
 
 class Event(NamedTuple):
@@ -57,6 +58,14 @@ class World:
             self.guests[number] = after
         self.include = table.splice(self.include, change)
         return change
+
+    def commands(self, happening: Event) -> str:
+        """Make an event happen, and return what the engine would say to nft."""
+        before = self.include
+        change = self.change(happening)
+        if not self.include.paragraphs:
+            return f"add table {TABLE}\ndelete table {TABLE}\n"
+        return table.transaction(before, change) if before.paragraphs else table.text(self.include)
 
     def whole(self) -> table.Include:
         """Return what the include file should be, made anew from the records."""

@@ -1,0 +1,95 @@
+"""One directory of golden files: guests and what the host knows in, nft text out.
+
+NAME.xml        a guest, as libvirt gives it to the hook; several, one after the other by name
+config.toml     the configuration, where it is not the default
+facts.json      what the host knows, where it is not the usual: bridges, and spared ports
+events          "started NAME" and "stopped NAME", one a line; absent: every guest is started
+ruleset.nft     the include file after all of them
+transaction.nft where there are events, what the last of them says to nft
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from ipaddress import ip_address, ip_interface
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from unit.world import Event, World
+from virt_forward.addresses.resolve import Bridge, Facts, resolve
+from virt_forward.config import parse_config
+from virt_forward.metadata.domain import parse_domain
+from virt_forward.model import Guest, PortForward, Reservation
+from virt_forward.ports import Span
+from virt_forward.ruleset import table
+
+HERE = Path(__file__).parent
+USUAL = {"addresses": ["198.51.100.1/24", "2001:db8:10::1/64"]}
+
+
+class Outcome(NamedTuple):
+    """What the events of a case have come to; ``before`` is the include file before the last one."""
+
+    before: str
+    ruleset: str
+    transaction: str | None
+
+
+class Case:
+    """A directory of golden files."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def _text(self, name: str) -> str:
+        path = self.path / name
+        return path.read_text() if path.exists() else ""
+
+    def events(self) -> list[tuple[str, str]]:
+        lines = self._text("events").splitlines()
+        if not lines:
+            return [("started", path.stem) for path in sorted(self.path.glob("*.xml"))]
+        return [(verb, name) for verb, _, name in (line.partition(" ") for line in lines)]
+
+    def facts(self) -> Facts:
+        bridges = json.loads(self._text("facts.json") or "{}").get("bridges", {"virbr0": USUAL})
+        made = {name: _bridge(fields) for name, fields in bridges.items()}
+        return Facts(bridges=made.__getitem__)
+
+    def spared(self, item: PortForward) -> list[Span]:
+        known = json.loads(self._text("facts.json") or "{}").get("spared", {})
+        return [(start, end) for start, end in known.get(item.proto, [])]
+
+    def run(self) -> Outcome:
+        """Let the events happen."""
+        world = World(parse_config(self._text("config.toml")))
+        numbers: dict[str, int] = {}
+        before, transaction = "", ""
+        for verb, name in self.events():
+            guest = self._guest(name, world)
+            number = numbers.setdefault(guest.uuid, len(numbers))
+            before = table.text(world.include)
+            transaction = world.commands(Event(number, guest if verb == "started" else None))
+        has_events = (self.path / "events").exists()
+        return Outcome(before, table.text(world.include), transaction if has_events else None)
+
+    def _guest(self, name: str, world: World) -> Guest:
+        domain = parse_domain((self.path / f"{name}.xml").read_bytes())
+        return resolve(domain, self.facts(), world.config, "running", self.spared)
+
+
+def _bridge(fields: dict[str, Any]) -> Bridge:
+    return Bridge(
+        tuple(map(ip_interface, fields.get("addresses", []))),
+        tuple(_reservations(fields.get("reservations", []))),
+        tuple(_reservations(fields.get("leases", []))),
+    )
+
+
+def _reservations(pairs: list[list[str]]) -> Iterator[Reservation]:
+    for ip, mac in pairs:
+        yield Reservation(ip_address(ip), mac)
+
+
+CASES = [Case(path) for path in sorted(HERE.iterdir()) if path.is_dir() and not path.name.startswith("__")]
