@@ -42,7 +42,8 @@ CYCLE = (
 )
 XML = """<domain type='kvm'><name>bench</name><uuid>{uuid}</uuid><metadata>
 <vf:forwards xmlns:vf="{namespace}"><vf:host ip="10.10.255.1"/>
-<vf:portForward proto="tcp">{ranges}</vf:portForward></vf:forwards></metadata><devices><interface type='bridge'><mac address='52:54:00:00:00:01'/>
+<vf:portForward proto="tcp">{ranges}</vf:portForward></vf:forwards></metadata><devices>
+<interface type='bridge'><mac address='52:54:00:00:00:01'/>
 <source bridge='virbr0'/></interface></devices></domain>"""
 
 
