@@ -21,6 +21,11 @@ chown -R systemd-network: /run/systemd/netif /var/lib/systemd/network
 cp -a "$scratch/files/." /
 
 /usr/lib/systemd/systemd-networkd &>/run/lab/networkd.log </dev/null &
+# Since version 256 its DHCP server waits to be told that its leases can be kept; a unit does that elsewhere.
+if networkctl --help | grep -q persistent-storage; then
+    until [[ -S /run/systemd/netif/io.systemd.Network ]]; do sleep 0.02; done
+    networkctl persistent-storage yes
+fi
 echo ready >/run/lab/ready
 # A bash that waits also reaps what was orphaned to it.
 while :; do
