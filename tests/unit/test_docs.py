@@ -1,0 +1,122 @@
+"""The examples of the documentation are true: right ones are taken, wrong ones say what is written below them."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from lxml import etree
+
+from lab.proc import REPO
+from unit.test_schema import BEYOND_GRAMMAR, RNG, accepts
+from virt_forward.config import SECTIONS, Config, parse_config
+from virt_forward.errors import VirtForwardError
+from virt_forward.metadata import xml
+from virt_forward.metadata.forwards import NAMESPACE, ROOT, parse_forwards
+from virt_forward.model import Declaration
+
+
+class Fence(NamedTuple):
+    """A fenced block: the words after its fence, its text, and the text of the block after it."""
+
+    info: str
+    text: str
+    after: str
+
+
+def fences(name: str) -> list[Fence]:
+    text = (REPO / "docs" / name).read_text()
+    found = re.findall(r"^```([a-z ]+)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    following = [*(body for _, body in found[1:]), ""]
+    return [Fence(info, body, after) for (info, body), after in zip(found, following, strict=True)]
+
+
+def blocks(name: str, info: str) -> list[Fence]:
+    return [fence for fence in fences(name) if fence.info == info]
+
+
+METADATA, CONFIGURATION = "metadata.md", "configuration.md"
+
+
+def parsed(document: bytes) -> tuple[Declaration, tuple[str, ...]]:
+    root = xml.parse(document, "example")
+    element = root if root.tag == ROOT else root.find(ROOT)
+    assert element is not None
+    return parse_forwards(element)
+
+
+@pytest.mark.parametrize("fence", blocks(METADATA, "xml"), ids=lambda fence: fence.text[:30])
+def test_right_documents(fence: Fence) -> None:
+    declaration, errors = parsed(fence.text.encode())
+    assert errors == ()
+    assert declaration.port_forwards
+    element = etree.fromstring(fence.text)
+    inner = element if element.tag == ROOT else element.find(ROOT)
+    assert accepts(etree.tostring(inner))
+
+
+@pytest.mark.parametrize("fence", blocks(METADATA, "xml wrong"), ids=lambda fence: fence.text[:30])
+def test_wrong_documents(fence: Fence) -> None:
+    document = f'<forwards xmlns="{NAMESPACE}">{fence.text}</forwards>'.encode()
+    assert parsed(document)[1] == tuple(fence.after.splitlines())
+
+
+def test_the_schema_lets_pass_what_the_page_says_it_does() -> None:
+    text = (REPO / "docs" / METADATA).read_text()
+    known, unknown = text.split("### What the schema cannot say")
+    for part, verdict in ((known, False), (unknown, True)):
+        wrong = re.findall(r"^```xml wrong\n(.*?)^```$", part, re.MULTILINE | re.DOTALL)
+        assert wrong
+        assert {accepts(f'<forwards xmlns="{NAMESPACE}">{x}</forwards>'.encode()) for x in wrong} == {verdict}
+
+
+@pytest.mark.parametrize("reason", BEYOND_GRAMMAR)
+def test_all_that_the_schema_cannot_say_is_on_the_page(reason: str) -> None:
+    page = (REPO / "docs" / METADATA).read_text().partition("### What the schema cannot say")[2]
+    assert reason in page
+
+
+def test_every_word_of_the_vocabulary_is_on_the_page() -> None:
+    page = (REPO / "docs" / METADATA).read_text()
+    words = {node.get("name", "") for node in etree.parse(RNG).iter("{*}attribute")}
+    assert {word for word in words if f"| `{word}` |" not in page} == set()
+
+
+def test_the_commands_set_what_is_right() -> None:
+    page = (REPO / "docs" / METADATA).read_text()
+    found = re.findall(r"--set '([^']*)'", page)
+    assert found
+    for text in found:
+        # virsh puts what has no namespace into ours.
+        assert parsed(text.replace("<forwards", f'<forwards xmlns="{NAMESPACE}"').encode())[1] == ()
+
+
+def test_the_defaults() -> None:
+    first, *others = blocks(CONFIGURATION, "toml")
+    assert parse_config(first.text) == Config()
+    for section, keys in SECTIONS.items():
+        assert f"[{section}]" in first.text
+        assert all(re.search(rf"^{key} = ", first.text, re.MULTILINE) for key in keys)
+    for fence in others:
+        assert parse_config(fence.text) != Config()
+
+
+@pytest.mark.parametrize("fence", blocks(CONFIGURATION, "toml wrong"), ids=lambda fence: fence.text[:30])
+def test_wrong_configurations(fence: Fence) -> None:
+    with pytest.raises(VirtForwardError) as caught:
+        parse_config(fence.text)
+    assert caught.value.messages == tuple(fence.after.splitlines())
+
+
+def test_every_key_is_on_the_page() -> None:
+    page = (REPO / "docs" / CONFIGURATION).read_text()
+    assert all(f"\n`{key}`\n: " in page for keys in SECTIONS.values() for key in keys)
+
+
+@pytest.mark.parametrize("name", [METADATA, CONFIGURATION])
+def test_links_lead_somewhere(name: str) -> None:
+    page = REPO / "docs" / name
+    for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
+        assert Path(page.parent, target).exists()
