@@ -13,17 +13,17 @@ from virt_forward import ports
 from virt_forward.model import Address, Forward, Guest, Proto, Subnet
 from virt_forward.ruleset import names
 
-PORT, HELD, OUT, SEAT, LAN = "port", "held", "out", "seat", "lan"
+PORT, HELD, OUT, SEAT, LAN, GATEWAY = "port", "held", "out", "seat", "lan", "gateway"
 """The kinds of row: a forward with rules in the table, one only claimed yet (the guest does not
-run, or its address is not known), one kept out by a conflict, a guest's address, and a subnet
-of the host on a guest's bridge."""
+run, or its address is not known), one kept out by a conflict, a guest's address, a subnet of
+the host on a guest's bridge, and the host's own address there."""
 
 
 class Row(NamedTuple):
     """One line of the index. ``label`` is the guest's name made safe for messages.
 
     For a seat, ``address`` and ``dev`` are the guest's address and bridge; for a lan,
-    ``source`` and ``dev`` are the subnet and the bridge.
+    ``source`` and ``dev`` are the subnet and the bridge; for a gateway, ``address`` is it.
     """
 
     kind: str
@@ -74,6 +74,8 @@ def _rows(guest: Guest) -> Iterator[Row]:
     if running and guest.seats and (guest.forwards or guest.isolate):
         for subnet, bridge in guest.lans:
             yield Row(LAN, *who, dev=bridge, source=str(subnet))
+        for address in guest.gateways:
+            yield Row(GATEWAY, *who, address=str(address))
 
 
 def _port_row(kind: str, who: tuple[str, str, str], forward: Forward) -> Row:

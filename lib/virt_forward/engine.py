@@ -194,7 +194,8 @@ class Engine:
     def _end_flows(self, before: Before, changes: Changes) -> None:
         old = {pair for guest in before.guests.values() for pair in flows.pairs(guest)}
         new = {pair for guest in changes.values() for pair in flows.pairs(guest)}
-        problem = conntrack.end_flows(old - new, new - old, self.own)
+        gateways = {ip for guest in changes.values() if guest for ip in guest.gateways}
+        problem = conntrack.end_flows(old - new, new - old, self.own - gateways)
         if problem:
             log.warning(problem)
 

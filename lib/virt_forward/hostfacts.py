@@ -42,14 +42,22 @@ def bridge(name: str, interfaces: Interfaces) -> Bridge:
         networkd_files(), name, _text(f"/sys/class/net/{name}/address").strip()
     )
     addresses = dict.fromkeys([*interfaces.get(name, []), *configured.addresses])
-    return Bridge(tuple(addresses), configured.leases)
+    return Bridge(tuple(addresses), configured.leases, uplink=name in default_route_devices())
+
+
+def default_route_devices() -> set[str]:
+    """Return the interfaces that have a default route (proc_net_route(5), RTF_UP)."""
+    ipv4 = (line.split() for line in _text("/proc/net/route").splitlines()[1:])
+    ipv6 = (line.split() for line in _text("/proc/net/ipv6_route").splitlines())
+    found = {words[0] for words in ipv4 if len(words) > 7 and words[1] == words[7] == "0" * 8}
+    return found | {words[9] for words in ipv6 if len(words) > 9 and words[:2] == ["0" * 32, "00"]} - {"lo"}
 
 
 def port_judge(
     config: Config, places: Iterable[Place]
 ) -> tuple[claims.Judge, Callable[[PortForward], list[ports.Span]]]:
     """Return what stands against a forward on the host's side, and what a forward of every port spares."""
-    gateways = frozenset(address.ip for place in places for address in place.facts.addresses)
+    gateways = frozenset(ip for place in places if not place.facts.uplink for ip in place.gateways())
     listening = cache(lambda: tuple(listeners()))
     dual = _text("/proc/sys/net/ipv6/bindv6only").strip() != "1"
 

@@ -122,7 +122,7 @@ class Guest(NamedTuple):
 
     ``nics`` and ``hosts`` are what the domain XML says, ``seats`` what was made of it;
     ``conflicts`` are the forwards that are kept out, each with the reason; ``lans`` are the
-    subnets the host has on the guest's bridges.
+    subnets the host has on the guest's bridges, ``gateways`` its own addresses there.
     """
 
     uuid: str
@@ -135,6 +135,7 @@ class Guest(NamedTuple):
     hosts: tuple[HostAddress, ...] = ()
     seats: tuple[Seat, ...] = ()
     lans: tuple[tuple[Subnet, str], ...] = ()
+    gateways: tuple[Address, ...] = ()
 
     @property
     def networks(self) -> tuple[str, ...]:

@@ -23,6 +23,7 @@ def dump_guest(guest: Guest) -> str:
         "nics": [nic._asdict() for nic in guest.nics],
         "hosts": [{"ip": str(host.ip), "mac": host.mac} for host in guest.hosts],
         "seats": [{"ip": str(seat.ip), "bridge": seat.bridge, "mac": seat.mac} for seat in guest.seats],
+        "gateways": [str(address) for address in guest.gateways],
         "lans": [{"subnet": str(subnet), "bridge": bridge} for subnet, bridge in guest.lans],
     }
     return json.dumps(fields, indent=1) + "\n"
@@ -131,6 +132,7 @@ def _guest(fields: dict[str, Any]) -> Guest:
             Seat(_ip(seat["ip"]), _dev(seat["bridge"]), _string(seat["mac"])) for seat in fields["seats"]
         ),
         lans=tuple((_subnet(lan["subnet"]), _dev(lan["bridge"])) for lan in fields["lans"]),
+        gateways=tuple(map(_ip, fields["gateways"])),
     )
 
 

@@ -29,12 +29,13 @@ class Bridge(NamedTuple):
 
     ``addresses`` are the host's own on it, with their prefix; ``reservations`` are fixed
     leases, ``leases`` those given out by DHCP or seen in the neighbour table, the most
-    trusted first.
+    trusted first; ``uplink`` tells whether the host's default route is through it.
     """
 
     addresses: tuple[IPv4Interface | IPv6Interface, ...] = ()
     reservations: tuple[Reservation, ...] = ()
     leases: tuple[Reservation, ...] = ()
+    uplink: bool = False
 
 
 class Facts(NamedTuple):
@@ -58,6 +59,10 @@ class Place(NamedTuple):
         found = [address.network for address in self.facts.addresses if not address.is_link_local]
         found += self.network.subnets if self.network else ()
         return tuple(dict.fromkeys(found))
+
+    def gateways(self) -> tuple[Address, ...]:
+        """Return the host's own addresses on the bridge, without link-local ones."""
+        return tuple(address.ip for address in self.facts.addresses if not address.is_link_local)
 
 
 def places(nics: Iterable[Nic], facts: Facts) -> list[Place]:
@@ -110,9 +115,12 @@ def resolve(
 def reseat(guest: Guest, facts: Facts) -> Guest:
     """Return ``guest`` with its seats and subnets as the facts have them now."""
     found = places(guest.nics, facts)
+    # A bridge that the host's own uplink is part of has no gateway address to be kept from forwards.
+    inner = [place for place in found if not place.facts.uplink]
     return guest._replace(
         seats=tuple(_seats(guest, found, facts)),
-        lans=tuple((subnet, place.bridge) for place in found for subnet in place.lans()),
+        lans=tuple((subnet, place.bridge) for place in inner for subnet in place.lans()),
+        gateways=tuple(dict.fromkeys(ip for place in inner for ip in place.gateways())),
     )
 
 

@@ -24,6 +24,7 @@ def blocks(index: Iterable[Row], touching: Iterable[Row]) -> dict[str, Block]:
     index, touching = tuple(index), tuple(touching)
     found = [_slot_block(slot, members) for slot, members in _slots(index, touching).items()]
     found += _lan_blocks(index, touching)
+    found += _gateway_blocks(index, touching)
     return {block.key: block for block in found}
 
 
@@ -112,6 +113,13 @@ def _lan_blocks(index: tuple[Row, ...], touching: tuple[Row, ...]) -> Iterator[B
         for subnet in _outermost(subnets):
             place = Element(f"lan{subnet.version}", f"{subnet} . {names.interface(dev)}")
             yield Block(f"lan {subnet} {dev}", elements=(place,), shared=True)
+
+
+def _gateway_blocks(index: tuple[Row, ...], touching: tuple[Row, ...]) -> Iterator[Block]:
+    touched = {row.address for row in touching if row.kind == claims.GATEWAY}
+    for address in sorted(touched & {row.address for row in index if row.kind == claims.GATEWAY}):
+        element = Element(f"gateway{'6' if ':' in address else '4'}", address)
+        yield Block(f"gateway {address}", elements=(element,), shared=True)
 
 
 def _outermost(texts: Iterable[str]) -> list[Subnet]:

@@ -32,6 +32,7 @@ def containers() -> dict[str, str]:
         if suffix:
             found[f"guest{suffix}"] = f"map guest{suffix} {{ type {kind} . ifname : verdict; }}"
             found[f"lan{suffix}"] = f"set lan{suffix} {{ type {kind} . ifname; flags interval; }}"
+            found[f"gateway{suffix}"] = f"set gateway{suffix} {{ type {kind}; }}"
             found[f"isolated{suffix}"] = f"set isolated{suffix} {{ type {kind} . ifname; }}"
     found["own"] = "set own { type ifname . ifname; }"
     found["uplinks"] = "set uplinks { type ifname; }"
@@ -48,6 +49,8 @@ def dispatch() -> tuple[str, ...]:
     ]
     for suffix, daddr, _ in (_LEVELS[0], _LEVELS[1]):
         rules += _level(suffix, f"at{suffix}", f"{daddr} . ", f" . {daddr}")
+    # A guest network's gateway address stays the host's unless it is asked for: DNS and DHCP live there.
+    rules += [f"{daddr} @gateway{suffix} return" for suffix, daddr, _ in _LEVELS if suffix]
     return tuple(rules + _level("", "any", "", ""))
 
 
@@ -84,9 +87,6 @@ def _prerouting(config: Config) -> tuple[str, ...]:
     return (
         *uplinks,
         "ip daddr 127.0.0.0/8 return",
-        # A guest network's own gateway address stays the host's: DNS and DHCP live there.
-        "ip saddr . iifname @lan4 fib daddr . iif type local return",
-        "ip6 saddr . iifname @lan6 fib daddr . iif type local return",
         "jump dispatch",
     )
 
