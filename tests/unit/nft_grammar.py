@@ -38,6 +38,7 @@ LINES = (
     rf"# guest {UUID}",
     rf"# port {SHARED}",
     rf"# bridge {DEV}",
+    rf"# gateway {IP}",
     rf"# lan {NET} {DEV}",
     rf"table {TABLE} \{{",
     r"\}",

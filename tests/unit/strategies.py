@@ -86,7 +86,11 @@ def documents_of(mess: bool) -> st.SearchStrategy[bytes]:
 documents = documents_of(mess=True) | documents_of(mess=False)
 
 # Right values, few of each, so that claims meet often.
-LISTEN: tuple[Address | None, ...] = (None, ip_address("203.0.113.7"), ip_address("2001:db8::7"))
+GATEWAYS: tuple[Address, ...] = (ip_address("198.51.100.1"), ip_address("2001:db8:10::1"))
+LISTEN: tuple[Address | None, ...] = (
+    *(None, None),
+    *(ip_address("203.0.113.7"), ip_address("2001:db8::7"), GATEWAYS[0]),
+)
 SOURCES: tuple[Subnet | None, ...] = (
     None,
     ip_network("192.0.2.0/24"),
@@ -163,4 +167,5 @@ def guests(draw: st.DrawFn, number: int | None = None, phase: Phase | None = Non
         draw(st.sampled_from(((), (HostAddress(both[0].ip),)))),
         draw(st.sampled_from((both, both[:1], both[1:], ()))),
         draw(st.sampled_from((LAN, LAN[:1], ()))),
+        draw(st.sampled_from((GATEWAYS, GATEWAYS[:1], ()))),
     )

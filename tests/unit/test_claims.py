@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ipaddress import ip_address
 from itertools import permutations
 
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from unit import strategies as make
 from unit.build import forward, guest, seat, uuid_of
 from virt_forward import claims, ports
-from virt_forward.claims import HELD, LAN, OUT, PORT, SEAT, Row
+from virt_forward.claims import GATEWAY, HELD, LAN, OUT, PORT, SEAT, Row
 from virt_forward.model import Guest
 
 A = guest("a", forward(80))
@@ -33,6 +34,9 @@ def test_rows_of_a_guest_by_its_state() -> None:
     assert kinds(A._replace(seats=())) == [HELD]
     assert kinds(A._replace(forwards=(), conflicts=((forward(80), "why"),))) == [OUT, SEAT]
     assert kinds(A._replace(forwards=(), isolate=True)) == [SEAT, LAN, LAN]
+    gateway = A._replace(gateways=(ip_address("198.51.100.1"),))
+    assert kinds(gateway) == [PORT, SEAT, LAN, LAN, GATEWAY]
+    assert kinds(gateway._replace(phase="prepared")) == [HELD, SEAT]
     # of two families only one has a seat
     assert kinds(A._replace(forwards=(forward(80, address="2001:db8::1"),)))[0] == HELD
 

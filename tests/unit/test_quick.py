@@ -36,9 +36,16 @@ def test_other_operations_never_do(operation: str, run_dir: Path) -> None:
 def test_a_guest_with_a_record_always_does(operation: str, kind: str, run_dir: Path) -> None:
     assert not concerns_us(["web", operation, "end"], OTHERS)
     (run_dir / kind).mkdir()
-    (run_dir / kind / f"{UUID}.json").touch()
+    (run_dir / kind / f"{UUID}{'.1.2' * (kind == 'todo')}.json").touch()
     assert concerns_us(["web", operation, "end"], OTHERS)
     assert concerns_us(["web", operation, "end"], domain_xml(uuid=UUID.upper()))
+
+
+def test_a_guest_whose_change_was_cut_off_does(run_dir: Path) -> None:
+    (run_dir / "todo").mkdir()
+    (run_dir / "unfinished").write_text(f"{UUID}\n")
+    assert concerns_us(["web", "stopped", "end"], OTHERS)
+    assert not concerns_us(["web", "stopped", "end"], domain_xml(uuid=UUID.replace("9", "8")))
 
 
 @pytest.mark.parametrize("arguments", [[], ["web"]])

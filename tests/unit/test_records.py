@@ -24,6 +24,7 @@ FULL = guest(
     ),
 )._replace(
     conflicts=((forward(22), "because"),),
+    gateways=(ip_address("198.51.100.1"), ip_address("2001:db8:10::1")),
     nics=(Nic(MAC, "network", "default"), Nic("", "user", "")),
     hosts=(HostAddress(ip_address("198.51.100.200")), HostAddress(ip_address("2001:db8::1"), MAC)),
 )
@@ -159,6 +160,7 @@ def test_what_is_no_record_is_a_state_error(text: str) -> None:
         (("seats", 0, "ip"), "2001:db8::1%eth0"),
         (("lans", 0, "subnet"), "2001:db8::%a }/128"),
         (("hosts", 1, "mac"), "x"),
+        (("gateways", 0), "2001:db8::1%a }"),
         (("phase",), "dead"),
     ],
 )

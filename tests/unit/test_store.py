@@ -91,12 +91,51 @@ def test_bytes_that_are_no_text_count_as_nothing(store: Store) -> None:
     assert store.read("guests") is None
 
 
-def test_what_is_left_for_later_is_taken_once(store: Store) -> None:
+def test_what_is_left_for_later_is_there_until_it_is_forgotten(store: Store) -> None:
     store.leave(WEB.uuid, WEB)
     store.leave(UUID, None)
-    store.write(f"todo/{uuid_of('broken')}.json", "{")
-    assert store.take_todo() == {WEB.uuid: WEB, UUID: None}
-    assert store.take_todo() == {}
+    store.leave(WEB.uuid, None)
+    found, errors = store.left()
+    mine = [left.guest for left in found if left.uuid == WEB.uuid]
+    assert mine == [WEB, None], "the oldest first"
+    assert [left.guest for left in found if left.uuid == UUID] == [None]
+    assert errors == []
+    assert store.left() == (found, errors)
+    store.forget_left([left.name for left in found])
+    assert store.left() == ([], [])
+
+
+def test_what_was_left_and_is_damaged_is_told_and_can_be_forgotten(store: Store) -> None:
+    store.write(f"todo/{uuid_of('broken')}.1.2.json", "{")
+    found, (error,) = store.left()
+    assert "is no record of ours" in str(error)
+    store.forget_left([left.name for left in found])
+    assert store.left() == ([], [])
+
+
+def test_what_a_killed_process_left_half_written_is_swept_away(store: Store) -> None:
+    ours, foreign = Path(store.path, f".x.{os.getpid()}.new"), Path(store.path, ".x.999999999.new")
+    for path in (ours, foreign):
+        path.touch()
+    store.sweep()
+    assert ours.exists()
+    assert not foreign.exists()
+
+
+def test_what_can_be_made_anew_is_rather_absent_than_wrong(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.write("claims", "old")
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "somewhere")
+
+    with monkeypatch.context() as patched, pytest.raises(StateError):
+        patched.setattr(os, "rename", full)
+        store.derive("claims", "new")
+    assert store.read("claims") is None
+    store.derive("claims", "new")
+    assert store.read("claims") == "new"
 
 
 def test_a_write_replaces_the_whole_file_or_nothing(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -179,7 +218,11 @@ def test_a_directory_that_cannot_be_written(
     """Root writes into any directory, so the kernel's answer is stood in for."""
     store.put(WEB.uuid, WEB)
 
-    def refuse(path: str, *_: Any, **__: Any) -> int:
+    really = os.open
+
+    def refuse(path: str, flags: int = os.O_WRONLY, *more: Any) -> int:
+        if flags & os.O_ACCMODE == os.O_RDONLY:
+            return really(path, flags, *more)
         raise OSError(error, os.strerror(error), path)
 
     with monkeypatch.context() as patched:
@@ -190,7 +233,8 @@ def test_a_directory_that_cannot_be_written(
         assert caught.value.hint == ("run it as root" if error == errno.EACCES else caught.value.hint)
         with pytest.raises(StateError, match=os.strerror(error)):
             store.put(WEB.uuid, None)
-        with pytest.raises(StateError, match=os.strerror(error)), store.lock(1):
+        other = Store(f"{store.path}/guests")
+        with pytest.raises(StateError, match=os.strerror(error)), other.lock(1):
             pytest.fail("a lock that cannot be opened")
     assert store.guest(WEB.uuid) == WEB
 
@@ -199,5 +243,5 @@ def test_an_absent_directory_reads_as_empty(tmp_path: Path) -> None:
     store = Store(str(tmp_path / "none"))
     assert store.guests() == ([], [])
     assert store.networks() == []
-    assert store.take_todo() == {}
+    assert store.left() == ([], [])
     assert store.guest(UUID) is None
