@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from ipaddress import ip_address, ip_network
 from typing import NamedTuple
 
-from hypothesis import given
+from hypothesis import given, settings
 
 from unit import strategies as make
 from unit.world import Event, World, events
@@ -172,6 +172,7 @@ def outcomes(world: World) -> list[str | None]:
 def test_the_most_special_forward_gets_the_packet() -> None:
     arrived: set[str | None] = set()
 
+    @settings(max_examples=40)
     @given(events)
     def check(happenings: list[Event]) -> None:
         world = World()

@@ -1,0 +1,297 @@
+"""Where a guest sits: every source of addresses in its order, and addresses that cannot be its own."""
+
+from __future__ import annotations
+
+from ipaddress import ip_address, ip_interface, ip_network
+
+import pytest
+
+from unit.build import BRIDGE, MAC, UUID, forward
+from virt_forward.addresses.resolve import Bridge, Facts, places, reseat, resolve
+from virt_forward.config import Config
+from virt_forward.errors import VirtForwardError
+from virt_forward.model import (
+    Address,
+    Declaration,
+    Domain,
+    Guest,
+    HostAddress,
+    Network,
+    Nic,
+    PortForward,
+    Range,
+    Reservation,
+    Seat,
+)
+
+MAC2 = "52:54:00:00:00:02"
+HOST = (ip_interface("198.51.100.1/24"), ip_interface("2001:db8:10::1/64"), ip_interface("fe80::1/64"))
+WEB = (PortForward("tcp", (Range(80, 80, 80),)),)
+ON_BRIDGE = (Nic(MAC, "bridge", BRIDGE),)
+ON_NETWORK = (Nic(MAC, "network", "default"),)
+
+
+def lease(ip: str, mac: str | None = MAC, name: str | None = None) -> Reservation:
+    return Reservation(ip_address(ip), mac, name)
+
+
+def host(ip: str, mac: str | None = None) -> HostAddress:
+    return HostAddress(ip_address(ip), mac)
+
+
+def facts(
+    *networks: Network, own: frozenset[Address] = frozenset(), bridges: dict[str, Bridge] | None = None
+) -> Facts:
+    known = bridges if bridges is not None else {BRIDGE: Bridge(HOST)}
+    return Facts(networks, lambda name: known.get(name, Bridge()), own)
+
+
+def made(
+    declaration: Declaration,
+    known: Facts,
+    nics: tuple[Nic, ...] = ON_BRIDGE,
+    config: Config | None = None,
+) -> Guest:
+    domain = Domain("web", UUID, nics, declaration)
+    return resolve(domain, known, config or Config(), "running", lambda _: [])
+
+
+def ips(guest: Guest) -> list[str]:
+    return [str(seat.ip) for seat in guest.seats]
+
+
+def network(*reservations: Reservation) -> Network:
+    return Network("default", UUID, BRIDGE, "nat", (ip_network("198.51.100.0/24"),), reservations)
+
+
+def test_a_guest_has_all_that_its_record_needs() -> None:
+    declaration = Declaration(WEB, (host("198.51.100.9"),), isolate=True)
+    assert made(declaration, facts()) == Guest(
+        UUID,
+        "web",
+        "running",
+        True,
+        (forward(80),),
+        (),
+        ON_BRIDGE,
+        (host("198.51.100.9"),),
+        (Seat(ip_address("198.51.100.9"), BRIDGE, MAC),),
+        ((ip_network("198.51.100.0/24"), BRIDGE), (ip_network("2001:db8:10::/64"), BRIDGE)),
+        (ip_address("198.51.100.1"), ip_address("2001:db8:10::1")),
+    )
+
+
+# Every source knows another address; each time the most trusted one that is left is taken.
+SOURCES = [
+    "198.51.100.10",  # <host> in the metadata
+    "198.51.100.11",  # the libvirt network's <dhcp><host> by MAC
+    "198.51.100.12",  # and by name
+    "198.51.100.13",  # networkd's static lease
+    "198.51.100.14",  # a lease given out
+    "198.51.100.15",  # another, trusted less
+]
+
+
+@pytest.mark.parametrize("first", range(len(SOURCES) + 1))
+def test_the_sources_are_asked_in_their_order(first: int) -> None:
+    def have(number: int) -> list[str]:
+        return [SOURCES[number]] if number >= first else []
+
+    known = facts(
+        network(
+            *(lease(ip, None, "web") for ip in have(2)),
+            *(lease(ip) for ip in have(1)),
+            lease("198.51.100.99", MAC2),
+        ),
+        bridges={
+            BRIDGE: Bridge(
+                HOST,
+                tuple(lease(ip) for ip in have(3)),
+                tuple(lease(ip) for number in (4, 5) for ip in have(number)),
+            )
+        },
+    )
+    declaration = Declaration(WEB, tuple(host(ip) for ip in have(0)))
+    assert ips(made(declaration, known, ON_NETWORK)) == SOURCES[first : first + 1]
+
+
+def test_the_families_are_asked_one_by_one() -> None:
+    known = facts(
+        bridges={
+            BRIDGE: Bridge(
+                HOST, (lease("198.51.100.13"),), (lease("198.51.100.14"), lease("2001:db8:10::14"))
+            )
+        }
+    )
+    assert ips(made(Declaration(WEB), known)) == ["198.51.100.13", "2001:db8:10::14"]
+    assert ips(made(Declaration(WEB, (host("2001:db8:10::9"),)), known)) == [
+        "198.51.100.13",
+        "2001:db8:10::9",
+    ]
+
+
+@pytest.mark.parametrize(
+    "ip",
+    [
+        "fe80::5054",
+        "203.0.113.9",
+        "198.51.100.0",
+        "198.51.100.255",
+        "198.51.100.1",
+        "2001:db8:99::1",
+        "ff02::1",
+    ],
+)
+def test_a_lease_that_cannot_be_the_guests_is_passed_over(ip: str) -> None:
+    known = facts(
+        own=frozenset(address.ip for address in HOST),
+        bridges={BRIDGE: Bridge(HOST, (), (lease(ip), lease("198.51.100.14"), lease("2001:db8:10::14")))},
+    )
+    assert ips(made(Declaration(WEB), known)) == ["198.51.100.14", "2001:db8:10::14"]
+
+
+def test_an_unknown_address_is_no_error() -> None:
+    waiting = made(Declaration(WEB), facts())
+    assert waiting.seats == ()
+    assert waiting.forwards == (forward(80),)
+
+
+def test_a_network_that_is_not_there_yet_is_waited_for() -> None:
+    assert made(Declaration(WEB), facts(), ON_NETWORK).seats == ()
+
+
+def test_an_address_is_found_again_when_the_facts_change() -> None:
+    guest = made(Declaration(WEB), facts())
+    known = facts(bridges={BRIDGE: Bridge(HOST, (), (lease("198.51.100.14"),))})
+    assert ips(reseat(guest, known)) == ["198.51.100.14"]
+    assert reseat(reseat(guest, known), facts()) == guest
+
+
+def test_each_nic_has_its_own_address() -> None:
+    nics = (Nic(MAC, "bridge", BRIDGE), Nic(MAC2, "bridge", "br1"))
+    known = facts(
+        bridges={
+            BRIDGE: Bridge(HOST),
+            "br1": Bridge((ip_interface("192.0.2.1/24"),), (), (lease("192.0.2.7", MAC2),)),
+        }
+    )
+    assert made(Declaration(WEB, (host("198.51.100.9"),)), known, nics).seats == (
+        Seat(ip_address("198.51.100.9"), BRIDGE, MAC),
+        Seat(ip_address("192.0.2.7"), "br1", MAC2),
+    )
+    # an address without mac belongs to the NIC on whose network it is
+    assert made(Declaration(WEB, (host("192.0.2.9"),)), known, nics).seats == (
+        Seat(ip_address("192.0.2.9"), "br1", MAC2),
+    )
+
+
+def test_one_address_is_given_to_one_nic() -> None:
+    nics = (Nic(MAC, "bridge", BRIDGE), Nic(MAC2, "bridge", BRIDGE))
+    assert made(Declaration(WEB, (host("198.51.100.9"),)), facts(), nics).seats == (
+        Seat(ip_address("198.51.100.9"), BRIDGE, MAC),
+    )
+
+
+def test_a_forward_goes_to_the_nic_it_names() -> None:
+    nics = (Nic(MAC, "bridge", BRIDGE), Nic(MAC2, "bridge", BRIDGE))
+    hosts = (host("198.51.100.9", MAC), host("198.51.100.10", MAC2))
+    item = PortForward("tcp", (Range(80, 80, 80),), mac=MAC2)
+    guest = made(Declaration((item,), hosts), facts(), nics)
+    assert [str(seat.ip) for seat in guest.seats_for(guest.forwards[0])] == ["198.51.100.10"]
+
+
+@pytest.mark.parametrize(
+    ("ip", "said"),
+    [
+        ("203.0.113.9", "is not on the guest's network; the host has 198.51.100.0/24 on virbr0"),
+        ("198.51.100.0", "is not on the guest's network"),
+        ("198.51.100.255", "is not on the guest's network"),
+        ("2001:db8:11::9", "is not on the guest's network"),
+        ("198.51.100.1", "is an address of the host itself; give the guest's"),
+        ("192.0.2.1", "is an address of the host itself; give the guest's"),
+    ],
+)
+def test_a_strangers_address_is_refused(ip: str, said: str) -> None:
+    with pytest.raises(VirtForwardError) as caught:
+        made(Declaration(WEB, (host(ip),)), facts(own=frozenset({ip_address("192.0.2.1")})))
+    (message,) = caught.value.messages
+    assert message.startswith(f'guest "web": <host ip="{ip}"> {said}')
+
+
+def test_any_address_will_do_where_the_host_has_no_subnet() -> None:
+    pure = facts(bridges={})
+    assert ips(made(Declaration(WEB, (host("203.0.113.9"),)), pure)) == ["203.0.113.9"]
+    v4_only = facts(bridges={BRIDGE: Bridge(HOST[:1])})
+    assert ips(made(Declaration(WEB, (host("2001:db8:77::9"),)), v4_only)) == ["2001:db8:77::9"]
+
+
+@pytest.mark.parametrize("prefix", ["198.51.100.8/31", "198.51.100.9/32"])
+def test_the_smallest_networks_have_no_broadcast_address(prefix: str) -> None:
+    known = facts(bridges={BRIDGE: Bridge((ip_interface("198.51.100.1/24"), ip_interface(prefix)))})
+    assert ips(made(Declaration(WEB, (host("198.51.100.77"),)), known)) == ["198.51.100.77"]
+
+
+@pytest.mark.parametrize(
+    ("nics", "said"),
+    [
+        ((Nic(MAC, "user"),), "libvirt's own <portForward> with <backend type='passt'/> serves it"),
+        ((Nic(MAC, "direct"),), "it is on the LAN already"),
+        ((), "it has no NIC on a bridge or libvirt network"),
+        ((Nic(MAC, "hostdev"),), "it has no NIC on a bridge or libvirt network"),
+        ((Nic(MAC, "bridge", "no such name!"),), "it has no NIC on a bridge or libvirt network"),
+    ],
+)
+def test_a_guest_that_cannot_be_served_is_told_what_serves_it(nics: tuple[Nic, ...], said: str) -> None:
+    with pytest.raises(VirtForwardError, match=said):
+        made(Declaration(WEB), facts(), nics)
+
+
+def test_one_nic_that_can_be_served_is_enough() -> None:
+    nics = (Nic(MAC2, "user"), *ON_BRIDGE)
+    assert ips(made(Declaration(WEB, (host("198.51.100.9"),)), facts(), nics)) == ["198.51.100.9"]
+
+
+@pytest.mark.parametrize(
+    ("item", "config", "said"),
+    [
+        (
+            PortForward("tcp", (Range(80, 80, 80),), dev="eth9"),
+            Config(uplinks=("enp1s0", "wlan0")),
+            'dev="eth9" is not among the uplinks of the configuration, which are enp1s0, wlan0',
+        ),
+        (
+            PortForward("tcp", (Range(80, 80, 80),), ip_address("127.0.0.1")),
+            Config(),
+            'address="127.0.0.1" needs localhost = true in section [forward] of the configuration',
+        ),
+    ],
+)
+def test_what_the_configuration_forbids(item: PortForward, config: Config, said: str) -> None:
+    with pytest.raises(VirtForwardError) as caught:
+        made(Declaration((item,)), facts(), config=config)
+    assert caught.value.messages == (f'guest "web": {said}',)
+    open_to_all = Config(localhost=True)
+    assert made(Declaration((item,)), facts(), config=open_to_all).forwards
+
+
+def test_all_reasons_are_told() -> None:
+    item = PortForward("tcp", (Range(80, 80, 80),), ip_address("127.0.0.1"))
+    with pytest.raises(VirtForwardError) as caught:
+        made(Declaration((item,), (host("203.0.113.9"), host("203.0.113.10", MAC))), facts())
+    assert len(caught.value.messages) == 3
+
+
+def test_a_bridge_with_the_uplink_in_it_is_no_network_of_guests() -> None:
+    known = facts(bridges={BRIDGE: Bridge(HOST, uplink=True)})
+    guest = made(Declaration(WEB, (host("198.51.100.9"),)), known)
+    assert (guest.lans, guest.gateways) == ((), ())
+    assert ips(guest) == ["198.51.100.9"]
+
+
+def test_places_are_the_nics_on_a_bridge_of_ours() -> None:
+    nics = (*ON_BRIDGE, Nic(MAC2, "network", "default"), Nic("", "user"), Nic("", "network", "other"))
+    known = facts(Network("default", UUID, "virbr9", "nat"))
+    assert [(place.nic.mac, place.bridge) for place in places(nics, known)] == [
+        (MAC, BRIDGE),
+        (MAC2, "virbr9"),
+    ]
