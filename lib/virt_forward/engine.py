@@ -1,30 +1,42 @@
 """One change of the guests: read, plan, one transaction, write, end stale connections.
 
 A change is cut into steps any of which may be the last (a kill, a full disk). The file
-``unfinished`` stands from before the first to after the last, and whoever finds it makes
-everything anew from the records. The kernel's side needs no such mark: each transaction
+``unfinished`` says what was begun, from before the first step to after the last; whoever
+finds it does all of that again. The kernel's side needs no such mark: each transaction
 names the revision of the table that it changes.
 """
 
-from collections.abc import Iterable, Mapping
+import os
+from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
-from virt_forward import claims, conntrack, flows, localnet, log, nft
+from virt_forward import admit, claims, conntrack, flows, localnet, log, nft
 from virt_forward.config import Config
-from virt_forward.errors import NftError, StateError
+from virt_forward.errors import NftError, StateError, VirtForwardError
+from virt_forward.journal import Guests
+from virt_forward.ledger import Ledger
 from virt_forward.model import Address, Guest
-from virt_forward.ruleset import table
+from virt_forward.ruleset import skeleton, table
 from virt_forward.store import Store
 
 Changes = Mapping[str, Guest | None]
 
 
-class Before(NamedTuple):
-    """What stood before a change; ``include`` is None where it must be made anew from the records."""
+class Work(NamedTuple):
+    """A change: the guests before and after, and what stood before.
 
+    ``include`` is None where the table must be made anew from the records; ``taken`` are
+    the names of the left changes that are part of this one; ``all`` tells whether whatever
+    was begun before is, too.
+    """
+
+    ledger: Ledger
     claimed: claims.Index
     include: table.Include | None
-    guests: dict[str, Guest | None]
+    before: Guests
+    after: Guests
+    taken: frozenset[str] = frozenset()
+    all: bool = True
 
 
 class Engine:
@@ -37,13 +49,21 @@ class Engine:
 
     def index(self) -> claims.Index:
         """Return the index of claims, made anew from the records where it is not to be trusted."""
-        text = None if self._unfinished() else self.store.read("claims")
-        try:
-            if text is not None:
-                return claims.parse_index(text)
-        except ValueError as error:
-            log.warning(f"{error}; it is made anew")
-        return tuple(row for guest in self._records() for row in claims.rows(guest))
+        return Ledger(self.store).index()
+
+    def known(self, uuid: str) -> Guest | None:
+        """Return what is known of a guest; a damaged record counts as nothing."""
+        ledger = Ledger(self.store)
+        return ledger.pending.after[uuid] if uuid in ledger.pending.after else ledger.guest(uuid)
+
+    def catch_up(self) -> None:
+        """Do what others began and did not finish, and what they had to leave; a failure is only logged."""
+        ledger = Ledger(self.store)
+        if ledger.unfinished or ledger.left()[1]:
+            try:
+                self.change({})
+            except VirtForwardError as error:
+                log.error(f"what was left cannot be done now, either: {error}")
 
     def change(self, changes: Changes, *, afresh: bool = False) -> None:
         """Make guests what ``changes`` says by UUID; None removes one.
@@ -51,117 +71,136 @@ class Engine:
         ``afresh`` makes the whole table anew, whatever it is now. Raises NftError or
         StateError; what was not finished then is made good by the next change.
         """
-        changes = {**self._left(changes), **changes}
-        before = self._before(changes, afresh)
-        changes = self._freed(before, changes)
-        after = claims.without(before.claimed, changes)
-        after += tuple(row for guest in changes.values() if guest for row in claims.rows(guest))
-        self._begin(changes)
+        work = self._begun(changes, afresh)
+        after = claims.without(work.claimed, work.after)
+        after += tuple(row for guest in work.after.values() if guest for row in claims.rows(guest))
+        good = work.ledger.put(work.before, work.after)
         loopback = self._loopback_bridges(after)
-        localnet.switch_off(self.store, loopback)
-        include = self._apply(before, after, changes)
-        localnet.switch_on(self.store, loopback)
-        self._finish(include, after)
-        self._end_flows(before, changes)
+        self._guarded(lambda: localnet.switch_off(self.store, loopback))
+        include = self._apply(work, after)
+        self._guarded(lambda: localnet.switch_on(self.store, loopback))
+        good = work.ledger.derive(self._derived(work, include, after)) and good
+        admit.follow(self.store, self.config, after, afresh=afresh or work.ledger.unfinished)
+        self._end_flows(work)
+        if good and work.all:
+            work.ledger.finish(work.taken)
 
-    def _loopback_bridges(self, index: claims.Index) -> set[str]:
-        return {row.dev for row in index if row.kind == claims.LAN} if self.config.localhost else set()
-
-    def _left(self, changes: Changes) -> Changes:
-        """Return the changes that others had to leave to us, settled against everybody else's claims."""
-        found: dict[str, Guest | None] = {}
-        for uuid, guest in self.store.take_todo().items():
-            others = claims.without(self.index(), [*changes, uuid])
-            others += tuple(
-                row for other in (*changes.values(), *found.values()) if other for row in claims.rows(other)
-            )
-            found[uuid] = claims.settle(others, guest) if guest else None
-        return found
-
-    def _unfinished(self) -> bool:
-        return self.store.read("unfinished") is not None
-
-    def _records(self) -> list[Guest]:
-        guests, errors = self.store.guests()
-        for error in errors:
-            log.error(f"{error}; it is left out")
-        return guests
-
-    def _before(self, changes: Changes, afresh: bool) -> Before:
-        trusted = not afresh and not self._unfinished()
-        text = self.store.read("ruleset.nft") if trusted else None
-        include = table.parse(text, self.config) if text else None
-        return Before(self.index(), include, {uuid: self._guest(uuid) for uuid in changes})
-
-    def _guest(self, uuid: str) -> Guest | None:
+    def _begun(self, changes: Changes, afresh: bool) -> Work:
+        ledger = Ledger(self.store, afresh=afresh)
+        work = self._freed(self._work(ledger, changes))
         try:
-            return self.store.guest(uuid)
-        except StateError as error:
-            log.error(f"{error}; it is made anew")
-            return None
-
-    def _freed(self, before: Before, changes: Changes) -> Changes:
-        """Return the changes with those guests added whose conflicts they may end."""
-        waiting = {row.uuid for row in before.claimed if row.kind == claims.OUT} - set(changes)
-        added: dict[str, Guest | None] = {}
-        for uuid in sorted(waiting):
-            guest = self._guest(uuid)
-            others = claims.without(before.claimed, [*changes, uuid])
-            others += tuple(row for g in (*changes.values(), *added.values()) if g for row in claims.rows(g))
-            settled = claims.settle(others, guest) if guest else None
-            if settled and settled != guest:
-                before.guests[uuid] = guest
-                added[uuid] = settled
-        return {**changes, **added}
-
-    def _begin(self, changes: Changes) -> None:
-        try:
-            self.store.write("unfinished", "")
-            for uuid, guest in changes.items():
-                self.store.put(uuid, guest)
+            ledger.begin(work.before, work.after, work.taken)
         except StateError as error:
             if any(changes.values()):
                 raise
             # Rules that must go do go, even where that cannot be written down.
             log.error(f"{error}; virt-forward sync makes it good")
+            ledger.mark()
+            before = {uuid: ledger.guest(uuid) for uuid in changes}
+            rest = not ledger.pending.after
+            return work._replace(before=before, after=dict(changes), taken=frozenset(), all=rest)
+        return work
 
-    def _apply(self, before: Before, after: claims.Index, changes: Changes) -> table.Include:
-        if before.include is None or not before.include.paragraphs:
-            return self._make_anew(before, changes)
-        change = self._plan(before, after, changes)
-        include = table.splice(before.include, change)
-        if change.same() and not self._running(before, changes):
-            return before.include
+    def _work(self, ledger: Ledger, changes: Changes) -> Work:
+        left, taken = self._left(ledger, changes)
+        after = {**ledger.pending.after, **left, **changes}
+        before = {uuid: ledger.guest(uuid) for uuid in after}
+        text = self.store.read("ruleset.nft") if ledger.trusted else None
+        include = table.parse(text, self.config) if text else None
+        return Work(ledger, ledger.index(), include, before, after, taken)
+
+    def _derived(self, work: Work, include: table.Include, after: claims.Index) -> dict[str, str]:
+        """Return the derived files that change, by name."""
+        files = {}
+        if include is not work.include:
+            files["ruleset.nft"] = table.text(include)
+        if after != work.claimed or work.ledger.counted:
+            files["claims"] = claims.render_index(after)
+        return files
+
+    def _guarded(self, step: Callable[[], None]) -> None:
+        """Run a step that serves 127.0.0.1 only: it must not stand in the way of all else."""
+        try:
+            step()
+        except StateError as error:
+            log.error(f"{error}; forwards on 127.0.0.1 may not work")
+
+    def _loopback_bridges(self, index: claims.Index) -> set[str]:
+        return {row.dev for row in index if row.kind == claims.LAN} if self.config.localhost else set()
+
+    def _left(self, ledger: Ledger, changes: Changes) -> tuple[Guests, frozenset[str]]:
+        """Return the changes that others had to leave to us, settled against everybody else's claims."""
+        left, names = ledger.left()
+        found: Guests = {}
+        for uuid, guest in ((item.uuid, item.guest) for item in left if item.uuid not in changes):
+            others = _beside(ledger.index(), {**changes, **found}, uuid)
+            found[uuid] = (self._settled(others, guest) or _upheld(others, guest)) if guest else None
+        return found, names
+
+    def _settled(self, index: claims.Index, guest: Guest) -> Guest | None:
+        """Return a guest as the host's facts are now, settled; None where they cannot be had."""
+        from virt_forward import hostfacts
+        from virt_forward.addresses import resolve
+
+        try:
+            facts = hostfacts.facts(self.store.networks(), guest.networks)
+        except VirtForwardError as error:
+            log.error(str(error))
+            return None
+        judge, _ = hostfacts.port_judge(self.config, resolve.places(guest.nics, facts))
+        return judged(index, resolve.reseat(guest, facts), self.known(guest.uuid), judge)
+
+    def _freed(self, work: Work) -> Work:
+        """Return the work with those guests added whose conflicts it may end."""
+        waiting = {row.uuid for row in work.claimed if row.kind == claims.OUT} - set(work.after)
+        after = dict(work.after)
+        before = dict(work.before)
+        for uuid in sorted(waiting):
+            guest = work.ledger.guest(uuid)
+            settled = self._settled(_beside(work.claimed, after, uuid), guest) if guest else None
+            if settled and settled != guest:
+                before[uuid], after[uuid] = guest, settled
+        return work._replace(before=before, after=after)
+
+    def _apply(self, work: Work, after: claims.Index) -> table.Include:
+        if work.include is None or not work.include.paragraphs:
+            return self._make_anew(work)
+        change = self._plan(work, after)
+        include = table.splice(work.include, change)
+        if change.same() and not self._running(work):
+            return work.include
         try:
             if include.paragraphs:
-                nft.apply(table.transaction(before.include, change))
+                nft.apply(table.transaction(work.include, change))
             else:
                 nft.delete_table()
+        except nft.NftUnusableError:
+            raise
         except NftError as error:
             log.warning(f"the table is not as it was left ({error}); it is made anew")
-            return self._make_anew(before, changes)
+            return self._make_anew(work)
         return include
 
-    def _running(self, before: Before, changes: Changes) -> bool:
+    def _running(self, work: Work) -> bool:
         """Tell whether the change is about a running guest, whose rules deserve a look at the kernel."""
-        return any(
-            guest.phase == "running" for guest in (*before.guests.values(), *changes.values()) if guest
-        )
+        guests = (*work.before.values(), *work.after.values())
+        return any(guest.phase == "running" for guest in guests if guest)
 
-    def _plan(self, before: Before, after: claims.Index, changes: Changes) -> table.Change:
-        old = [guest for guest in before.guests.values() if guest]
-        new = [guest for guest in changes.values() if guest]
+    def _plan(self, work: Work, after: claims.Index) -> table.Change:
+        old = [guest for guest in work.before.values() if guest]
+        new = [guest for guest in work.after.values() if guest]
         touching = tuple(row for guest in (*old, *new) for row in claims.rows(guest))
         return table.Change(
-            table.blocks_of(old, before.claimed, touching, self.config),
+            table.blocks_of(old, work.claimed, touching, self.config),
             table.blocks_of(new, after, touching, self.config),
         )
 
-    def _make_anew(self, before: Before, changes: Changes) -> table.Include:
-        guests = {**{guest.uuid: guest for guest in self._records()}, **changes}
-        revision = before.include.revision + 1 if before.include else 1
+    def _make_anew(self, work: Work) -> table.Include:
+        guests: Guests = {**work.ledger.guests(), **work.after}
+        # Never one that a table somebody saved and loaded again may have by chance.
+        revision = work.include.revision + 1 if work.include else int.from_bytes(os.urandom(3))
         include = table.whole((guest for guest in guests.values() if guest), self.config, revision)
-        known_empty = before.include is not None and not before.include.paragraphs
+        known_empty = work.include is not None and not work.include.paragraphs
         if not include.paragraphs:
             if not known_empty:
                 nft.delete_table()
@@ -172,30 +211,24 @@ class Engine:
         return include
 
     def _replace(self, include: table.Include) -> None:
-        chains = nft.chains()
-        if chains is None:
+        found = nft.parts()
+        if found is None or found.others - set(skeleton.containers()):
             nft.apply(table.text(include))
             return
         try:
-            nft.apply(table.rebuild(include, self.config, chains))
+            nft.apply(table.rebuild(include, self.config, found.chains))
+        except nft.NftUnusableError:
+            raise
         except NftError as error:
             # Another version's table may have maps of other types: then nothing but a new one will do.
             log.warning(f"the table cannot be mended ({error}); it is replaced")
             nft.apply(table.text(include))
 
-    def _finish(self, include: table.Include, after: claims.Index) -> None:
-        try:
-            self.store.write("ruleset.nft", table.text(include))
-            self.store.write("claims", claims.render_index(after))
-            self.store.remove("unfinished")
-        except StateError as error:
-            log.error(f"{error}; the table is right, but the include file may be out of date")
-
-    def _end_flows(self, before: Before, changes: Changes) -> None:
-        old = {pair for guest in before.guests.values() for pair in flows.pairs(guest)}
-        new = {pair for guest in changes.values() for pair in flows.pairs(guest)}
-        gateways = {ip for guest in changes.values() if guest for ip in guest.gateways}
-        problem = conntrack.end_flows(old - new, new - old, self.own - gateways)
+    def _end_flows(self, work: Work) -> None:
+        was = (*work.before.values(), *work.ledger.pending.before.values())
+        old = {pair for guest in was for pair in flows.pairs(guest)}
+        new = {pair for guest in work.after.values() for pair in flows.pairs(guest)}
+        problem = conntrack.end_flows(old - new, new - old, self.own)
         if problem:
             log.warning(problem)
 
@@ -204,3 +237,14 @@ def judged(index: Iterable[claims.Row], guest: Guest, before: Guest | None, judg
     """Return ``guest`` settled against the index; what it has already is not judged again."""
     had = set(before.forwards) if before else set()
     return claims.settle(index, guest, lambda forward: None if forward in had else judge(forward))
+
+
+def _beside(index: claims.Index, changes: Changes, uuid: str) -> claims.Index:
+    """Return the index after ``changes``, less the rows of one guest."""
+    rows = (row for other, guest in changes.items() if guest and other != uuid for row in claims.rows(guest))
+    return claims.without(index, [*changes, uuid]) + tuple(rows)
+
+
+def _upheld(index: claims.Index, guest: Guest) -> Guest:
+    """Return a guest settled against the index alone, with what the host had against it upheld."""
+    return claims.settle(index, guest, dict(guest.conflicts).get)

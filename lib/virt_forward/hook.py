@@ -14,6 +14,7 @@ from virt_forward.engine import Engine, judged
 from virt_forward.errors import LockTimeout, VirtForwardError
 from virt_forward.events import Action, Event, parse_event
 from virt_forward.model import Domain, Guest, Phase
+from virt_forward.quick import known
 from virt_forward.settings import load_config, load_config_or_last
 from virt_forward.store import Store
 
@@ -76,7 +77,10 @@ def _guest_event(action: Action, data: bytes, store: Store) -> None:
     try:
         domain = parse_domain(data)
     except MetadataError as error:
-        _drop(error.domain.uuid, store)
+        try:
+            _drop(error.domain.uuid, store)
+        except VirtForwardError as other:
+            log.error(f"{error.domain.name}: {other}")
         raise
     if domain.declaration is None:
         _drop(domain.uuid, store)
@@ -91,9 +95,8 @@ def _guest_event(action: Action, data: bytes, store: Store) -> None:
 
 def _drop(uuid: str, store: Store) -> None:
     """Forget a guest that declares nothing (any more), or nothing that can be understood."""
-    if store.knows(uuid):
-        with store.lock():
-            Engine(store, load_config_or_last(store)).change({uuid: None})
+    if known(store.path, uuid):
+        _forget(uuid, store)
 
 
 def _restoring(domain: Domain) -> Guest:
@@ -105,7 +108,8 @@ def _claim(domain: Domain, store: Store) -> None:
     config = load_config()
     guest, engine, judge = _resolved(domain, store, config, "prepared")
     with store.lock():
-        before = store.guest(domain.uuid)
+        engine.catch_up()
+        before = engine.known(domain.uuid)
         others = claims.without(engine.index(), [domain.uuid])
         settled = judged(others, guest, None, judge)
         lenient = config.on_error == "warn" or (before is not None and before.phase == "restoring")
@@ -121,11 +125,12 @@ def _open(domain: Domain, store: Store) -> None:
     guest, engine, judge = _resolved(domain, store, config, "running")
     try:
         with store.lock():
+            engine.catch_up()
             others = claims.without(engine.index(), [domain.uuid])
-            settled = judged(others, guest, store.guest(domain.uuid), judge)
+            settled = judged(others, guest, engine.known(domain.uuid), judge)
             engine.change({domain.uuid: settled})
     except LockTimeout:
-        store.leave(domain.uuid, guest)
+        store.leave(domain.uuid, judged((), guest, None, judge))
         raise
     _log_conflicts(settled)
 
@@ -154,7 +159,10 @@ def _log_conflicts(guest: Guest) -> None:
 
 
 def _close(data: bytes, store: Store) -> None:
-    uuid = _uuid(data)
+    _forget(_uuid(data), store)
+
+
+def _forget(uuid: str, store: Store) -> None:
     try:
         with store.lock():
             Engine(store, load_config_or_last(store)).change({uuid: None})

@@ -1,6 +1,8 @@
 """The only caller of nft."""
 
 import json
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 from virt_forward.errors import NftError
 from virt_forward.process import run
@@ -8,6 +10,17 @@ from virt_forward.ruleset.names import TABLE
 
 TIMEOUT = 20.0
 """Seconds; the largest tables load in a second or two."""
+
+
+class NftUnusableError(NftError):
+    """nft is missing or hangs: another attempt with other words would be no better."""
+
+
+class Parts(NamedTuple):
+    """The names of what our table has: its chains, and its sets, maps and other objects."""
+
+    chains: frozenset[str]
+    others: frozenset[str]
 
 
 def apply(commands: str) -> None:
@@ -20,14 +33,27 @@ def apply(commands: str) -> None:
         raise _failure(result.stderr, result.status)
 
 
-def chains() -> list[str] | None:
-    """Return the names of the chains in our table, or None where there is no table."""
-    result = run(["nft", "-j", "list", "chains", "inet"], timeout=TIMEOUT)
+_KINDS = ("chains", "sets", "maps", "counters", "quotas", "flowtables")
+
+
+def parts() -> Parts | None:
+    """Return the names of what our table has, or None where there is no table."""
+    words = "; ".join(f"list {kind} inet" for kind in _KINDS)
+    result = run(["nft", "-j", "-t", words], timeout=TIMEOUT)
     if result.status:
         raise _failure(result.stderr, result.status)
-    items = json.loads(result.stdout)["nftables"]
-    names = [c["name"] for c in (item.get("chain") for item in items) if c and c["table"] == "virt-forward"]
-    return names or (names if _exists() else None)
+    chains: set[str] = set()
+    others: set[str] = set()
+    for line in result.stdout.splitlines():
+        for kind, item in _objects(json.loads(line)["nftables"]):
+            (chains if kind == "chain" else others).add(item["name"])
+    found = Parts(frozenset(chains), frozenset(others))
+    return found if chains or others or _exists() else None
+
+
+def _objects(items: list[dict[str, Any]]) -> Iterator[tuple[str, dict[str, Any]]]:
+    for item in items:
+        yield from (pair for pair in item.items() if pair[1].get("table") == "virt-forward")
 
 
 def _exists() -> bool:
@@ -53,5 +79,5 @@ def listing() -> list[dict[str, object]] | None:
 def _failure(stderr: str, status: int) -> NftError:
     words = " ".join(stderr.split()) or f"exit status {status}"
     if status == 127:
-        return NftError("nft is not there", "install the package nftables")
-    return NftError(f"nft refused: {words[:400]}")
+        return NftUnusableError("nft is not there", "install the package nftables")
+    return (NftUnusableError if status == 124 else NftError)(f"nft refused: {words[:400]}")

@@ -1,12 +1,17 @@
 """Running another program: bounded in time, its input and output whole."""
 
+import contextlib
 import os
 import subprocess
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import IO, NamedTuple
 
 # libvirtd hands its hooks a PATH of its own; sbin is not in everybody's.
 ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C"}
+
+held: set[int] = set()
+"""File descriptors that every program keeps open. A lock that is here outlives our own sudden
+death for as long as the program we started is still at work."""
 
 
 class Result(NamedTuple):
@@ -20,22 +25,33 @@ class Result(NamedTuple):
 def run(argv: Sequence[str], stdin: str = "", timeout: float = 10.0) -> Result:
     """Run ``argv`` and return what came of it. ``timeout`` is in seconds. Raises nothing."""
     try:
-        done = subprocess.run(
-            argv,
-            input=stdin,
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-            env=_environment(),
-            check=False,
-            encoding="utf-8",
-            errors="replace",
-        )
+        with _whole(stdin) as file:
+            done = subprocess.run(
+                argv,
+                stdin=file,
+                capture_output=True,
+                text=True,
+                timeout=timeout,
+                env=_environment(),
+                check=False,
+                encoding="utf-8",
+                errors="replace",
+                pass_fds=held,
+            )
     except subprocess.TimeoutExpired:
         return Result(124, "", f"{argv[0]} did not finish within {timeout:g} seconds")
     except OSError as error:
         return Result(127, "", f"{argv[0]}: {error.strerror}")
     return Result(done.returncode, done.stdout, done.stderr)
+
+
+@contextlib.contextmanager
+def _whole(text: str) -> Iterator[IO[bytes]]:
+    """Give a file with all of ``text``: from a pipe, a program could take half of it for everything."""
+    with open(os.memfd_create("stdin"), "w+b") as file:
+        file.write(text.encode("utf-8", "replace"))
+        file.seek(0)
+        yield file
 
 
 def _environment() -> dict[str, str]:

@@ -9,7 +9,7 @@ OPERATIONS = ("prepare", "started", "reconnect", "restore", "stopped", "release"
 def concerns_us(arguments: list[str], data: bytes) -> bool:
     """Tell whether a call of the qemu hook is about a guest of ours.
 
-    It is where the XML mentions our namespace, or where we keep a record of its UUID.
+    It is where the XML mentions our namespace, or where we know the guest by its UUID.
     """
     operation = arguments[1] if len(arguments) > 1 else ""
     if operation not in OPERATIONS:
@@ -18,5 +18,17 @@ def concerns_us(arguments: list[str], data: bytes) -> bool:
         return True
     directory = os.environ.get("VIRT_FORWARD_RUN_DIR") or "/run/virt-forward"
     uuid = data.partition(b"<uuid>")[2].partition(b"</uuid>")[0].decode("ascii", "replace").strip().lower()
-    kinds = ("guests", "todo")
-    return "/" not in uuid and any(os.path.exists(f"{directory}/{kind}/{uuid}.json") for kind in kinds)
+    return bool(uuid) and "/" not in uuid and known(directory, uuid)
+
+
+def known(directory: str, uuid: str) -> bool:
+    """Tell whether there is a record of a guest, a change left for it, or one that was cut off."""
+    if os.path.exists(f"{directory}/guests/{uuid}.json"):
+        return True
+    try:
+        if any(name.startswith(uuid) for name in os.listdir(f"{directory}/todo")):
+            return True
+        with open(f"{directory}/unfinished", encoding="utf-8") as file:
+            return uuid in file.read()
+    except (OSError, ValueError):
+        return False

@@ -5,25 +5,36 @@ networks/UUID.json   one record a libvirt network
 claims               the index over all guests' claims, derived from their records
 ruleset.nft          the table as text, derived from the records and the configuration
 unfinished           there while a change is being made, and after one that was cut off
-todo/UUID.json       changes left by whoever could not have the lock in time
+todo/UUID.*.json     changes left by whoever could not have the lock in time
 config.toml          the last valid configuration
 lock                 held by whoever changes any of these
 """
 
 import contextlib
+import errno
 import fcntl
 import os
 import signal
-from collections.abc import Iterator
+import time
+from collections.abc import Iterable, Iterator
 from types import FrameType
+from typing import NamedTuple
 
-from virt_forward import records
+from virt_forward import process, records
 from virt_forward.errors import LockTimeout, StateError
 from virt_forward.model import Guest, Network
 
 DEFAULT_PATH = "/run/virt-forward"
 LOCK_SECONDS = 15.0
 """How long a hook waits for its turn. libvirtd waits for the hook, without a limit of its own."""
+
+
+class Left(NamedTuple):
+    """A change that was left: the file's name, whose change it is, and what the guest is to be."""
+
+    name: str
+    uuid: str
+    guest: Guest | None
 
 
 class Store:
@@ -49,18 +60,44 @@ class Store:
         return os.path.exists(self._at("guests", f"{uuid}.json"))
 
     @contextlib.contextmanager
-    def lock(self, seconds: float = LOCK_SECONDS) -> Iterator[None]:
+    def lock(self, seconds: float | None = None) -> Iterator[None]:
         """Hold the lock; raises LockTimeout after ``seconds``, StateError where it cannot be had."""
-        self._make_directories()
+        limit = LOCK_SECONDS if seconds is None else seconds
+        fd = self._locked(limit, time.monotonic() + limit)
+        process.held.add(fd)
         try:
-            fd = os.open(self._at("lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        except OSError as error:
-            raise self._unusable(error) from None
-        try:
-            _flock(fd, seconds)
             yield
         finally:
+            process.held.discard(fd)
             os.close(fd)
+
+    def _locked(self, limit: float, until: float) -> int:
+        while True:
+            fd = self._open_lock()
+            try:
+                _flock(fd, limit, until)
+                if self._is_lock(fd):
+                    return fd
+            except BaseException:
+                os.close(fd)
+                raise
+            os.close(fd)
+
+    def _open_lock(self) -> int:
+        self._make_directories()
+        try:
+            return os.open(self._at("lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            if error.errno == errno.EROFS and os.path.exists(self._at("lock")):
+                return os.open(self._at("lock"), os.O_RDONLY | os.O_CLOEXEC)
+            raise self._unusable(error) from None
+
+    def _is_lock(self, fd: int) -> bool:
+        """Tell whether others would open this very file: somebody may have removed the directory."""
+        try:
+            return os.path.samestat(os.fstat(fd), os.stat(self._at("lock")))
+        except FileNotFoundError:
+            return False
 
     def _make_directories(self) -> None:
         try:
@@ -87,7 +124,8 @@ class Store:
     def write(self, name: str, text: str) -> None:
         """Replace a file as a whole: whoever reads it sees the old or the new text."""
         path = self._at(name)
-        temporary = self._at(f".{os.path.basename(name)}.new")
+        # Not everybody who writes has the lock, so each process has a name of its own.
+        temporary = self._at(f".{os.path.basename(name)}.{os.getpid()}.new")
         try:
             fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
             with open(fd, "w", encoding="utf-8") as file:
@@ -97,6 +135,22 @@ class Store:
             with contextlib.suppress(OSError):
                 os.unlink(temporary)
             raise self._unusable(error) from None
+
+    def derive(self, name: str, text: str) -> None:
+        """Replace a file that can be made anew; where that fails, have none rather than a wrong one."""
+        try:
+            self.write(name, text)
+        except StateError:
+            self.remove(name)
+            # The old text may have been what took the space.
+            self.write(name, text)
+
+    def sweep(self) -> None:
+        """Remove what processes left that were killed while they wrote."""
+        for name in self._list(""):
+            pid = name.rpartition(".new")[0].rpartition(".")[2]
+            if name.startswith(".") and pid.isdigit() and not os.path.exists(f"/proc/{pid}"):
+                self.remove(name)
 
     def remove(self, name: str) -> None:
         """Remove a file; no error where there is none."""
@@ -110,10 +164,10 @@ class Store:
     def guest(self, uuid: str) -> Guest | None:
         """Return a guest's record, or None; raises StateError where it is damaged."""
         text = self.read(f"guests/{uuid}.json")
-        return None if text is None else self._checked(uuid, text)
+        return None if text is None else self._checked(uuid, text, f"guests/{uuid}.json")
 
-    def _checked(self, uuid: str, text: str) -> Guest:
-        where = self._at("guests", f"{uuid}.json")
+    def _checked(self, uuid: str, text: str, name: str) -> Guest:
+        where = self._at(name)
         guest = records.load_guest(text, where)
         if guest.uuid != uuid:
             raise StateError(f"{where}: is the record of another guest, {guest.uuid}")
@@ -140,17 +194,27 @@ class Store:
 
     def leave(self, uuid: str, guest: Guest | None) -> None:
         """Leave a change to whoever holds the lock next, as it could not be had in time."""
-        self.write(f"todo/{uuid}.json", records.dump_guest(guest) if guest else "")
+        # The time since boot does not jump, and sorts what was left for one guest.
+        name = f"{uuid}.{time.monotonic_ns():020}.{os.getpid()}"
+        self.write(f"todo/{name}.json", records.dump_guest(guest) if guest else "")
 
-    def take_todo(self) -> dict[str, Guest | None]:
-        """Return the changes that were left, and take them over."""
-        found: dict[str, Guest | None] = {}
-        for uuid in self._names("todo"):
-            text = self.read(f"todo/{uuid}.json")
-            self.remove(f"todo/{uuid}.json")
-            with contextlib.suppress(StateError):
-                found[uuid] = self._checked(uuid, text) if text else None
-        return found
+    def left(self) -> tuple[list[Left], list[StateError]]:
+        """Return the changes that were left, the oldest of each guest first, and what cannot be read."""
+        found, errors = [], []
+        for name in self._names("todo"):
+            uuid, path = name.partition(".")[0], f"todo/{name}.json"
+            text = self.read(path)
+            try:
+                found.append(Left(name, uuid, self._checked(uuid, text, path) if text else None))
+            except StateError as error:
+                errors.append(error)
+                found.append(Left(name, "", None))
+        return found, errors
+
+    def forget_left(self, names: Iterable[str]) -> None:
+        """Remove changes that were left and have been made."""
+        for name in names:
+            self.remove(f"todo/{name}.json")
 
     def networks(self) -> list[Network]:
         """Return the records of networks; damaged ones count as absent."""
@@ -169,21 +233,25 @@ class Store:
             self.write(f"networks/{uuid}.json", records.dump_network(network))
 
     def _names(self, directory: str) -> list[str]:
+        names = self._list(directory)
+        return sorted(name[:-5] for name in names if name.endswith(".json") and not name.startswith("."))
+
+    def _list(self, directory: str) -> list[str]:
         try:
-            entries = os.listdir(self._at(directory))
+            return os.listdir(self._at(directory))
         except OSError:
             return []
-        return sorted(name[:-5] for name in entries if name.endswith(".json") and not name.startswith("."))
 
 
-def _flock(fd: int, seconds: float) -> None:
+def _flock(fd: int, limit: float, until: float) -> None:
     """Wait for the lock in the kernel's queue, which is fair, for a bounded time."""
 
     def expired(_signal: int, _frame: FrameType | None) -> None:
-        raise LockTimeout(f"another virt-forward process has held the lock for {seconds:g} seconds")
+        raise LockTimeout(f"another virt-forward process has held the lock for {limit:g} seconds")
 
     before = signal.signal(signal.SIGALRM, expired)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    # Zero would switch the timer off; one that rings just before the wait begins has to ring again.
+    signal.setitimer(signal.ITIMER_REAL, max(until - time.monotonic(), 0.001), 1)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX)
     except OSError as error:
