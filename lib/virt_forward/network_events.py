@@ -1,11 +1,12 @@
 """What the network hook tells: networks that come, change and go, and the guests on them."""
 
-from virt_forward import claims, hostfacts
-from virt_forward.addresses.resolve import reseat
-from virt_forward.engine import Engine
+from virt_forward import admit, claims, hostfacts
+from virt_forward.addresses.resolve import places, reseat
+from virt_forward.engine import Engine, judged
 from virt_forward.events import Action
+from virt_forward.metadata import values
 from virt_forward.metadata.network import NetworkPort, parse_network
-from virt_forward.model import Guest, Network
+from virt_forward.model import Guest, Network, Nic
 from virt_forward.settings import load_config_or_last
 from virt_forward.store import Store
 
@@ -14,32 +15,73 @@ def handle(action: Action, data: bytes, store: Store) -> None:
     """Remember or forget a network, and make the guests on it right."""
     network, port = parse_network(data)
     with store.lock():
+        if action is Action.NETWORK_SEEN and not port and not _is_active(network, store):
+            return
         if action is not Action.PORT_GONE:
-            store.put_network(network.uuid, network if action is Action.NETWORK_SEEN else None)
-        guests = [guest for guest in store.guests()[0] if network.name in guest.networks]
+            _remember(network, action, store)
+        guests = [guest for guest in store.guests()[0] if _concerns(guest, network, port)]
         if guests:
             _reseat(guests, network, port, action, store)
+
+
+def _is_active(network: Network, store: Store) -> bool:
+    """Tell whether a network is more than defined: "updated" also comes for one that does not run."""
+    if not values.is_dev(network.bridge) or any(known.uuid == network.uuid for known in store.networks()):
+        return True
+    import socket
+
+    try:
+        return bool(socket.if_nametoindex(network.bridge))
+    except OSError:
+        return False
+
+
+def _remember(network: Network, action: Action, store: Store) -> None:
+    for known in store.networks():
+        if known.name == network.name and known.uuid != network.uuid:
+            # A transient network has another UUID each time; that its end was missed must not matter.
+            store.put_network(known.uuid, None)
+    store.put_network(network.uuid, network if action is Action.NETWORK_SEEN else None)
+
+
+def _concerns(guest: Guest, network: Network, port: NetworkPort | None) -> bool:
+    return network.name in guest.networks or (port is not None and guest.uuid == port.uuid)
 
 
 def _reseat(
     guests: list[Guest], network: Network, port: NetworkPort | None, action: Action, store: Store
 ) -> None:
-    known = store.networks()
-    facts = hostfacts.facts(known, [] if action is Action.NETWORK_GONE else [network.name])
+    names = {name for guest in guests for name in guest.networks} | {network.name}
+    facts = hostfacts.facts(
+        store.networks(), names - ({network.name} if action is Action.NETWORK_GONE else set())
+    )
     engine = Engine(store, load_config_or_last(store), facts.own)
     changes: dict[str, Guest | None] = {}
     for guest in guests:
-        plugged = _unplug(guest, port) if action is Action.PORT_GONE else guest
-        others = claims.without(engine.index(), [guest.uuid])
-        settled = claims.settle(others, reseat(plugged, facts))
+        plugged = reseat(_plugged(guest, network, port, action), facts)
+        judge, _ = hostfacts.port_judge(engine.config, places(plugged.nics, facts))
+        settled = judged(claims.without(engine.index(), [guest.uuid]), plugged, guest, judge)
         if settled != guest:
             changes[guest.uuid] = settled
     if changes:
         engine.change(changes)
+    else:
+        # libvirt has made its chain anew all the same.
+        admit.follow(store, engine.config, engine.index())
 
 
-def _unplug(guest: Guest, port: NetworkPort | None) -> Guest:
-    """Return a guest less the NIC of a port that was deleted."""
+def _plugged(guest: Guest, network: Network, port: NetworkPort | None, action: Action) -> Guest:
+    """Return a guest with the NIC of a port that was created, less that of one that was deleted.
+
+    A NIC that moves between networks has its new port before the old one goes.
+    """
     if port is None or guest.uuid != port.uuid:
         return guest
-    return guest._replace(nics=tuple(nic for nic in guest.nics if nic.mac != port.mac))
+    nic = Nic(port.mac, "network", network.name)
+    if action is Action.PORT_GONE:
+        return guest._replace(nics=tuple(known for known in guest.nics if known != nic))
+    if nic in guest.nics:
+        return guest
+    if port.mac not in {known.mac for known in guest.nics}:
+        return guest._replace(nics=(*guest.nics, nic))
+    return guest._replace(nics=tuple(nic if known.mac == port.mac else known for known in guest.nics))

@@ -87,14 +87,11 @@ def decide(rules: Sequence[Rule], bridges: frozenset[str]) -> Decision:
     """
     last = {rule.bridge: place for place, rule in reversed(list(enumerate(rules))) if rule.rejects}
     there = bridges & frozenset(last)
-    good: set[str] = set()
-    remove: list[tuple[str, ...]] = []
-    for place, rule in enumerate(rules):
-        if rule.ours and rule.bridge in there - good and place < last[rule.bridge]:
-            good.add(rule.bridge)
-        elif rule.ours:
-            remove.append(rule.handle)
-    return Decision(tuple(remove), tuple(sorted(there - good)), there)
+    mine = [(rule.bridge, place) for place, rule in enumerate(rules) if rule.ours]
+    # Of two rules in the same words, iptables deletes the first, which may be the only good one.
+    good = {bridge for bridge in there if [p < last[b] for b, p in mine if b == bridge] == [True]}
+    remove = tuple(rules[place].handle for bridge, place in mine if bridge not in good)
+    return Decision(remove, tuple(sorted(there - good)), there)
 
 
 def parse_record(text: str) -> frozenset[Entry]:

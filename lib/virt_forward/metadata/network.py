@@ -30,7 +30,8 @@ def parse_network(data: bytes) -> tuple[Network, NetworkPort | None]:
 def _network(element: etree._Element) -> Network:
     forward, bridge = element.find("forward"), element.find("bridge")
     return Network(
-        name=xml.text(element.find("name")),
+        # As it stands: the interfaces of guests name it with every blank it has.
+        name=element.findtext("name", ""),
         uuid=_uuid(element),
         bridge="" if bridge is None else bridge.get("name", ""),
         mode="" if forward is None else forward.get("mode", "nat"),

@@ -1,0 +1,216 @@
+"""What a chain of libvirt's needs so that it admits our connections: read, decided, written down."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from libvirtnet import DATA
+from unit.build import forward, guest, seat
+from virt_forward import claims
+from virt_forward.admit import iptables, nftables, plan
+from virt_forward.admit.plan import Decision, Entry, Rule, Spot
+from virt_forward.model import Guest, Network
+
+OURS = '-A LIBVIRT_FWI -o virbr5 -m connlabel --label "100" -m comment --comment virt-forward -j ACCEPT'
+
+
+def saved(name: str) -> str:
+    return (DATA / name).read_text()
+
+
+def chain(listing: str) -> list[tuple[str, bool, bool]]:
+    return [(rule.bridge, rule.ours, rule.rejects) for rule in iptables.parse(listing)]
+
+
+def test_libvirts_chain_of_iptables() -> None:
+    assert chain(saved("9.0/iptables-save")) == [
+        ("virbr8", False, True),
+        ("virbr6", False, False),
+        ("virbr6", False, True),
+        ("virbr5", False, False),
+        ("virbr5", False, True),
+    ]
+    assert [bridge for bridge, _, rejects in chain(saved("9.0/ip6tables-save")) if rejects] == [
+        "virbr6",
+        "virbr5",
+    ]
+
+
+def test_libvirts_chain_of_nft() -> None:
+    """Rules of a bridge that is gone have its number, which is the name of none of ours."""
+    rules = nftables.parse(saved("11.3/guest_input.json"))
+    assert [(rule.bridge, rule.rejects) for rule in rules] == [
+        ("virbr5", False),
+        ("virbr5", True),
+        ("virbr8", True),
+        ("virbr6", False),
+        ("virbr6", True),
+        ("4", False),
+        ("4", True),
+    ]
+    assert len({rule.handle for rule in rules}) == len(rules)
+    assert [rule.bridge for rule in nftables.parse(saved("11.3/guest_input6.json")) if rule.rejects] == [
+        "virbr6",
+        "virbr5",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("line", "bridge", "ours", "rejects"),
+    [
+        (OURS, "virbr5", True, False),
+        (
+            "-A LIBVIRT_FWI -o a -m conntrack --ctstate DNAT -m comment --comment virt-forward -j ACCEPT",
+            "a",
+            True,
+            False,
+        ),
+        ("-A LIBVIRT_FWI -o virbr5 -j DROP", "virbr5", False, True),
+        ("-A LIBVIRT_FWI -o virbr5 -p tcp -j REJECT --reject-with tcp-reset", "virbr5", False, False),
+        ("-A LIBVIRT_FWI -s 192.0.2.9/32 -o virbr5 -j DROP", "virbr5", False, False),
+        ("-A LIBVIRT_FWI ! -o virbr5 -j DROP", "", False, False),
+        ('-A LIBVIRT_FWI -m comment --comment "not virt-forward" -j ACCEPT', "", False, False),
+        ("-A LIBVIRT_FWI -o virbr5", "virbr5", False, False),
+    ],
+)
+def test_a_rule_of_iptables(line: str, bridge: str, ours: bool, rejects: bool) -> None:
+    assert chain(f"-N LIBVIRT_FWI\n-A LIBVIRT_FWX -j ACCEPT\n{line}\n") == [(bridge, ours, rejects)]
+
+
+def test_a_rule_is_deleted_by_its_own_words() -> None:
+    (rule,) = iptables.parse(OURS)
+    assert rule.handle[:2] == ("-o", "virbr5")
+    assert rule.handle[-2:] == ("-j", "ACCEPT")
+    assert "100" in rule.handle
+
+
+def nft_rule(*expressions: dict[str, object], comment: str = "") -> Rule:
+    rule: dict[str, object] = {"handle": 7, "expr": list(expressions)}
+    if comment:
+        rule["comment"] = comment
+    (found,) = nftables.parse(json.dumps({"nftables": [{"metainfo": {}}, {"rule": rule}]}))
+    return found
+
+
+def match(key: str, value: object, op: str = "==") -> dict[str, object]:
+    return {"match": {"op": op, "left": {"meta": {"key": key}}, "right": value}}
+
+
+def test_a_rule_of_nft() -> None:
+    assert nft_rule(match("oifname", "virbr5"), {"drop": None}) == Rule(("7",), "virbr5", rejects=True)
+    assert nft_rule(match("oif", "virbr5"), {"accept": None}, comment="virt-forward").ours
+    assert not nft_rule(match("oif", "virbr5"), match("iif", "lo"), {"reject": None}).rejects
+    assert nft_rule(match("oif", "virbr5", "!="), {"reject": None}) == Rule(("7",), "")
+    assert not nft_rule({"reject": None}).rejects
+    assert not nft_rule(match("oif", "virbr5"), {"limit": {"rate": 1}}, {"reject": None}).rejects
+
+
+def theirs(bridge: str) -> Rule:
+    return Rule((f"reject {bridge}",), bridge, rejects=True)
+
+
+def ours(bridge: str, number: int = 1) -> Rule:
+    return Rule((f"ours {bridge} {number}",), bridge, ours=True)
+
+
+OTHER = Rule(("other",), "a")
+
+
+@pytest.mark.parametrize(
+    ("rules", "bridges", "decision"),
+    [
+        ([], {"a"}, Decision()),
+        ([theirs("a")], set(), Decision()),
+        ([theirs("a")], {"a"}, Decision((), ("a",), frozenset("a"))),
+        ([theirs("b")], {"a"}, Decision()),
+        ([ours("a"), theirs("a")], {"a"}, Decision((), (), frozenset("a"))),
+        ([OTHER, ours("a"), OTHER, theirs("a")], {"a"}, Decision((), (), frozenset("a"))),
+        ([theirs("a"), ours("a")], {"a"}, Decision((("ours a 1",),), ("a",), frozenset("a"))),
+        (
+            [ours("a"), ours("a", 2), theirs("a"), ours("a", 3)],
+            {"a"},
+            Decision((("ours a 1",), ("ours a 2",), ("ours a 3",)), ("a",), frozenset("a")),
+        ),
+        ([ours("a"), theirs("a")], set(), Decision((("ours a 1",),))),
+        ([ours("a")], {"a"}, Decision((("ours a 1",),))),
+        ([theirs("a"), theirs("b")], {"a", "b"}, Decision((), ("a", "b"), frozenset("ab"))),
+    ],
+)
+def test_what_a_chain_needs(rules: list[Rule], bridges: set[str], decision: Decision) -> None:
+    assert plan.decide(rules, frozenset(bridges)) == decision
+
+
+def carried_out(rules: list[Rule], decision: Decision) -> list[Rule]:
+    """As iptables does it: what is deleted is the first rule with the same words."""
+    kept = list(rules)
+    for handle in decision.remove:
+        kept.remove(next(rule for rule in kept if rule.handle == handle))
+    return [ours(bridge) for bridge in reversed(decision.insert)] + kept
+
+
+RULES = st.lists(
+    st.builds(
+        lambda bridge, kind, number: {"ours": ours(bridge, number), "theirs": theirs(bridge)}.get(
+            kind, Rule(("other", bridge), bridge)
+        ),
+        st.sampled_from("abc"),
+        st.sampled_from(["ours", "theirs", "other"]),
+        st.integers(1, 2),
+    ),
+    max_size=12,
+)
+
+
+@given(RULES, st.frozensets(st.sampled_from("abcd")))
+def test_any_chain_admits_what_it_should_and_nothing_else(rules: list[Rule], bridges: frozenset[str]) -> None:
+    decision = plan.decide(rules, bridges)
+    after = carried_out(rules, decision)
+    for bridge in "abcd":
+        mine = [place for place, rule in enumerate(after) if rule.ours and rule.bridge == bridge]
+        rejecting = [place for place, rule in enumerate(after) if rule.rejects and rule.bridge == bridge]
+        assert len(mine) == (1 if bridge in bridges and rejecting else 0)
+        assert not mine or mine[0] < rejecting[0]
+    assert [rule for rule in after if not rule.ours] == [rule for rule in rules if not rule.ours]
+    assert plan.decide(after, bridges) == Decision((), (), decision.there)
+
+
+def index_of(*guests: Guest) -> claims.Index:
+    return tuple(row for item in guests for row in claims.rows(item))
+
+
+def test_where_guests_are_that_can_be_reached() -> None:
+    web = guest("web", forward(8080), seats=(seat("198.51.100.5", "virbr5"), seat("2001:db8::5", "virbr5")))
+    assert plan.spots(index_of(web)) == {Spot("ip", "virbr5"), Spot("ip6", "virbr5")}
+    for other in (
+        web._replace(phase="prepared"),
+        web._replace(forwards=()),
+        web._replace(seats=()),
+        web._replace(forwards=(), conflicts=((forward(8080), "taken"),)),
+    ):
+        assert plan.spots(index_of(other)) == frozenset()
+
+
+@pytest.mark.parametrize(
+    ("mode", "rejects"), [("nat", True), ("route", True), ("open", False), ("", False), ("bridge", False)]
+)
+def test_which_networks_are_asked_to_admit(mode: str, rejects: bool) -> None:
+    here, elsewhere = Spot("ip", "virbr5"), Spot("ip", "virbr0")
+    network = Network("house", "b050cff1-fa60-5f65-9917-9b6840246df0", "virbr5", mode)
+    assert plan.wanted([here, elsewhere], [network]) == ({here} if rejects else set())
+
+
+def test_the_record_says_what_it_was_told() -> None:
+    entries = frozenset({Entry("iptables", "ip", "virbr5"), Entry("nftables", "ip6", "virbr-2.x")})
+    assert plan.parse_record(plan.render_record(entries)) == entries
+    assert plan.parse_record("") == frozenset()
+
+
+@pytest.mark.parametrize(
+    "text", ["\0", "iptables ip", "iptables ip4 virbr5", "iptables ip vir/br", "a b c d\n"]
+)
+def test_a_damaged_record_names_nothing(text: str) -> None:
+    assert plan.parse_record(text) == frozenset()
