@@ -152,7 +152,8 @@ class Scene:
     def reset(self) -> None:
         """Stop every guest that was ever mentioned, and forget connections and configuration."""
         for name in self._seen:
-            self.stop(name)
+            if (self.lab.run_dir / "guests" / f"{xml.uuid_of(name)}.json").exists():
+                self.event(name, "stopped")
         self._seen.clear()
         self.lab.config.unlink(missing_ok=True)
         self.host.run(["conntrack", "-F"], check=False)

@@ -83,7 +83,7 @@ def plain_start(cast: Cast) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("seed", [1, 2, 3])
+@pytest.mark.parametrize("seed", [1, 2])
 def test_any_order_ends_in_the_same_table(cast: Cast, scratch: Ns, seed: int) -> None:
     expected = plain_start(cast)
     cast.scene.lab.configure('[policy]\non_error = "warn"\n')

@@ -42,9 +42,11 @@ def claim(*limits: Limit, ranges: tuple[str, ...] = ("8080:80",), proto: str = "
 
 
 def start(cast: Cast, claims: dict[str, list[str]], order: tuple[str, ...] = NAMES) -> None:
-    for name in order:
-        if name in claims:
-            cast.scene.start(name, *claims[name])
+    for name in (name for name in order if name in claims):
+        if order == NAMES:
+            cast.scene.event(name, "prepare", *claims[name])
+        # Without prepare, as when libvirtd comes back to its guests in an order of its own.
+        cast.scene.event(name, "started" if order == NAMES else "reconnect", *claims[name])
 
 
 @orders
@@ -55,6 +57,14 @@ def test_by_address(cast: Cast, order: tuple[str, ...]) -> None:
             assert who(place, family.host, 8080) == "web"
             assert who(place, family.extra, 8080) == "db"
             assert who(place, family.second_host, 8080) == "app"
+
+
+def test_who_asks_for_the_gateway_address_gets_it(cast: Cast) -> None:
+    cast.scene.start("web", *claim(at("gateway")))
+    for family in FAMILIES:
+        for place in (cast.client, cast.host, cast.web, cast.db, cast.far):
+            assert who(place, family.gateway, 8080) == "web"
+            assert cast.silent(place, family.host, 8080)
 
 
 @orders

@@ -20,11 +20,6 @@ pytestmark = [
 
 PLAIN, SOURCE, SOURCE_RANGE, DEV, ADDRESS, DNS, OWN = 8001, 9001, 9300, 9101, 9201, 53, 8555
 
-GATEWAY_IS_FORWARDED = pytest.mark.xfail(
-    strict=True,
-    reason="forwards without an address take the gateway address from the host, other bridges and the LAN",
-)
-
 
 @dataclass(frozen=True)
 class Stage:
@@ -125,14 +120,12 @@ def test_guests_keep_the_gateways_dns(stage: Stage, family: Family, proto: str) 
     assert told(stage.client, family.host, DNS, proto) == ("web", family.client, DNS)
 
 
-@GATEWAY_IS_FORWARDED
 @pytest.mark.parametrize("way", ["host", "client", "far"])
 def test_nobody_loses_the_gateways_dns(stage: Stage, family: Family, proto: str, way: str) -> None:
     place = {"host": stage.host, "client": stage.client, "far": stage.far}[way]
     assert who(place, family.gateway, DNS, proto) == "gateway"
 
 
-@GATEWAY_IS_FORWARDED
 def test_no_forward_listens_on_the_gateway_address(stage: Stage, family: Family, proto: str) -> None:
     for place in (stage.host, stage.web, stage.db, stage.far, stage.client):
         assert silent(place, family.gateway, PLAIN, proto, stage.crowd)
