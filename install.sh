@@ -85,6 +85,7 @@ list_files() {
     one_file 0755 "$prefix/bin/virt-forward" "$data/launcher"
     one_file 0644 "$prefix/share/man/man1/virt-forward.1" "$data/virt-forward.1"
     one_file 0644 "$prefix/share/bash-completion/completions/virt-forward" "$data/virt-forward.bash"
+    one_file 0644 /etc/systemd/system/virt-forward.service "$data/virt-forward.service"
     one_file 0644 /etc/systemd/system/nftables.service.d/virt-forward.conf "$data/nftables-virt-forward.conf"
 }
 

@@ -5,6 +5,7 @@
 start_work() {
     selinux_note
     reload_systemd
+    restart_service
     reload_libvirt
     act "run: virt-forward sync, for guests that run already" first_sync
     if [[ $dry_run == yes ]] || "$prefix/bin/virt-forward" check --help >/dev/null 2>&1; then
@@ -33,6 +34,17 @@ reload_systemd() {
     act 'run: systemctl daemon-reload' systemctl daemon-reload
 }
 
+# The service is a person's choice; one that runs is to run this version.
+restart_service() {
+    [[ -d /run/systemd/system ]] || return 0
+    act 'run: systemctl try-restart virt-forward' systemctl try-restart virt-forward
+}
+
+stop_service() {
+    [[ -d /run/systemd/system ]] || return 0
+    act 'run: systemctl disable --now virt-forward' systemctl -q disable --now virt-forward
+}
+
 # libvirt looks at start, and on SIGHUP, which hooks exist. Guests do not notice.
 reload_libvirt() {
     local daemon pid found=no
@@ -55,6 +67,7 @@ daemon_pid() {
 }
 
 stop_work() {
+    stop_service
     reload_libvirt
     if exists "$run_dir"; then act 'close all forwards and end their connections' close_forwards; fi
     remove_table

@@ -3,16 +3,17 @@
 import contextlib
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache
 from ipaddress import IPv4Interface, IPv6Interface, ip_interface
 
 from virt_forward import claims, ports, sockets
-from virt_forward.addresses import networkd
+from virt_forward.addresses import leases, networkd
 from virt_forward.addresses.resolve import Bridge, Facts, Place
 from virt_forward.config import Config
 from virt_forward.errors import VirtForwardError
-from virt_forward.model import Forward, Network, PortForward
+from virt_forward.model import Address, Forward, Network, PortForward, Reservation
 from virt_forward.process import run
 
 LIBVIRT_NETWORKS = "/run/libvirt/network"
@@ -33,16 +34,41 @@ def facts(known: Iterable[Network], wanted: Iterable[str] = ()) -> Facts:
             networks |= {network.name: network for network in _status_file(name)}
     interfaces = read_interfaces()
     own = frozenset(address.ip for addresses in interfaces.values() for address in addresses)
-    return Facts(tuple(networks.values()), cache(lambda name: bridge(name, interfaces)), own)
+    files = cache(networkd_files)
+    return Facts(tuple(networks.values()), cache(lambda name: bridge(name, interfaces, files())), own)
 
 
-def bridge(name: str, interfaces: Interfaces) -> Bridge:
+def bridge(name: str, interfaces: Interfaces, files: Mapping[str, str]) -> Bridge:
     """Return what the kernel and networkd's configuration say of a bridge."""
-    configured = networkd.bridge_config(
-        networkd_files(), name, _text(f"/sys/class/net/{name}/address").strip()
-    )
+    configured = networkd.bridge_config(files, name, _text(f"/sys/class/net/{name}/address").strip())
     addresses = dict.fromkeys([*interfaces.get(name, []), *configured.addresses])
-    return Bridge(tuple(addresses), configured.leases, uplink=name in default_route_devices())
+    return Bridge(
+        tuple(addresses),
+        configured.leases,
+        cache(lambda: dhcp_leases(name)),
+        cache(lambda: neighbours(name)),
+        uplink=name in default_route_devices(),
+    )
+
+
+def lease_files(bridge_name: str) -> tuple[str, str]:
+    """Return where the DHCP servers of networkd and libvirt keep the leases of a bridge."""
+    return (
+        f"/var/lib/systemd/network/dhcp-server-lease/{bridge_name}",
+        f"/var/lib/libvirt/dnsmasq/{bridge_name}.status",
+    )
+
+
+def dhcp_leases(bridge_name: str) -> tuple[Reservation, ...]:
+    """Return the leases that are valid now on a bridge."""
+    of_networkd, of_libvirt = map(_text, lease_files(bridge_name))
+    now = time.time()
+    return (*leases.networkd(of_networkd, now), *leases.dnsmasq(of_libvirt, now))
+
+
+def neighbours(bridge_name: str) -> leases.Neighbours:
+    """Return the neighbour table of a bridge; empty where the bridge does not exist."""
+    return leases.neighbours(run(["ip", "-j", "neighbour", "show", "dev", bridge_name]).stdout)
 
 
 def default_route_devices() -> set[str]:
@@ -53,12 +79,19 @@ def default_route_devices() -> set[str]:
     return found | {words[9] for words in ipv6 if len(words) > 9 and words[:2] == ["0" * 32, "00"]} - {"lo"}
 
 
+def listening_now() -> Callable[[], tuple[sockets.Listener, ...]]:
+    """Return a function that reads the host's listening sockets once, when first asked."""
+    return cache(lambda: tuple(listeners()))
+
+
 def port_judge(
-    config: Config, places: Iterable[Place]
+    config: Config,
+    places: Iterable[Place],
+    listening: Callable[[], tuple[sockets.Listener, ...]] | None = None,
 ) -> tuple[claims.Judge, Callable[[PortForward], list[ports.Span]]]:
     """Return what stands against a forward on the host's side, and what a forward of every port spares."""
     gateways = frozenset(ip for place in places if not place.facts.uplink for ip in place.gateways())
-    listening = cache(lambda: tuple(listeners()))
+    listening = listening or listening_now()
     dual = _text("/proc/sys/net/ipv6/bindv6only").strip() != "1"
 
     def meeting(forward: Forward) -> Iterator[sockets.Listener]:
@@ -106,6 +139,11 @@ def socket_owner(inode: int) -> str:
     return ""
 
 
+def own_addresses() -> frozenset[Address]:
+    """Return all addresses of the host."""
+    return frozenset(address.ip for addresses in read_interfaces().values() for address in addresses)
+
+
 def read_interfaces() -> Interfaces:
     """Return the addresses of every interface, as ip-address(8) tells them."""
     result = run(["ip", "-j", "address", "show"])
@@ -122,7 +160,6 @@ def read_interfaces() -> Interfaces:
     return found
 
 
-@cache
 def networkd_files() -> dict[str, str]:
     """Return the text of every .network file in force, its drop-ins appended."""
     paths: dict[str, str] = {}

@@ -1,7 +1,7 @@
 """libvirt, by libvirt-python. Never imported by a hook: calling libvirt from one deadlocks."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
 
 from virt_forward.errors import VirtForwardError
@@ -43,17 +43,21 @@ def _module() -> Any:
     return libvirt
 
 
-def domains(opened: Any) -> list[DomainState]:
-    """Return all domains by name; one that goes away meanwhile is left out."""
+def domains(opened: Any, only: Collection[str] | None = None) -> list[DomainState]:
+    """Return domains by name, all or ``only`` those of some UUIDs; one that is gone is left out."""
     libvirt = _module()
-    found = []
     try:
-        for domain in opened.listAllDomains():
-            state = _state(libvirt, domain)
-            found += [state] if state else []
+        listed = opened.listAllDomains() if only is None else _looked_up(libvirt, opened, only)
+        states = [_state(libvirt, domain) for domain in listed]
     except libvirt.libvirtError as error:
         raise VirtForwardError(f"libvirt does not list its domains: {error}") from None
-    return sorted(found)
+    return sorted(state for state in states if state)
+
+
+def _looked_up(libvirt: Any, opened: Any, uuids: Collection[str]) -> Iterator[Any]:
+    for uuid in uuids:
+        with suppress(libvirt.libvirtError):
+            yield opened.lookupByUUIDString(uuid)
 
 
 def _state(libvirt: Any, domain: Any) -> DomainState | None:

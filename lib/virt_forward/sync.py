@@ -1,6 +1,6 @@
 """Making the table match the running guests: libvirt is asked, then records and kernel follow."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
 from virt_forward import claims, hostfacts, libvirt_api
@@ -9,7 +9,7 @@ from virt_forward.config import Config
 from virt_forward.engine import Engine, judged
 from virt_forward.errors import VirtForwardError
 from virt_forward.libvirt_api import DomainState
-from virt_forward.metadata.domain import parse_domain
+from virt_forward.metadata.domain import MetadataError, parse_domain
 from virt_forward.model import Domain, Guest
 from virt_forward.settings import load_config
 from virt_forward.store import Store
@@ -29,25 +29,27 @@ class Running(NamedTuple):
     judge: claims.Judge
 
 
-def sync() -> Outcome:
-    """Make records and table anew from libvirt's running guests.
+def sync(only: Collection[str] | None = None) -> Outcome:
+    """Make records and table right from libvirt's running guests: of all, or ``only`` of some UUIDs.
 
     libvirt is asked before the lock is taken: a hook that waits for the lock keeps libvirt
-    waiting. A guest whose record a hook has changed meanwhile is left as the hook has it.
+    waiting. A guest whose record a hook has changed meanwhile is left as the hook has it. A
+    running guest whose metadata cannot be understood keeps what it has.
     """
     config, store = load_config(), Store()
     seen = _records(store)
     with libvirt_api.connection(config.uri) as opened:
-        domains = libvirt_api.domains(opened)
+        domains = libvirt_api.domains(opened, only)
     errors: list[VirtForwardError] = []
-    running = _running(domains, store, config, errors)
+    running = _running([state for state in domains if state.active], store, config, errors)
+    broken = {error.domain.uuid for error in errors if isinstance(error, MetadataError)}
     with store.lock():
         now = _records(store)
-        moved = {uuid for uuid in {*seen, *now} if seen.get(uuid) != now.get(uuid)}
+        moved = {uuid for uuid in {*seen, *now} if seen.get(uuid) != now.get(uuid)} | broken
         settled = _settle(running, now, moved)
-        gone = {uuid: None for uuid in now if uuid not in settled and uuid not in moved}
-        own = frozenset(a.ip for addresses in hostfacts.read_interfaces().values() for a in addresses)
-        Engine(store, config, own).change({**settled, **gone}, afresh=True)
+        meant = set(now) if only is None else set(now).intersection(only)
+        gone = {uuid: None for uuid in meant if uuid not in settled and uuid not in moved}
+        Engine(store, config, hostfacts.own_addresses()).change({**settled, **gone}, afresh=only is None)
         final = tuple(guest for guest in _records(store).values() if guest.phase == "running")
     return Outcome(final, tuple(errors))
 
@@ -57,31 +59,39 @@ def _records(store: Store) -> dict[str, Guest]:
 
 
 def _running(
-    domains: list[DomainState], store: Store, config: Config, errors: list[VirtForwardError]
+    states: list[DomainState], store: Store, config: Config, errors: list[VirtForwardError]
 ) -> dict[str, Running]:
+    domains = [domain for domain in (_parsed(state, errors) for state in states) if domain]
+    names = {nic.source for domain in domains for nic in domain.nics if nic.type == "network"}
+    facts = hostfacts.facts(store.networks(), names)
+    listening = hostfacts.listening_now()
     found: dict[str, Running] = {}
-    for state in domains:
-        if state.active:
-            try:
-                domain = parse_domain(state.xml)
-                if domain.declaration is not None:
-                    found[domain.uuid] = _resolve(domain, store, config)
-            except VirtForwardError as error:
-                errors.append(error)
+    for domain in domains:
+        judge, spared = hostfacts.port_judge(config, resolve.places(domain.nics, facts), listening)
+        try:
+            guest = resolve.resolve(domain, facts, config, "running", spared)
+            guest = resolve.remembering(guest, store.guest(domain.uuid), facts)
+            found[domain.uuid] = Running(guest, judge)
+        except VirtForwardError as error:
+            errors.append(MetadataError(domain, error.messages))
     return found
 
 
-def _resolve(domain: Domain, store: Store, config: Config) -> Running:
-    facts = hostfacts.facts(store.networks(), [nic.source for nic in domain.nics if nic.type == "network"])
-    judge, spared = hostfacts.port_judge(config, resolve.places(domain.nics, facts))
-    return Running(resolve.resolve(domain, facts, config, "running", spared), judge)
+def _parsed(state: DomainState, errors: list[VirtForwardError]) -> Domain | None:
+    try:
+        domain = parse_domain(state.xml)
+    except VirtForwardError as error:
+        errors.append(error)
+        return None
+    return domain if domain.declaration is not None else None
 
 
 def _settle(
     running: Mapping[str, Running], now: Mapping[str, Guest], moved: set[str]
 ) -> dict[str, Guest | None]:
     """Return the guests to write; who has a claim already keeps it before anybody new."""
-    index = tuple(row for uuid, guest in now.items() if uuid in moved for row in claims.rows(guest))
+    others = (guest for uuid, guest in now.items() if uuid in moved or uuid not in running)
+    index = tuple(row for guest in others for row in claims.rows(guest))
     settled: dict[str, Guest | None] = {}
     for uuid in sorted(running, key=lambda uuid: (uuid not in now, uuid)):
         if uuid not in moved:

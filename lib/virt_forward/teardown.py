@@ -16,10 +16,9 @@ def main() -> int:
     if not store.exists():
         return 0
     try:
-        own = frozenset(a.ip for addresses in hostfacts.read_interfaces().values() for a in addresses)
         with store.lock():
             guests = {guest.uuid: None for guest in store.guests()[0]}
-            Engine(store, load_config_or_last(store), own).change(guests)
+            Engine(store, load_config_or_last(store), hostfacts.own_addresses()).change(guests)
     except VirtForwardError as error:
         log.error(f"uninstall: {error}")
         return 1

@@ -18,6 +18,7 @@ OUTSIDE_THE_PACKAGE = {
     "etc/libvirt/hooks/qemu": 0o755,
     "etc/libvirt/hooks/network": 0o755,
     "etc/systemd/system/nftables.service.d/virt-forward.conf": 0o644,
+    "etc/systemd/system/virt-forward.service": 0o644,
 }
 
 

@@ -5,6 +5,7 @@ from ipaddress import IPv4Interface, IPv6Interface
 from typing import NamedTuple
 
 from virt_forward import ports
+from virt_forward.addresses.leases import Neighbours
 from virt_forward.config import Config
 from virt_forward.errors import VirtForwardError
 from virt_forward.metadata import values
@@ -28,13 +29,14 @@ class Bridge(NamedTuple):
     """What the host knows of a bridge.
 
     ``addresses`` are the host's own on it, with their prefix; ``reservations`` are fixed
-    leases, ``leases`` those given out by DHCP or seen in the neighbour table, the most
-    trusted first; ``uplink`` tells whether the host's default route is through it.
+    leases. ``leases`` (given out by DHCP) and ``neighbours`` are read only when asked for.
+    ``uplink`` tells whether the host's default route is through it.
     """
 
     addresses: tuple[IPv4Interface | IPv6Interface, ...] = ()
     reservations: tuple[Reservation, ...] = ()
-    leases: tuple[Reservation, ...] = ()
+    leases: Callable[[], tuple[Reservation, ...]] = tuple
+    neighbours: Callable[[], Neighbours] = Neighbours
     uplink: bool = False
 
 
@@ -124,6 +126,11 @@ def reseat(guest: Guest, facts: Facts) -> Guest:
     )
 
 
+def remembering(guest: Guest, known: Guest | None, facts: Facts) -> Guest:
+    """Return ``guest`` seated with what was known of it before, where no source tells otherwise."""
+    return reseat(guest._replace(seats=known.seats), facts) if known else guest
+
+
 def _unserved(domain: Domain, found: list[Place]) -> Iterator[str]:
     if found or any(nic.type == "network" for nic in domain.nics):
         return
@@ -176,7 +183,7 @@ def _seats(guest: Guest, found: list[Place], facts: Facts) -> Iterator[Seat]:
         for version in (4, 6):
             hosts = (h for h in guest.hosts if h not in taken and _is_for(h, place, version))
             declared = next(hosts, None)
-            ip = declared.ip if declared else _learned(guest.name, place, version, facts)
+            ip = declared.ip if declared else _learned(guest, place, version, facts)
             if declared:
                 taken.add(declared)
             if ip:
@@ -187,17 +194,39 @@ def _is_for(host: HostAddress, place: Place, version: int) -> bool:
     return host.ip.version == version and host.mac in (None, place.nic.mac) and _belongs(host.ip, place)
 
 
-def _learned(name: str, place: Place, version: int, facts: Facts) -> Address | None:
+def _learned(guest: Guest, place: Place, version: int, facts: Facts) -> Address | None:
     """Return the address that the first source knows for a NIC, where it is a plausible one."""
-    named = place.network.reservations if place.network else ()
-    sources = (
-        *(lease for lease in named if lease.mac == place.nic.mac),
-        *(lease for lease in named if lease.mac is None and lease.name == name),
-        *(lease for lease in place.facts.reservations if lease.mac == place.nic.mac),
-        *(lease for lease in place.facts.leases if lease.mac == place.nic.mac),
-    )
-    known = (lease.ip for lease in sources if lease.ip.version == version)
+    known = (ip for ip in _sources(guest, place, version) if ip.version == version)
     return next((ip for ip in known if _plausible(ip, place, facts)), None)
+
+
+def _sources(guest: Guest, place: Place, version: int) -> Iterator[Address]:
+    """Yield the addresses of a NIC, the most trusted source first; the later ones cost a look at the host."""
+    mac = place.nic.mac
+    named = place.network.reservations if place.network else ()
+    yield from (lease.ip for lease in named if lease.mac == mac)
+    yield from (lease.ip for lease in named if lease.mac is None and lease.name == guest.name)
+    yield from (lease.ip for lease in place.facts.reservations if lease.mac == mac)
+    if any(subnet.version == version for subnet in place.lans()):
+        yield from (lease.ip for lease in place.facts.leases() if lease.mac == mac)
+        yield from _neighbouring(guest, place, version)
+
+
+def _neighbouring(guest: Guest, place: Place, version: int) -> Iterator[Address]:
+    """Yield what the neighbour table knows, and what is known of a guest already.
+
+    A neighbour entry comes and goes with traffic, so a known address is not given up because
+    its entry is gone. An IPv4 address confirmed a moment ago is a guest's new one; with IPv6 a
+    guest has several at once, and the known one stays for as long as it is listed at all.
+    """
+    mac = place.nic.mac
+    confirmed, others = (
+        [lease.ip for lease in group if lease.mac == mac] for group in place.facts.neighbours()
+    )
+    known = [seat.ip for seat in guest.seats if (seat.mac, seat.bridge) == (mac, place.bridge)]
+    if version == 6:
+        yield from (ip for ip in known if ip in (*confirmed, *others))
+    yield from (*confirmed, *known, *others)
 
 
 def _plausible(ip: Address, place: Place, facts: Facts) -> bool:

@@ -65,6 +65,14 @@ class Backend(Protocol):
         """Carry out a decision; raises VirtForwardError where the chain does not take it."""
 
 
+def chain_changed(monitor: bytes) -> bool:
+    """Tell whether what ``nft monitor`` prints may be libvirt making its chain anew.
+
+    A reload of libvirt's daemon or of firewalld does so without a hook being run.
+    """
+    return any(name in monitor for name in (b" LIBVIRT_FWI ", b" guest_input "))
+
+
 def spots(index: Iterable[Row]) -> frozenset[Spot]:
     """Return where the running guests are that have forwards and an address."""
     index = tuple(index)

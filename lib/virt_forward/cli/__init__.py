@@ -41,7 +41,7 @@ def _need_root() -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    from virt_forward.cli import listing, rules, sync
+    from virt_forward.cli import listing, rules, sync, watch
 
     parser = argparse.ArgumentParser(
         prog="virt-forward",
@@ -52,6 +52,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     listing.add_to(commands)
     sync.add_to(commands)
+    watch.add_to(commands)
     rules.add_to(commands)
     return parser
 

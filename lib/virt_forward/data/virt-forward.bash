@@ -20,7 +20,7 @@ _virt_forward()
     done
     case $command:$cur in
         :-*) mapfile -t COMPREPLY < <(compgen -W '--help --version' -- "$cur") ;;
-        :*) mapfile -t COMPREPLY < <(compgen -W 'list sync rules' -- "$cur") ;;
+        :*) mapfile -t COMPREPLY < <(compgen -W 'list sync rules watch' -- "$cur") ;;
         list:-*) mapfile -t COMPREPLY < <(compgen -W '--help --json' -- "$cur") ;;
         *:-*) mapfile -t COMPREPLY < <(compgen -W '--help' -- "$cur") ;;
         list:*) _virt_forward_domains "$cur" ;;

@@ -1,0 +1,117 @@
+"""Addresses that are known once a guest runs: what DHCP servers gave out, and the neighbour table.
+
+Each function takes a source's text, which may be damaged or half written, and returns
+leases, the newest first; what it cannot read it passes over.
+"""
+
+import json
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from virt_forward.metadata import values
+from virt_forward.model import Address, Reservation
+
+UNUSABLE = {"FAILED", "INCOMPLETE", "NONE"}
+"""States of a neighbour that say nothing of its address (ip-neighbour(8))."""
+
+ETHERNET = 1
+
+
+def networkd(text: str, now: float) -> tuple[Reservation, ...]:
+    """Return the leases of systemd-networkd's DHCP server.
+
+    ``text`` is /var/lib/systemd/network/dhcp-server-lease/BRIDGE, which systemd 257 and
+    later write (sd-dhcp-server-lease.c); ``now`` is in seconds since the epoch.
+    """
+    document = _json(text)
+    items = document.get("Leases") if isinstance(document, dict) else None
+    return _newest(_networkd_lease(item, now) for item in _dicts(items))
+
+
+def _networkd_lease(item: dict[str, Any], now: float) -> tuple[float, Reservation] | None:
+    expires = _number(item.get("ExpirationRealtimeUSec")) / 1_000_000
+    kind = (item.get("HardwareAddressType"), item.get("HardwareAddressLength"))
+    if (expires and expires < now) or kind != (ETHERNET, 6):
+        return None
+    # The address is padded to the 16 bytes that DHCP has for it.
+    mac = _octets(item.get("HardwareAddress"))[:6]
+    ip = _octets(item.get("Address"))
+    return _lease(expires, ".".join(map(str, ip)), ":".join(f"{octet:02x}" for octet in mac))
+
+
+def dnsmasq(text: str, now: float) -> tuple[Reservation, ...]:
+    """Return the leases of libvirt's dnsmasq.
+
+    ``text`` is /var/lib/libvirt/dnsmasq/BRIDGE.status, which libvirt's lease helper writes
+    (src/network/leaseshelper.c); ``now`` is in seconds since the epoch.
+    """
+    return _newest(_dnsmasq_lease(item, now) for item in _dicts(_json(text)))
+
+
+def _dnsmasq_lease(item: dict[str, Any], now: float) -> tuple[float, Reservation] | None:
+    expires = _number(item.get("expiry-time"))
+    if expires and expires < now:
+        return None
+    return _lease(expires, str(item.get("ip-address", "")), str(item.get("mac-address", "")))
+
+
+class Neighbours(NamedTuple):
+    """What the neighbour table knows: entries confirmed a moment ago, and those that were so once."""
+
+    confirmed: tuple[Reservation, ...] = ()
+    others: tuple[Reservation, ...] = ()
+
+
+def neighbours(text: str) -> Neighbours:
+    """Return what is in the output of ``ip -j neighbour show dev BRIDGE``."""
+    confirmed: list[Reservation] = []
+    others: list[Reservation] = []
+    for item in _dicts(_json(text)):
+        state = item.get("state")
+        words = {str(word) for word in state} if isinstance(state, list) else set()
+        lease = _lease(0, str(item.get("dst", "")), str(item.get("lladdr", "")))
+        if lease and words and not words & UNUSABLE:
+            (confirmed if "REACHABLE" in words else others).append(lease[1])
+    return Neighbours(tuple(confirmed), tuple(others))
+
+
+def _lease(expires: float, ip: str, mac: str) -> tuple[float, Reservation] | None:
+    try:
+        return expires, Reservation(_usable(values.address(ip)), values.mac(mac))
+    except ValueError:
+        return None
+
+
+def _usable(ip: Address) -> Address:
+    if ip.is_link_local:
+        raise ValueError("link-local")
+    return ip
+
+
+def _newest(found: Iterator[tuple[float, Reservation] | None]) -> tuple[Reservation, ...]:
+    leases = [item for item in found if item]
+    # A lease without end is the newest of all.
+    leases.sort(key=lambda item: item[0] or float("inf"), reverse=True)
+    return tuple(lease for _, lease in leases)
+
+
+def _json(text: str) -> object:
+    try:
+        return json.loads(text or "null")
+    except (ValueError, RecursionError):
+        return None
+
+
+def _dicts(value: object) -> list[dict[str, Any]]:
+    return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
+
+
+def _number(value: object) -> float:
+    # No time has more digits; a larger number could not even be made a float.
+    plausible = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 1e18
+    return float(value) if plausible else 0.0
+
+
+def _octets(value: object) -> list[int]:
+    octets = value if isinstance(value, list) else []
+    return [octet for octet in octets if isinstance(octet, int) and 0 <= octet <= 255]

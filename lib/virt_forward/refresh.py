@@ -1,0 +1,46 @@
+"""Following addresses: the guests that run are seated anew as leases and neighbours have it now."""
+
+from virt_forward import claims, hostfacts
+from virt_forward.addresses import resolve
+from virt_forward.engine import Engine
+from virt_forward.model import Guest
+from virt_forward.settings import load_config_or_last
+from virt_forward.store import Store
+
+
+def refresh(store: Store) -> int:
+    """Move the rules of running guests to where these are now; return how many guests have moved."""
+    if not _differing(store):
+        return 0
+    config = load_config_or_last(store)
+    with store.lock():
+        # Between the look and the lock a hook may have come; what counts is what stands now.
+        moved = _differing(store)
+        engine = Engine(store, config, hostfacts.own_addresses())
+        for guest in moved:
+            engine.change({guest.uuid: _settled(engine, guest)})
+    return len(moved)
+
+
+def _differing(store: Store) -> list[Guest]:
+    """Return the running guests whose seats are other than their records have them, seated anew."""
+    running = [guest for guest in store.guests()[0] if guest.phase == "running"]
+    if not running:
+        return []
+    facts = hostfacts.facts(store.networks(), {name for guest in running for name in guest.networks})
+    pairs = [(guest, resolve.reseat(guest, facts)) for guest in running]
+    return [now for before, now in pairs if now != before]
+
+
+def _settled(engine: Engine, guest: Guest) -> Guest:
+    others = claims.without(engine.index(), [guest.uuid])
+    return claims.settle(others, guest)
+
+
+def verify(store: Store) -> None:
+    """Look whether the kernel still has the table, and make it anew where it has not."""
+    with store.lock():
+        running = next((guest for guest in store.guests()[0] if guest.phase == "running"), None)
+        if running:
+            # Changing a running guest to what it is already runs a transaction that fits only our own table.
+            Engine(store, load_config_or_last(store)).change({running.uuid: running})

@@ -1,0 +1,15 @@
+"""Telling systemd of readiness (sd_notify(3)): one datagram, no library."""
+
+import contextlib
+import os
+import socket
+
+
+def notify(state: str) -> None:
+    """Send ``state``, as READY=1, to the service manager; nothing where there is none."""
+    path = os.environ.get("NOTIFY_SOCKET", "")
+    if not path:
+        return
+    address = "\0" + path[1:] if path.startswith("@") else path
+    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
+        sender.sendto(state.encode(), address)
