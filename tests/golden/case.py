@@ -83,7 +83,7 @@ def _bridge(fields: dict[str, Any]) -> Bridge:
     return Bridge(
         tuple(map(ip_interface, fields.get("addresses", []))),
         tuple(_reservations(fields.get("reservations", []))),
-        tuple(_reservations(fields.get("leases", []))),
+        lambda: tuple(_reservations(fields.get("leases", []))),
     )
 
 

@@ -88,7 +88,7 @@ documents = documents_of(mess=True) | documents_of(mess=False)
 # Right values, few of each, so that claims meet often.
 GATEWAYS: tuple[Address, ...] = (ip_address("198.51.100.1"), ip_address("2001:db8:10::1"))
 LISTEN: tuple[Address | None, ...] = (
-    *(None, None),
+    *(None, None, None, None),
     *(ip_address("203.0.113.7"), ip_address("2001:db8::7"), GATEWAYS[0]),
 )
 SOURCES: tuple[Subnet | None, ...] = (
@@ -99,7 +99,7 @@ SOURCES: tuple[Subnet | None, ...] = (
     ip_network("2001:db8:2::/48"),
 )
 DEVS = (None, "enp1s0", "wlan0")
-SPANS = ((80, 80), (80, 83), (81, 81), (70, 90), (1, 1000), (500, 700), (1, 65535))
+SPANS = ((80, 80), (80, 80), (80, 83), (81, 81), (70, 90), (1, 1000), (500, 700), (1, 65535))
 
 
 def _forward(proto: str, span: tuple[int, int], shift: int, *limits: object) -> Forward:
@@ -114,7 +114,7 @@ def forwards(draw: st.DrawFn) -> Forward:
     if listen and source and listen.version != source.version:
         source = None
     return _forward(
-        draw(st.sampled_from(PROTOS[:2])),
+        draw(st.sampled_from(("tcp", "tcp", "tcp", "udp"))),
         draw(st.sampled_from(SPANS)),
         draw(st.sampled_from((0, 1, 1000))),
         listen,

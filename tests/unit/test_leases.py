@@ -86,15 +86,15 @@ def test_damaged_text_tells_nothing(text: str) -> None:
     assert leases.neighbours(text) == leases.Neighbours()
 
 
+KEYS = [
+    "Leases", "Address", "HardwareAddress", "HardwareAddressType", "HardwareAddressLength",
+    "ExpirationRealtimeUSec", "ip-address", "mac-address", "expiry-time", "dst", "lladdr", "state",
+]  # fmt: skip
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
     lambda inner: st.lists(inner) | st.dictionaries(st.sampled_from(KEYS) | st.text(), inner),
     max_leaves=20,
 )
-KEYS = [
-    "Leases", "Address", "HardwareAddress", "HardwareAddressType", "HardwareAddressLength",
-    "ExpirationRealtimeUSec", "ip-address", "mac-address", "expiry-time", "dst", "lladdr", "state",
-]  # fmt: skip
 
 
 @given(JSON)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from ipaddress import ip_address, ip_interface
 from pathlib import Path
 
@@ -170,13 +169,11 @@ def test_syntax() -> None:
 
 
 @pytest.fixture
-def etc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def etc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Stand a tree in for systemd's directories; the most important one is ``0``."""
     directories = tuple(str(tmp_path / str(number)) for number in range(3))
     monkeypatch.setattr(networkd, "DIRECTORIES", directories)
-    hostfacts.networkd_files.cache_clear()
-    yield tmp_path
-    hostfacts.networkd_files.cache_clear()
+    return tmp_path
 
 
 def write(path: Path, text: str) -> None:
@@ -233,7 +230,6 @@ def test_a_dropin_can_change_what_the_file_matches(etc: Path) -> None:
 
 def test_nothing_there_and_nothing_readable(etc: Path) -> None:
     assert addresses() == []
-    hostfacts.networkd_files.cache_clear()
     (etc / "0/50-a.network").mkdir(parents=True)
     write(etc / "1/60-b.network", matching("Address=192.0.2.60/24"))
     (etc / "1/60-b.network").write_bytes(b"\xff\xfe" + (etc / "1/60-b.network").read_bytes())

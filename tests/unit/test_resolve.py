@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from ipaddress import ip_address, ip_interface, ip_network
 
 import pytest
 
 from unit.build import BRIDGE, MAC, UUID, forward
-from virt_forward.addresses.resolve import Bridge, Facts, places, reseat, resolve
+from virt_forward.addresses.leases import Neighbours
+from virt_forward.addresses.resolve import Bridge, Facts, places, remembering, reseat, resolve
 from virt_forward.config import Config
 from virt_forward.errors import VirtForwardError
 from virt_forward.model import (
@@ -35,6 +37,10 @@ def lease(ip: str, mac: str | None = MAC, name: str | None = None) -> Reservatio
     return Reservation(ip_address(ip), mac, name)
 
 
+def leased(*ips: str, mac: str = MAC) -> Callable[[], tuple[Reservation, ...]]:
+    return lambda: tuple(lease(ip, mac) for ip in ips)
+
+
 def host(ip: str, mac: str | None = None) -> HostAddress:
     return HostAddress(ip_address(ip), mac)
 
@@ -51,9 +57,11 @@ def made(
     known: Facts,
     nics: tuple[Nic, ...] = ON_BRIDGE,
     config: Config | None = None,
+    before: Guest | None = None,
 ) -> Guest:
     domain = Domain("web", UUID, nics, declaration)
-    return resolve(domain, known, config or Config(), "running", lambda _: [])
+    guest = resolve(domain, known, config or Config(), "running", lambda _: [])
+    return remembering(guest, before, known)
 
 
 def ips(guest: Guest) -> list[str]:
@@ -88,7 +96,8 @@ SOURCES = [
     "198.51.100.12",  # and by name
     "198.51.100.13",  # networkd's static lease
     "198.51.100.14",  # a lease given out
-    "198.51.100.15",  # another, trusted less
+    "198.51.100.15",  # a neighbour confirmed a moment ago
+    "198.51.100.16",  # and one confirmed once
 ]
 
 
@@ -107,7 +116,8 @@ def test_the_sources_are_asked_in_their_order(first: int) -> None:
             BRIDGE: Bridge(
                 HOST,
                 tuple(lease(ip) for ip in have(3)),
-                tuple(lease(ip) for number in (4, 5) for ip in have(number)),
+                lambda: tuple(lease(ip) for ip in have(4)),
+                lambda: Neighbours(*(tuple(lease(ip) for ip in have(number)) for number in (5, 6))),
             )
         },
     )
@@ -117,11 +127,7 @@ def test_the_sources_are_asked_in_their_order(first: int) -> None:
 
 def test_the_families_are_asked_one_by_one() -> None:
     known = facts(
-        bridges={
-            BRIDGE: Bridge(
-                HOST, (lease("198.51.100.13"),), (lease("198.51.100.14"), lease("2001:db8:10::14"))
-            )
-        }
+        bridges={BRIDGE: Bridge(HOST, (lease("198.51.100.13"),), leased("198.51.100.14", "2001:db8:10::14"))}
     )
     assert ips(made(Declaration(WEB), known)) == ["198.51.100.13", "2001:db8:10::14"]
     assert ips(made(Declaration(WEB, (host("2001:db8:10::9"),)), known)) == [
@@ -145,7 +151,7 @@ def test_the_families_are_asked_one_by_one() -> None:
 def test_a_lease_that_cannot_be_the_guests_is_passed_over(ip: str) -> None:
     known = facts(
         own=frozenset(address.ip for address in HOST),
-        bridges={BRIDGE: Bridge(HOST, (), (lease(ip), lease("198.51.100.14"), lease("2001:db8:10::14")))},
+        bridges={BRIDGE: Bridge(HOST, (), leased(ip, "198.51.100.14", "2001:db8:10::14"))},
     )
     assert ips(made(Declaration(WEB), known)) == ["198.51.100.14", "2001:db8:10::14"]
 
@@ -162,9 +168,10 @@ def test_a_network_that_is_not_there_yet_is_waited_for() -> None:
 
 def test_an_address_is_found_again_when_the_facts_change() -> None:
     guest = made(Declaration(WEB), facts())
-    known = facts(bridges={BRIDGE: Bridge(HOST, (), (lease("198.51.100.14"),))})
+    known = facts(bridges={BRIDGE: Bridge(HOST, (), leased("198.51.100.14"))})
     assert ips(reseat(guest, known)) == ["198.51.100.14"]
-    assert reseat(reseat(guest, known), facts()) == guest
+    # and not given up because the lease has gone
+    assert ips(reseat(reseat(guest, known), facts())) == ["198.51.100.14"]
 
 
 def test_each_nic_has_its_own_address() -> None:
@@ -172,7 +179,7 @@ def test_each_nic_has_its_own_address() -> None:
     known = facts(
         bridges={
             BRIDGE: Bridge(HOST),
-            "br1": Bridge((ip_interface("192.0.2.1/24"),), (), (lease("192.0.2.7", MAC2),)),
+            "br1": Bridge((ip_interface("192.0.2.1/24"),), (), leased("192.0.2.7", mac=MAC2)),
         }
     )
     assert made(Declaration(WEB, (host("198.51.100.9"),)), known, nics).seats == (
@@ -295,3 +302,50 @@ def test_places_are_the_nics_on_a_bridge_of_ours() -> None:
         (MAC, BRIDGE),
         (MAC2, "virbr9"),
     ]
+
+
+def seen(confirmed: list[str], others: list[str]) -> Facts:
+    """Return facts of a host that knows the guest from its neighbour table alone."""
+    table = Neighbours(*(tuple(lease(ip) for ip in group) for group in (confirmed, others)))
+    return facts(bridges={BRIDGE: Bridge(HOST, neighbours=lambda: table)})
+
+
+OLD, NEW = "198.51.100.30", "198.51.100.31"
+OLD6, NEW6 = "2001:db8:10::30", "2001:db8:10::31"
+
+
+@pytest.mark.parametrize(
+    ("confirmed", "others", "expected"),
+    [
+        ([], [], [OLD, OLD6]),  # the entry of a guest that is silent goes away
+        ([NEW], [OLD], [NEW, OLD6]),  # a guest that has moved
+        ([], [NEW], [OLD, OLD6]),
+        ([OLD6], [], [OLD, OLD6]),
+        ([NEW6], [OLD6], [OLD, OLD6]),  # with IPv6, a guest has several at once
+        ([NEW6], [], [OLD, NEW6]),
+        ([NEW, NEW6], [], [NEW, NEW6]),
+    ],
+)
+def test_a_neighbour_that_was_known(confirmed: list[str], others: list[str], expected: list[str]) -> None:
+    before = made(Declaration(WEB), seen([OLD, OLD6], []))
+    assert ips(before) == [OLD, OLD6]
+    assert ips(made(Declaration(WEB), seen(confirmed, others), before=before)) == expected
+
+
+def test_what_was_known_on_another_bridge_is_forgotten() -> None:
+    before = made(Declaration(WEB), seen([OLD], []))
+    moved = (Nic(MAC, "bridge", "br1"),)
+    known = facts(bridges={"br1": Bridge(HOST)})
+    assert made(Declaration(WEB), known, moved, before=before).seats == ()
+
+
+def test_the_host_is_not_asked_where_the_answer_is_known() -> None:
+    def unasked() -> tuple[Reservation, ...]:
+        raise AssertionError("leases were read")
+
+    def unseen() -> Neighbours:
+        raise AssertionError("neighbours were read")
+
+    reserved = (lease("198.51.100.13"), lease("2001:db8:10::13"))
+    known = facts(bridges={BRIDGE: Bridge(HOST, reserved, unasked, unseen)})
+    assert ips(made(Declaration(WEB), known)) == ["198.51.100.13", "2001:db8:10::13"]

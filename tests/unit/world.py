@@ -22,11 +22,25 @@ class Event(NamedTuple):
     guest: Guest | None
 
 
-# A handful of guests, each of which may come in several shapes.
-event = st.integers(0, 3).flatmap(
-    lambda number: st.builds(Event, st.just(number), st.none() | make.guests(number) | make.guests(number))
-)
-events = st.lists(event, min_size=1, max_size=8)
+@st.composite
+def histories(draw: st.DrawFn) -> list[Event]:
+    """Make up to eight events of four guests, each of which comes, moves, changes, pauses and goes."""
+    base = [draw(make.guests(number, "running")) for number in range(4)]
+    found = []
+    for number in draw(st.lists(st.integers(0, 3), min_size=1, max_size=8)):
+        what = draw(st.sampled_from(("as it is", "as it is", "moved", "changed", "paused", "gone")))
+        guest = base[number]
+        if what == "moved":
+            guest = guest._replace(seats=tuple(seat._replace(ip=seat.ip + 100) for seat in guest.seats))
+        elif what == "changed":
+            guest = draw(make.guests(number))
+        elif what == "paused":
+            guest = guest._replace(phase="prepared")
+        found.append(Event(number, None if what == "gone" else guest))
+    return found
+
+
+events = histories()
 
 
 class World:
