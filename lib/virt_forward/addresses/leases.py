@@ -107,7 +107,10 @@ def _dicts(value: object) -> list[dict[str, Any]]:
 
 
 def _number(value: object) -> float:
-    return float(value) if type(value) in (int, float) else 0.0  # type: ignore[arg-type]
+    # No time has more digits; a larger number could not even be made a float.
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1e18:
+        return 0.0
+    return float(value)
 
 
 def _octets(value: object) -> list[int]:
