@@ -1,0 +1,72 @@
+"""``virt-forward watch`` on a real host: what changes while guests run is followed without a hook."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from e2e.conftest import WEB
+from lab import guest
+from lab.box import COMMAND
+from lab.guest import Guest
+from lab.host import Host
+from lab.proc import Background, eventually
+from lab.xml import forwards, port_forward
+
+pytestmark = pytest.mark.e2e
+
+ANY = Guest("any", forwards(port_forward("8080:80")), mac="52:54:00:00:00:99", ip6=None)
+URI = ("--uri", "urn:virt-forward:1", "--key", "vf", "--live")
+
+
+@pytest.fixture
+def service(empty: Host) -> Iterator[Background]:
+    enter = ["nsenter", f"--target={empty.init}", *empty.namespaces, "--wdns=/"]
+    with Background([*enter, COMMAND, "watch"], empty.dir / "watch.log") as running:
+        yield running
+
+
+def edit(host: Host, *ports: str) -> None:
+    words = "".join(port_forward(port) for port in ports)
+    host.virsh("metadata", WEB.name, *URI, "--set", f"<forwards>{words}</forwards>")
+
+
+def test_a_waiting_forward_is_completed_within_a_second(service: Background, empty: Host) -> None:
+    empty.start(ANY)
+    lease = empty.wait_lease(ANY)
+    # Of systemd 252 only the neighbour table tells, and that once the guest has spoken with its host.
+    eventually(lambda: guest.fetch(empty.ns.path, lease, 80) == ANY.page, "the guest serves", timeout=10)
+    eventually(lambda: empty.fetch(8080) == ANY.page, "the service completes the forward", timeout=1.5)
+
+
+def test_metadata_edited_on_a_running_guest(service: Background, web: Guest, empty: Host) -> None:
+    edit(empty, "8080:80", "8082:80")
+    eventually(lambda: empty.fetch(8082) == WEB.page, "the port that was added answers", timeout=5)
+    edit(empty, "8080:80")
+    eventually(lambda: empty.fetch(8082) is None, "the port that was removed is closed", timeout=5)
+    assert empty.fetch(8080) == WEB.page
+    empty.virsh("metadata", WEB.name, *URI, "--remove")
+    eventually(lambda: empty.our_table() == "", "without metadata there is no rule", timeout=5)
+
+
+def test_a_broken_edit_leaves_what_was_there(service: Background, web: Guest, empty: Host) -> None:
+    edit(empty, "0:80")
+    edit(empty, "8080:80", "8082:80")
+    eventually(lambda: empty.fetch(8082) == WEB.page, "the next good edit counts", timeout=5)
+    assert empty.fetch(8080) == WEB.page
+
+
+def test_a_libvirtd_that_restarts_is_followed(service: Background, web: Guest, empty: Host) -> None:
+    empty.restart_libvirtd()
+
+    def answers() -> bool:
+        edit(empty, "8080:80", "8083:80")
+        return empty.fetch(8083) == WEB.page
+
+    eventually(answers, "an edit after the restart counts", timeout=10)
+
+
+def test_a_flushed_ruleset_comes_back(service: Background, web: Guest, empty: Host) -> None:
+    empty.run(["nft", "delete", "table", "inet", "virt-forward"])
+    eventually(lambda: empty.fetch(8080) == WEB.page, "the table is back", timeout=3)
