@@ -88,7 +88,7 @@ def test_any_order_ends_in_the_same_table(cast: Cast, scratch: Ns, seed: int) ->
     expected = plain_start(cast)
     cast.scene.lab.configure('[policy]\non_error = "warn"\n')
     choose = random.Random(seed)
-    for _ in range(16):
+    for _ in range(12):
         event(cast, choose.choice(tuple(GUESTS)), choose.choice(OPERATIONS))
         if (cast.scene.lab.run_dir / "ruleset.nft").exists():
             assert table(cast) == fresh(cast, scratch)
