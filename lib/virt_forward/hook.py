@@ -77,10 +77,9 @@ def _guest_event(action: Action, data: bytes, store: Store) -> None:
     try:
         domain = parse_domain(data)
     except MetadataError as error:
-        try:
-            _drop(error.domain.uuid, store)
-        except VirtForwardError as other:
-            log.error(f"{error.domain.name}: {other}")
+        # A guest that runs keeps what it has; one that is to start has nothing to go by.
+        if action is not Action.OPEN:
+            _drop_quietly(error.domain, store)
         raise
     if domain.declaration is None:
         _drop(domain.uuid, store)
@@ -93,8 +92,15 @@ def _guest_event(action: Action, data: bytes, store: Store) -> None:
         _open(domain, store)
 
 
+def _drop_quietly(domain: Domain, store: Store) -> None:
+    try:
+        _drop(domain.uuid, store)
+    except VirtForwardError as error:
+        log.error(f"{domain.name}: {error}")
+
+
 def _drop(uuid: str, store: Store) -> None:
-    """Forget a guest that declares nothing (any more), or nothing that can be understood."""
+    """Forget a guest that declares nothing any more."""
     if known(store.path, uuid):
         _forget(uuid, store)
 
@@ -144,6 +150,9 @@ def _resolved(
     facts = hostfacts.facts(store.networks() if networks else (), networks)
     judge, spared = hostfacts.port_judge(config, resolve.places(domain.nics, facts))
     guest = resolve.resolve(domain, facts, config, phase, spared)
+    if phase == "running":
+        # A libvirtd that restarts is no reason to forget an address that only the guest's traffic told.
+        guest = resolve.remembering(guest, Engine(store, config).known(domain.uuid), facts)
     return guest, Engine(store, config, facts.own), judge
 
 
