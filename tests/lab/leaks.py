@@ -76,7 +76,7 @@ def _threads() -> Iterator[str]:
 def _mounts() -> Iterator[str]:
     for line in Path("/proc/self/mountinfo").read_text().splitlines():
         target = line.split()[4]
-        if "/vf-" in target and not target.startswith("/run/netns/"):
+        if PREFIX in target and not target.startswith("/run/netns/"):
             yield f"mount {target}"
 
 
