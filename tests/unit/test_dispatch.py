@@ -15,6 +15,7 @@ from typing import NamedTuple
 from hypothesis import given, settings
 
 from unit import strategies as make
+from unit.build import forward, guest, seat
 from unit.world import Event, World, events
 from virt_forward import claims, ports
 from virt_forward.model import Address, Forward, Guest
@@ -185,3 +186,12 @@ def test_the_most_special_forward_gets_the_packet() -> None:
     guests = {outcome.partition(" ")[0] for outcome in arrived if outcome}
     assert None in arrived
     assert len(guests) >= 4
+
+
+def test_one_narrow_port_is_asked_before_a_wide_range_that_is_less_narrow() -> None:
+    world = World()
+    wide = guest("wide", forward(1, 1000, dev="enp1s0"), seats=[seat("198.51.100.20")])
+    one = guest("one", forward(80, dev="enp1s0", source="192.0.2.0/24"), seats=[seat("198.51.100.21")])
+    for number, item in enumerate((wide, one)):
+        world.change(Event(number, item))
+    assert {"198.51.100.20 80", "198.51.100.21 80"} <= set(outcomes(world))

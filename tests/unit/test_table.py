@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from ipaddress import ip_network
 
 import pytest
 from hypothesis import given, settings
@@ -193,3 +194,20 @@ def test_a_chain_that_comes_back_is_only_emptied() -> None:
         "delete chain inet virt-forward d",
     ]
     assert "add element inet virt-forward m { 1 : jump c }" in load(block)
+
+
+def test_a_subnet_inside_another_is_known_with_it() -> None:
+    """An interval set takes no overlaps."""
+    inner, outer = ((ip_network(text), "virbr0") for text in ("198.51.100.0/25", "198.51.100.0/24"))
+    world = World()
+    world.change(Event(0, WEB._replace(lans=(inner,))))
+    assert "# lan 198.51.100.0/25 virbr0" in owners(world.include)
+    other = guest("b", forward(81), seats=[seat("198.51.100.9")])._replace(lans=(outer,))
+    world.change(Event(1, other))
+    assert [key for key in owners(world.include) if key.startswith("# lan")] == [
+        "# lan 198.51.100.0/24 virbr0"
+    ]
+    world.change(Event(1, None))
+    assert [key for key in owners(world.include) if key.startswith("# lan")] == [
+        "# lan 198.51.100.0/25 virbr0"
+    ]
