@@ -104,7 +104,7 @@ class Scene:
         """Plug a guest into the bridge; its addresses end in ``number`` and stand in its metadata."""
         self._numbers[name], self._bridges[name] = number, netns.BRIDGE
         ip4, ip6 = (f.guest(number) if on else None for f, on in ((V4, v4), (V6, v6)))
-        self.hosts(name, ip4, ip6)
+        self._hosts(name, ip4, ip6)
         return self.lab.guest(name, ip4, ip6, mac_of(number))
 
     def far_guest(self, name: str, number: int, bridge: str = "virbr1") -> Ns:
@@ -112,12 +112,12 @@ class Scene:
         self.lab.add_bridge(bridge, "10.20.0.1/24", "fd20:20::1/64")
         self._numbers[name], self._bridges[name] = number, bridge
         ip4, ip6 = f"10.20.0.{number}", f"fd20:20::{number}"
-        self.hosts(name, ip4, ip6)
+        self._hosts(name, ip4, ip6)
         return self.lab.guest(
             name, ip4, ip6, mac_of(number), bridge=bridge, gateway4="10.20.0.1", gateway6="fd20:20::1"
         )
 
-    def hosts(self, name: str, *addresses: str | None) -> None:
+    def _hosts(self, name: str, *addresses: str | None) -> None:
         self._metadata[name] = "".join(xml.host_ip(ip) for ip in addresses if ip)
 
     def xml(self, name: str, *children: str, attributes: str = "", phase: xml.Phase = "started") -> str:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from lab import netns
 from lab.xml import port_forward
-from netns.support import FAMILIES, PROTOS, V4, Cast, Family, told, who
+from netns.support import FAMILIES, PROTOS, V4, Cast, Family, Scene, told, who
 
 pytestmark = pytest.mark.root
 
@@ -127,18 +128,16 @@ def test_a_configuration_that_broke_meanwhile_leaves_the_last_one_in_force(cast:
     assert cast.silent(cast.client, V4.host, 8080)
 
 
-@pytest.mark.parametrize("proto", PROTOS)
-def test_wildcards_serve_the_families_that_the_guest_has(cast: Cast, proto: str) -> None:
+@both
+def test_wildcards_serve_the_families_that_the_guest_has(family: Family) -> None:
     """A guest of one family has forwards in that family only; nothing of the other is caught."""
-    scene = cast.scene
-    scene.hosts("web", V4.guest(200), None)
-    try:
-        scene.start("web", port_forward("8090:6500", proto=proto))
-        with cast.web.serve(proto, 6501, name="web"):
-            assert "ip6 to" not in scene.table()
-        assert cast.silent(cast.client, FAMILIES[1].host, 8090, proto)
-        if proto != "sctp":
-            assert who(cast.client, V4.host, 8090, proto) == "web"
-    finally:
-        scene.stop("web")
-        scene.hosts("web", V4.guest(200), FAMILIES[1].guest(200))
+    with netns.lab() as lab:
+        scene = Scene(lab)
+        guest = scene.guest("one", 210, v4=family is V4, v6=family is not V4)
+        scene.start("one", *(port_forward("8090:80", proto=proto) for proto in PROTOS))
+        for proto in PROTOS:
+            guest.serve(proto, 80, name="one")
+            for other in FAMILIES:
+                with lab.host.serve(proto, 8090, name="host", address=other.host):
+                    expected = "one" if other is family else "host"
+                    assert who(lab.client, other.host, 8090, proto) == expected
