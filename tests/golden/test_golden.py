@@ -68,7 +68,7 @@ def assert_same_table(case: Case, tmp_path: Path) -> None:
 
 def listing(commands: str) -> list[str]:
     script = f"set -e; {commands}; nft -s -j list ruleset"
-    return normal(json.loads(run(["unshare", "--net", "sh", "-c", script]).out)["nftables"])
+    return normal(json.loads(run(["unshare", "--net", "sh", "-c", script], timeout=60).out)["nftables"])
 
 
 def normal(items: list[dict[str, Any]]) -> list[str]:

@@ -122,22 +122,6 @@ def test_what_a_killed_process_left_half_written_is_swept_away(store: Store) -> 
     assert not foreign.exists()
 
 
-def test_what_can_be_made_anew_is_rather_absent_than_wrong(
-    store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    store.write("claims", "old")
-
-    def full(*_: Any) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "somewhere")
-
-    with monkeypatch.context() as patched, pytest.raises(StateError):
-        patched.setattr(os, "rename", full)
-        store.derive("claims", "new")
-    assert store.read("claims") is None
-    store.derive("claims", "new")
-    assert store.read("claims") == "new"
-
-
 def test_a_write_replaces_the_whole_file_or_nothing(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     store.write("ruleset.nft", "old")
 

@@ -196,6 +196,10 @@ def test_a_chain_that_comes_back_is_only_emptied() -> None:
     assert "add element inet virt-forward m { 1 : jump c }" in load(block)
 
 
+def subnets(world: World) -> list[str]:
+    return [key for key in owners(world.include) if key.startswith("# lan")]
+
+
 def test_a_subnet_inside_another_is_known_with_it() -> None:
     """An interval set takes no overlaps."""
     inner, outer = ((ip_network(text), "virbr0") for text in ("198.51.100.0/25", "198.51.100.0/24"))
