@@ -105,7 +105,7 @@ class Engine:
         left, taken = self._left(ledger, changes)
         after = {**ledger.pending.after, **left, **changes}
         before = {uuid: ledger.guest(uuid) for uuid in after}
-        text = self.store.read("ruleset.nft") if ledger.trusted else None
+        text = ledger.derived("ruleset.nft")
         include = table.parse(text, self.config) if text else None
         return Work(ledger, ledger.index(), include, before, after, taken)
 

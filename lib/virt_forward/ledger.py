@@ -6,6 +6,7 @@ include) only while nothing says that a change was cut off.
 
 from collections.abc import Iterable, Mapping
 from itertools import pairwise
+from zlib import crc32
 
 from virt_forward import claims, journal, log
 from virt_forward.errors import StateError
@@ -13,9 +14,12 @@ from virt_forward.journal import Guests, Journal
 from virt_forward.model import Guest
 from virt_forward.store import Left, Store
 
+SEAL = "# unchanged as long as this is its sum: "
+"""The last line of a derived file. A person may edit one, or a disk that fills up cut it off."""
+
 
 class Ledger:
-    """The state before a change; ``afresh`` trusts nothing but the records.
+    """The state before a change; ``afresh`` trusts nothing but the records, and libvirt's word on top.
 
     ``counted`` tells that the index had to be made from the records.
     """
@@ -24,10 +28,17 @@ class Ledger:
         text = store.read("unfinished")
         self.store = store
         self.pending = (text and journal.parse(text)) or Journal({}, {})
+        if afresh:
+            self._drop_newcomers()
         self.unfinished = text is not None
         self.trusted = not afresh and not self.unfinished
         self.counted = False
         self._damaged: set[str] = set()
+
+    def _drop_newcomers(self) -> None:
+        # libvirt ended the guest whose hook was cut off before it was even recorded.
+        after = {u: guest for u, guest in self.pending.after.items() if not guest or self.store.knows(u)}
+        self.pending = self.pending._replace(after=after)
 
     def guest(self, uuid: str) -> Guest | None:
         """Return a guest's record; a damaged one counts as none, and nothing derived is trusted any more."""
@@ -49,7 +60,7 @@ class Ledger:
 
     def index(self) -> claims.Index:
         """Return the index of claims, made anew from the records where it is not to be trusted."""
-        text = self.store.read("claims") if self.trusted else None
+        text = self.derived("claims")
         try:
             if text is not None:
                 return claims.parse_index(text)
@@ -102,11 +113,32 @@ class Ledger:
         """Write derived files; return whether that could be done."""
         try:
             for name, text in files.items():
-                self.store.derive(name, text)
+                self._derive(name, text)
         except StateError as error:
             log.error(f"{error}; the table is right, but the include file may be out of date")
             return False
         return True
+
+    def derived(self, name: str) -> str | None:
+        """Return a derived file's text, or None where it is not to be trusted, or not as we left it."""
+        text = self.store.read(name) if self.trusted else None
+        if text is None:
+            return None
+        body, mark, seal = text.rpartition(SEAL)
+        if not mark or seal != f"{crc32(body.encode()):08x}\n":
+            log.warning(f"{self.store.path}/{name} is not as it was left; it is made anew")
+            return None
+        return body
+
+    def _derive(self, name: str, text: str) -> None:
+        text = f"{text}{SEAL}{crc32(text.encode()):08x}\n"
+        try:
+            self.store.write(name, text)
+        except StateError as error:
+            # Rather none than a wrong one; and the old text may have been what took the space.
+            log.warning(f"{error}; another attempt without the old text")
+            self.store.remove(name)
+            self.store.write(name, text)
 
     def finish(self, taken: Iterable[str]) -> None:
         """Take back the sign that a change was begun, and what it has taken in."""

@@ -136,15 +136,6 @@ class Store:
                 os.unlink(temporary)
             raise self._unusable(error) from None
 
-    def derive(self, name: str, text: str) -> None:
-        """Replace a file that can be made anew; where that fails, have none rather than a wrong one."""
-        try:
-            self.write(name, text)
-        except StateError:
-            self.remove(name)
-            # The old text may have been what took the space.
-            self.write(name, text)
-
     def sweep(self) -> None:
         """Remove what processes left that were killed while they wrote."""
         for name in self._list(""):
@@ -164,6 +155,8 @@ class Store:
     def guest(self, uuid: str) -> Guest | None:
         """Return a guest's record, or None; raises StateError where it is damaged."""
         text = self.read(f"guests/{uuid}.json")
+        if text is None and self.knows(uuid):
+            raise StateError(f"{self._at('guests', uuid)}.json: cannot be read as text")
         return None if text is None else self._checked(uuid, text, f"guests/{uuid}.json")
 
     def _checked(self, uuid: str, text: str, name: str) -> Guest:
