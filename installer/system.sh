@@ -57,6 +57,8 @@ reload_libvirt() {
             found=yes
         fi
     done
+    # virt-forward check compares it with the hooks.
+    [[ $dry_run == yes || $action != install ]] || { mkdir -p -m 0700 "$run_dir" && touch "$run_dir/libvirt-reloaded"; }
     [[ $found == yes ]] || note 'no libvirt daemon runs; the next one that starts sees the change'
 }
 

@@ -76,6 +76,23 @@ def listing() -> list[dict[str, object]] | None:
     return items
 
 
+def plain_listing() -> str | None:
+    """Return our table as ``nft -s`` lists it, without what changes by itself; None where it is not there."""
+    result = run(["nft", "-s", "list", "table", *TABLE.split()], timeout=TIMEOUT)
+    if result.status == 127:
+        raise _failure(result.stderr, result.status)
+    return None if result.status else result.stdout
+
+
+def scratch_listing(text: str) -> str:
+    """Return how nft lists the table that ``text`` makes, loaded into a network namespace of its own."""
+    words = f"nft -f - && nft -s list table {TABLE}"
+    result = run(["unshare", "--net", "sh", "-c", words], text, TIMEOUT)
+    if result.status:
+        raise _failure(result.stderr, result.status)
+    return result.stdout
+
+
 def _failure(stderr: str, status: int) -> NftError:
     words = " ".join(stderr.split()) or f"exit status {status}"
     if status == 127:

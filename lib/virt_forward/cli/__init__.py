@@ -41,7 +41,7 @@ def _need_root() -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    from virt_forward.cli import listing, rules, sync, watch
+    from virt_forward.cli import check, listing, rules, sync, watch
 
     parser = argparse.ArgumentParser(
         prog="virt-forward",
@@ -54,8 +54,5 @@ def _parser() -> argparse.ArgumentParser:
     sync.add_to(commands)
     watch.add_to(commands)
     rules.add_to(commands)
+    check.add_to(commands)
     return parser
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -20,10 +20,10 @@ _virt_forward()
     done
     case $command:$cur in
         :-*) mapfile -t COMPREPLY < <(compgen -W '--help --version' -- "$cur") ;;
-        :*) mapfile -t COMPREPLY < <(compgen -W 'list sync rules watch' -- "$cur") ;;
-        list:-*) mapfile -t COMPREPLY < <(compgen -W '--help --json' -- "$cur") ;;
+        :*) mapfile -t COMPREPLY < <(compgen -W 'list sync rules check watch' -- "$cur") ;;
+        list:-* | check:-*) mapfile -t COMPREPLY < <(compgen -W '--help --json' -- "$cur") ;;
         *:-*) mapfile -t COMPREPLY < <(compgen -W '--help' -- "$cur") ;;
-        list:*) _virt_forward_domains "$cur" ;;
+        list:* | check:*) _virt_forward_domains "$cur" ;;
     esac
 }
 

@@ -1,0 +1,50 @@
+"""What the findings are made of."""
+
+from typing import NamedTuple
+
+from virt_forward.model import Domain, Guest
+
+
+class Hook(NamedTuple):
+    """A hook of ours as it is on the disk; ``changed`` and ``looked_at`` are seconds since the epoch.
+
+    ``looked_at`` is when libvirt's daemon last looked which hooks there are, 0 where none runs.
+    """
+
+    driver: str
+    path: str
+    ours: bool
+    executable: bool
+    changed: float
+    looked_at: float
+
+
+class Flush(NamedTuple):
+    """What happens to the table when somebody reloads their ruleset."""
+
+    path: str
+    flushes: bool
+    included_after: bool
+    drop_in: bool
+    service: bool
+
+
+class Forwarding(NamedTuple):
+    """Whether the kernel forwards what comes in by an interface, per family."""
+
+    device: str
+    version: int
+    on: bool
+
+
+class Facts(NamedTuple):
+    """All of them. ``running`` are the running domains that declare forwards, None without libvirt."""
+
+    guests: tuple[Guest, ...] = ()
+    running: tuple[Domain, ...] | None = None
+    table_is: str | None = None
+    table_should_be: str | None = None
+    hooks: tuple[Hook, ...] = ()
+    flush: Flush | None = None
+    forwarding: tuple[Forwarding, ...] = ()
+    networkd_ipforward: tuple[str, ...] = ()

@@ -1,0 +1,143 @@
+"""The findings: each a function of the facts."""
+
+from collections.abc import Iterator
+
+from virt_forward import spec
+from virt_forward.check import listing
+from virt_forward.check.facts import Facts, Hook
+from virt_forward.check.problem import Problem
+
+SYNC = "virt-forward sync"
+
+
+def problems(facts: Facts) -> list[Problem]:
+    """Return everything that is found, the host's before the guests'."""
+    return [problem for finding in FINDINGS for problem in finding(facts)]
+
+
+def hook_missing(facts: Facts) -> Iterator[Problem]:
+    """Find hooks that libvirt cannot run, as they are not there or not ours."""
+    for hook in facts.hooks:
+        if not hook.ours:
+            yield Problem(
+                "hook-missing", "error", None, f"there is no hook of ours at {hook.path}", "sudo ./install.sh"
+            )
+        elif not hook.executable:
+            yield Problem(
+                "hook-missing", "error", None, f"{hook.path} is not executable", f"chmod 755 {hook.path}"
+            )
+
+
+def hook_not_loaded(facts: Facts) -> Iterator[Problem]:
+    """Find hooks newer than libvirt's last look, which it takes at its start and on a reload."""
+    for hook in facts.hooks:
+        if hook.ours and hook.looked_at and hook.changed > hook.looked_at:
+            yield _not_loaded(hook)
+
+
+def _not_loaded(hook: Hook) -> Problem:
+    daemon = "virtnetworkd" if hook.driver == "network" else "virtqemud"
+    return Problem(
+        "hook-not-loaded",
+        "warning",
+        None,
+        f"{hook.path} is newer than libvirt's daemon, which may not know of it yet",
+        f"systemctl reload libvirtd (or {daemon})",
+    )
+
+
+def table_missing(facts: Facts) -> Iterator[Problem]:
+    """Find a table that should be there, and running guests that have nothing in it."""
+    if facts.table_should_be and facts.table_is is None:
+        yield Problem(
+            "table-missing", "error", None, "the table inet virt-forward is not in the kernel", SYNC
+        )
+    known = {guest.uuid for guest in facts.guests}
+    for domain in facts.running or ():
+        if domain.uuid not in known:
+            message = "the guest runs and declares forwards, but nothing was made of them"
+            yield Problem("table-missing", "error", domain.name, message, SYNC)
+
+
+def table_differs(facts: Facts) -> Iterator[Problem]:
+    """Find what is otherwise in the kernel than it should be."""
+    if facts.table_is is None:
+        return
+    if not facts.table_should_be:
+        message = "the table inet virt-forward is in the kernel, though no running guest has forwards"
+        yield Problem("table-differs", "error", None, message, SYNC)
+        return
+    different = listing.differences(listing.parse(facts.table_is), listing.parse(facts.table_should_be))
+    if different:
+        shown = "; ".join(different[:5]) + ("; …" if len(different) > 5 else "")
+        message = f"the table inet virt-forward is not as it should be: {shown}"
+        yield Problem("table-differs", "error", None, message, SYNC)
+
+
+def flush_unprotected(facts: Facts) -> Iterator[Problem]:
+    """Find a ruleset whose reload takes the table along."""
+    flush = facts.flush
+    if flush and flush.flushes and not (flush.included_after or flush.drop_in or flush.service):
+        yield Problem(
+            "flush-unprotected",
+            "warning",
+            None,
+            f"a reload of {flush.path} flushes our table, and nothing brings it back",
+            f'add include "/run/virt-forward/*.nft" as the last line of {flush.path}, '
+            "or run systemctl enable --now virt-forward",
+        )
+
+
+def ip_forwarding_off(facts: Facts) -> Iterator[Problem]:
+    """Find interfaces whose packets the kernel does not forward, though a guest waits for them."""
+    versions = {seat.ip.version for guest in facts.guests for seat in guest.seats if guest.forwards}
+    for item in facts.forwarding:
+        if item.version in versions and not item.on:
+            key = f"net.ipv{item.version}.conf.{item.device}.forwarding"
+            message = f"the kernel does not forward IPv{item.version} packets that come in by {item.device}"
+            fix = f"sysctl -w {key}=1; with networkd, IPv{item.version}Forwarding=yes in its .network file"
+            yield Problem("ip-forwarding-off", "error", None, message, fix)
+
+
+def networkd_ipforward(facts: Facts) -> Iterator[Problem]:
+    """Find the setting that systemd ignores since version 256."""
+    for path in facts.networkd_ipforward:
+        message = f"{path} has IPForward=, which this systemd ignores"
+        yield Problem("networkd-ipforward", "warning", None, message, "write IPv4Forwarding=yes instead")
+
+
+def host_port_taken(facts: Facts) -> Iterator[Problem]:
+    """Find forwards that are kept out by a conflict."""
+    for guest in facts.guests:
+        for forward, reason in guest.conflicts:
+            message = f"{spec.render(forward)} is kept out: {reason}"
+            fix = "give one of the two another port; virt-forward list shows who has which"
+            yield Problem("host-port-taken", "error", guest.name, message, fix)
+
+
+def no_address(facts: Facts) -> Iterator[Problem]:
+    """Find running guests whose address nothing has told."""
+    for guest in facts.guests:
+        waiting = [forward for forward in guest.forwards if not guest.seats_for(forward)]
+        if guest.phase == "running" and waiting:
+            ports = ", ".join(map(spec.render, waiting[:5]))
+            message = (
+                f"{ports} waits: no address in metadata, reservations, DHCP leases or the neighbour table"
+            )
+            fix = (
+                f'wait for its DHCP and run {SYNC}, reserve an address, or add <host ip="…"/> to its metadata'
+            )
+            yield Problem("no-address", "warning", guest.name, message, fix)
+
+
+FINDINGS = (
+    hook_missing,
+    hook_not_loaded,
+    flush_unprotected,
+    ip_forwarding_off,
+    networkd_ipforward,
+    table_missing,
+    table_differs,
+    host_port_taken,
+    no_address,
+)

@@ -1,0 +1,128 @@
+"""Reading the facts: the edge of ``virt-forward check``. Nothing of the host is changed."""
+
+import glob
+import os
+from collections.abc import Iterator
+
+from virt_forward import hostfacts, libvirt_api, nft
+from virt_forward.check import includes
+from virt_forward.check.facts import Facts, Flush, Forwarding, Hook
+from virt_forward.config import Config
+from virt_forward.errors import VirtForwardError
+from virt_forward.libvirt_api import DomainState
+from virt_forward.metadata.domain import parse_domain
+from virt_forward.model import Domain
+from virt_forward.process import run
+from virt_forward.ruleset import table
+from virt_forward.store import Store
+
+HOOKS = "/etc/libvirt/hooks"
+MARK = "# virt-forward hook"
+RULESET = "/etc/nftables.conf"
+DROP_INS = ("/etc/systemd/system", "/run/systemd/system", "/usr/lib/systemd/system")
+DAEMONS = {"qemu": ("virtqemud", "libvirtd"), "network": ("virtnetworkd", "libvirtd")}
+RELOADED = "libvirt-reloaded"
+"""The file in the run directory that the installer touches when it has told libvirt to look for hooks."""
+
+
+def read(config: Config, store: Store, domains: list[DomainState] | None) -> Facts:
+    """Return the facts; ``domains`` are all of libvirt's, None where it is not reachable."""
+    guests = tuple(store.guests()[0])
+    include = table.whole(guests, config, 1)
+    should = nft.scratch_listing(table.text(include)) if include.paragraphs else None
+    return Facts(
+        guests,
+        None if domains is None else tuple(_declaring(domains)),
+        nft.plain_listing(),
+        should,
+        tuple(_hook(driver, store) for driver in DAEMONS),
+        _flush(store),
+        tuple(_forwarding()),
+        tuple(_ignored_ipforward()),
+    )
+
+
+def domains(config: Config) -> list[DomainState]:
+    """Return libvirt's domains."""
+    with libvirt_api.connection(config.uri) as opened:
+        return libvirt_api.domains(opened)
+
+
+def _declaring(states: list[DomainState]) -> Iterator[Domain]:
+    for state in states:
+        try:
+            domain = parse_domain(state.xml)
+        except VirtForwardError:
+            continue
+        if state.active and domain.declaration and domain.declaration.port_forwards:
+            yield domain
+
+
+def _hook(driver: str, store: Store) -> Hook:
+    places = (f"{HOOKS}/{driver}", f"{HOOKS}/{driver}.d/virt-forward")
+    path = next((place for place in places if MARK in _text(place)[:400]), places[0])
+    ours = MARK in _text(path)[:400]
+    changed = os.stat(path).st_ctime if ours else 0.0
+    return Hook(driver, path, ours, os.access(path, os.X_OK), changed, _looked_at(driver, store))
+
+
+def _looked_at(driver: str, store: Store) -> float:
+    started = max((_started(daemon) for daemon in DAEMONS[driver]), default=0.0)
+    try:
+        told = os.stat(os.path.join(store.path, RELOADED)).st_mtime
+    except OSError:
+        told = 0.0
+    return max(started, told) if started else 0.0
+
+
+def _started(daemon: str) -> float:
+    """Return when a daemon was started, in seconds since the epoch; 0 without one (proc_pid_stat(5))."""
+    pid = _text(f"/run/{daemon}.pid").strip()
+    fields = _text(f"/proc/{pid}/stat").rpartition(")")[2].split() if pid.isdigit() else []
+    if len(fields) < 20:
+        return 0.0
+    boot = next((line for line in _text("/proc/stat").splitlines() if line.startswith("btime ")), "btime 0")
+    # Rounded up: a file made in the second of the start is taken for older.
+    return int(boot.split()[1]) + int(fields[19]) / os.sysconf("SC_CLK_TCK") + 1
+
+
+def _flush(store: Store) -> Flush:
+    text = _text(RULESET)
+    return Flush(
+        RULESET,
+        includes.flushes(text, _included),
+        includes.included_after(text, store.include_path, _included),
+        any(os.path.exists(f"{top}/nftables.service.d/virt-forward.conf") for top in DROP_INS),
+        run(["systemctl", "-q", "is-active", "virt-forward.service"]).status == 0,
+    )
+
+
+def _included(pattern: str) -> Iterator[tuple[str, str]]:
+    for path in sorted(glob.glob(os.path.join(os.path.dirname(RULESET), pattern))):
+        yield path, _text(path)
+
+
+def _forwarding() -> Iterator[Forwarding]:
+    for device in sorted(hostfacts.default_route_devices()):
+        for version in (4, 6):
+            value = _text(f"/proc/sys/net/ipv{version}/conf/{device}/forwarding").strip()
+            if value:
+                yield Forwarding(device, version, value != "0")
+
+
+def _ignored_ipforward() -> Iterator[str]:
+    words = run(["systemctl", "--version"]).stdout.split()
+    version = int(words[1]) if len(words) > 1 and words[1].isdigit() else 0
+    if version < 256:
+        return
+    for name, text in hostfacts.networkd_files().items():
+        if any(line.strip().startswith("IPForward=") for line in text.splitlines()):
+            yield name
+
+
+def _text(path: str) -> str:
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            return file.read()
+    except OSError:
+        return ""
