@@ -228,7 +228,8 @@ class Engine:
         was = (*work.before.values(), *work.ledger.pending.before.values())
         old = {pair for guest in was for pair in flows.pairs(guest)}
         new = {pair for guest in work.after.values() for pair in flows.pairs(guest)}
-        problem = conntrack.end_flows(old - new, new - old, self.own)
+        gateways = {ip for guest in work.after.values() if guest for ip in guest.gateways}
+        problem = conntrack.end_flows(old - new, new - old, self.own - gateways)
         if problem:
             log.warning(problem)
 

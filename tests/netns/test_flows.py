@@ -101,9 +101,6 @@ def test_nobody_elses_flows_are_touched(cast: Cast, proto: str) -> None:
         assert [answers(talk) for _, talk in talks] == everybody
 
 
-@pytest.mark.xfail(
-    strict=True, reason="a start ends guests' UDP flows to a service on their gateway's address"
-)
 @both
 def test_flows_to_a_service_on_the_gateway_address_stay(cast: Cast, family: Family) -> None:
     with stateful(cast), cast.host.serve("udp", 53, name="gateway", address=family.gateway):
