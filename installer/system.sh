@@ -58,7 +58,7 @@ reload_libvirt() {
         fi
     done
     # virt-forward check compares it with the hooks.
-    [[ $dry_run == yes || $action != install ]] || { mkdir -p -m 0700 "$run_dir" && touch "$run_dir/libvirt-reloaded"; }
+    [[ $dry_run == yes || $action != install ]] || { install -d -m 0700 "$run_dir" && touch "$run_dir/libvirt-reloaded"; }
     [[ $found == yes ]] || note 'no libvirt daemon runs; the next one that starts sees the change'
 }
 
