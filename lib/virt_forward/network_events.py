@@ -79,7 +79,9 @@ def _plugged(guest: Guest, network: Network, port: NetworkPort | None, action: A
         return guest
     nic = Nic(port.mac, "network", network.name)
     if action is Action.PORT_GONE:
-        return guest._replace(nics=tuple(known for known in guest.nics if known != nic))
+        # Of a network in bridge mode, a running guest's XML tells the bridge instead.
+        gone = (nic, Nic(port.mac, "bridge", port.bridge))
+        return guest._replace(nics=tuple(known for known in guest.nics if known not in gone))
     if nic in guest.nics:
         return guest
     if port.mac not in {known.mac for known in guest.nics}:

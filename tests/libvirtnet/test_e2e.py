@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import pytest
 
@@ -10,6 +11,8 @@ from lab import host as hosts
 from lab import machine as machines
 from lab.box import Box
 from lab.guest import Guest
+from lab.host import Host
+from lab.netns import GUEST4
 from lab.proc import eventually
 from lab.xml import Network, forwards, host_ip, port_forward, uuid_of
 
@@ -128,3 +131,51 @@ def test_the_life_of_a_forward_on_a_nat_network(house: House) -> None:
     # libvirt 11.3 leaves rules behind for the bridge that its net-destroy deleted.
     left = [line for line in house.chain().splitlines() if "oif 4 " not in line]
     assert sorted(left) == sorted(untouched.splitlines())
+
+
+@pytest.fixture(scope="module")
+def host() -> Iterator[Host]:
+    with hosts.host() as made:
+        yield made
+
+
+LAN = """\
+<network><name>lan</name><forward mode='bridge'/><bridge name='virbr0'/></network>
+"""
+PLUGGED = Guest(
+    "plugged",
+    forwards(port_forward("8080:80")),
+    interface="<interface type='network'>@<source network='lan'/></interface>",
+)
+
+
+def test_a_network_in_bridge_mode_is_the_bridge_it_names(host: Host) -> None:
+    """The address is networkd's static lease on that bridge; nothing of it needs the guest's help."""
+    host.run(["virsh", "-q", "net-create", "/dev/stdin"], stdin=LAN)
+    host.start(PLUGGED)
+    (row,) = host.forwards()
+    assert (row["state"], row["guest"]) == ("active", [GUEST4])
+    assert "LIBVIRT_FWI" not in host.ruleset_but_ours()
+    # The bridge is not libvirt's: it stays, and the guest on it.
+    host.virsh("net-destroy", "lan")
+    assert [row["state"] for row in host.forwards()] == ["active"]
+    host.virsh("destroy", PLUGGED.name)
+
+
+def test_a_nic_is_hot_plugged_into_a_nat_network(host: Host) -> None:
+    """The forward is for a NIC that comes later, with the reservation that waits for it."""
+    text = NETWORK.xml().replace(NAME, "house")
+    host.run(["virsh", "-q", "net-create", "/dev/stdin"], stdin=text)
+    text = forwards(port_forward("8081:80"))
+    bare = Guest("bare", text, interface="<interface type='network'>@<source network='other'/></interface>")
+    other = replace(NETWORK, name="other", bridge="virbr6", ip4="10.60.0.1", ip6=None, reservations=())
+    host.run(["virsh", "-q", "net-create", "/dev/stdin"], stdin=other.xml())
+    host.start(bare)
+    rows = [row for row in host.forwards() if row["domain"] == "bare"]
+    assert [(row["state"], row["guest"]) for row in rows] == [("waiting", [])]
+    host.virsh("attach-interface", "bare", "network", "house", "--model", "virtio", "--live", "--mac", MAC)
+    rows = [row for row in host.forwards() if row["domain"] == "bare"]
+    assert [(row["state"], row["guest"]) for row in rows] == [("active", ["10.50.0.5"])]
+    assert "virt-forward" in host.run(["iptables", "-w", "5", "-S", "LIBVIRT_FWI"]).out
+    host.virsh("destroy", "bare")
+    assert "virt-forward" not in host.run(["iptables", "-w", "5", "-S", "LIBVIRT_FWI"]).out

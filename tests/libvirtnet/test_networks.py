@@ -90,6 +90,18 @@ def test_a_nic_plugged_into_a_running_guest_and_out_again(scene: Scene) -> None:
     assert '"virbr5"' in record.read_text()
 
 
+def test_a_nic_unplugged_from_a_network_in_bridge_mode(scene: Scene) -> None:
+    """A running guest's XML says type bridge for it, with the name of the bridge."""
+    lan = Network("lan", "virbr0", "bridge")
+    nic = xml.Nic("virbr0", MAC)
+    scene.start(WEB, nics=(nic, xml.Nic("virbr6", mac_on("virbr6"))))
+    record = next((scene.lab.run_dir / "guests").iterdir())
+    assert MAC in record.read_text()
+    scene.lab.hook("network", "lan", "port-deleted", xml=network_hook(lan, "inner", MAC))
+    assert MAC not in record.read_text()
+    assert mac_on("virbr6") in record.read_text()
+
+
 def test_a_nic_that_moves_between_networks_is_where_its_new_port_is(scene: Scene) -> None:
     nic = xml.Nic("old", MAC, "network", "virbr6")
     old = Network("old", "virbr6", "nat", "10.60.0.1", reservations=((MAC, "10.60.0.5", "inner"),))
