@@ -5,7 +5,7 @@ event need not read every other guest's record.
 """
 
 from collections.abc import Callable, Iterable, Iterator
-from functools import cache
+from functools import cache, lru_cache
 from ipaddress import ip_address, ip_network
 from typing import NamedTuple
 
@@ -44,6 +44,7 @@ Judge = Callable[[Forward], str | None]
 """Says what, apart from other guests, stands against a forward."""
 
 
+@lru_cache(maxsize=1)
 def parse_index(text: str) -> Index:
     """Return the rows of an index file; raises ValueError where it is damaged."""
     fields = [line.split("\t") for line in text.splitlines()]
@@ -97,22 +98,24 @@ def without(index: Iterable[Row], uuids: Iterable[str]) -> Index:
     return tuple(row for row in index if row.uuid not in gone)
 
 
-def overlapping(index: Iterable[Row], kinds: tuple[str, ...], forward: Forward) -> Iterator[Row]:
-    """Yield the rows of ``kinds`` whose ports overlap those of ``forward``."""
-    proto, start, end = forward.proto, forward.start, forward.end
+def conflicts(index: Iterable[Row], forwards: Iterable[Forward]) -> dict[Forward, str]:
+    """Return which of ``forwards`` collide with a claim in the index, and why."""
+    wanted: dict[tuple[str, str, str, str], list[Forward]] = {}
+    for forward in forwards:
+        place = (forward.proto, str(forward.address or ""), forward.dev or "", str(forward.source or ""))
+        wanted.setdefault(place, []).append(forward)
+    found: dict[Forward, str] = {}
     for row in index:
-        if row.proto == proto and row.kind in kinds and int(row.start) <= end and int(row.end) >= start:
-            yield row
+        mine = wanted.get((row.proto, row.address, row.dev, row.source))
+        if mine and row.kind in (PORT, HELD):
+            for forward in _overlapping(mine, int(row.start), int(row.end)):
+                port = max(forward.start, int(row.start))
+                found.setdefault(forward, f"host port {forward.proto}/{port} is taken by guest {row.label}")
+    return found
 
 
-def conflict(index: Iterable[Row], forward: Forward) -> str | None:
-    """Return why ``forward`` collides with a claim in the index, or None."""
-    mine = (str(forward.address or ""), forward.dev or "", str(forward.source or ""))
-    for row in overlapping(index, (PORT, HELD), forward):
-        if (row.address, row.dev, row.source) == mine:
-            shared = f"{max(forward.start, int(row.start))}"
-            return f"host port {forward.proto}/{shared} is taken by guest {row.label}"
-    return None
+def _overlapping(forwards: Iterable[Forward], start: int, end: int) -> list[Forward]:
+    return [forward for forward in forwards if forward.start <= end and start <= forward.end]
 
 
 def seat_conflict(index: Iterable[Row], guest: Guest) -> str | None:
@@ -134,8 +137,9 @@ def settle(index: Iterable[Row], guest: Guest, judge: Judge = lambda _: None) ->
     good: list[Forward] = []
     bad: list[tuple[Forward, str]] = []
     everything = [*guest.forwards, *(forward for forward, _ in guest.conflicts)]
+    taken = conflicts(index, everything)
     for forward in sorted(everything, key=lambda f: (f.proto, *ports.specificity(f))):
-        reason = blocked or judge(forward) or conflict(index, forward)
+        reason = blocked or judge(forward) or taken.get(forward)
         if reason is None:
             good.append(forward)
         else:
