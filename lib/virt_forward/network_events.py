@@ -24,6 +24,13 @@ def handle(action: Action, data: bytes, store: Store) -> None:
             _reseat(guests, network, port, action, store)
 
 
+def put_back(store: Store) -> None:
+    """Look whether libvirt's chains still admit the guests; they may have been made anew without a hook."""
+    with store.lock():
+        engine = Engine(store, load_config_or_last(store))
+        admit.follow(store, engine.config, engine.index())
+
+
 def _is_active(network: Network, store: Store) -> bool:
     """Tell whether a network is more than defined: "updated" also comes for one that does not run."""
     if not values.is_dev(network.bridge) or any(known.uuid == network.uuid for known in store.networks()):

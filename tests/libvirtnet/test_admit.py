@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from lab import netns, xml
 from lab.netns import HOST6
+from lab.proc import REPO, Background
 from libvirtnet.scene import HOUSE, INNER, SECOND, WEB, Scene
+from virt_forward.admit.plan import chain_changed
 
 pytestmark = pytest.mark.root
 
@@ -65,6 +69,30 @@ def test_a_rule_that_libvirt_put_its_own_above_is_put_back_on_top(scene: Scene) 
         assert scene.asks(host=HOST6) == INNER
         assert scene.rules("ip") == scene.rules("ip6") == ["virbr5"]
         assert "virt-forward" in scene.admitting()[0]
+
+
+PUT_BACK = "from virt_forward import network_events, store; network_events.put_back(store.Store())"
+
+
+def heard(scene: Scene, log: Path) -> bool:
+    """Do something to be told of: the monitor does not say when it is ready."""
+    scene.host.nft("add table ip ready\ndelete table ip ready\n")
+    return "ready" in log.read_text()
+
+
+def test_a_reload_that_no_hook_tells_of(scene: Scene) -> None:
+    """nft monitor does, and the service has the rule put back."""
+    scene.start()
+    log = scene.lab.dir / "monitor"
+    log.unlink(missing_ok=True)
+    with Background(["ip", "netns", "exec", scene.host.name, "nft", "monitor"], log) as monitor:
+        monitor.wait_for(lambda: heard(scene, log), "the monitor listens")
+        scene.push_down()
+        monitor.wait_for(lambda: chain_changed(log.read_bytes()), "libvirt's chain is told of")
+    env = {**netns.HOOK_ENV, **scene.lab.env, "PYTHONPATH": str(REPO / "lib")}
+    assert scene.asks() is None
+    scene.host.run(["/usr/bin/python3", "-c", PUT_BACK], env=env)
+    assert scene.asks() == INNER
 
 
 def test_a_rule_that_is_gone_comes_back(scene: Scene) -> None:

@@ -214,3 +214,18 @@ def test_the_record_says_what_it_was_told() -> None:
 )
 def test_a_damaged_record_names_nothing(text: str) -> None:
     assert plan.parse_record(text) == frozenset()
+
+
+@pytest.mark.parametrize(
+    ("line", "changed"),
+    [
+        ("delete rule ip filter LIBVIRT_FWI handle 2", True),
+        ('add rule ip filter LIBVIRT_FWI oifname "virbr5" counter packets 0 bytes 0 reject', True),
+        ('insert rule ip6 libvirt_network guest_input oif "virbr5" counter packets 0 bytes 0 reject', True),
+        ("add rule ip filter LIBVIRT_FWO iifname virbr5 counter packets 0 bytes 0 reject", False),
+        ("add element inet virt-forward revision { 0x2a }", False),
+        ("add rule inet mine forward tcp dport 22 accept", False),
+    ],
+)
+def test_what_tells_that_libvirt_makes_its_chain_anew(line: str, changed: bool) -> None:
+    assert plan.chain_changed(f"# new generation 7 by process 9 (nft)\n{line}\n".encode()) == changed
