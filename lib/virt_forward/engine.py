@@ -134,10 +134,10 @@ class Engine:
         found: Guests = {}
         for uuid, guest in ((item.uuid, item.guest) for item in left if item.uuid not in changes):
             others = _beside(ledger.index(), {**changes, **found}, uuid)
-            found[uuid] = (self._settled(others, guest) or _upheld(others, guest)) if guest else None
+            found[uuid] = (self.settled(others, guest) or _upheld(others, guest)) if guest else None
         return found, names
 
-    def _settled(self, index: claims.Index, guest: Guest) -> Guest | None:
+    def settled(self, index: claims.Index, guest: Guest) -> Guest | None:
         """Return a guest as the host's facts are now, settled; None where they cannot be had."""
         from virt_forward import hostfacts
         from virt_forward.addresses import resolve
@@ -157,7 +157,7 @@ class Engine:
         before = dict(work.before)
         for uuid in sorted(waiting):
             guest = work.ledger.guest(uuid)
-            settled = self._settled(_beside(work.claimed, after, uuid), guest) if guest else None
+            settled = self.settled(_beside(work.claimed, after, uuid), guest) if guest else None
             if settled and settled != guest:
                 before[uuid], after[uuid] = guest, settled
         return work._replace(before=before, after=after)

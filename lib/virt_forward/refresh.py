@@ -18,7 +18,8 @@ def refresh(store: Store) -> int:
         moved = _differing(store)
         engine = Engine(store, config, hostfacts.own_addresses())
         for guest in moved:
-            engine.change({guest.uuid: _settled(engine, guest)})
+            others = claims.without(engine.index(), [guest.uuid])
+            engine.change({guest.uuid: engine.settled(others, guest) or guest})
     return len(moved)
 
 
@@ -30,11 +31,6 @@ def _differing(store: Store) -> list[Guest]:
     facts = hostfacts.facts(store.networks(), {name for guest in running for name in guest.networks})
     pairs = [(guest, resolve.reseat(guest, facts)) for guest in running]
     return [now for before, now in pairs if now != before]
-
-
-def _settled(engine: Engine, guest: Guest) -> Guest:
-    others = claims.without(engine.index(), [guest.uuid])
-    return claims.settle(others, guest)
 
 
 def verify(store: Store) -> None:

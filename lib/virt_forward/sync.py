@@ -46,9 +46,9 @@ def sync(only: Collection[str] | None = None) -> Outcome:
     with store.lock():
         now = _records(store)
         moved = {uuid for uuid in {*seen, *now} if seen.get(uuid) != now.get(uuid)} | broken
-        settled = _settle(running, now, moved)
         meant = set(now) if only is None else set(now).intersection(only)
-        gone = {uuid: None for uuid in meant if uuid not in settled and uuid not in moved}
+        gone: dict[str, Guest | None] = {u: None for u in meant if u not in running and u not in moved}
+        settled = _settle(running, {uuid: now[uuid] for uuid in now if uuid not in gone}, moved)
         Engine(store, config, hostfacts.own_addresses()).change({**settled, **gone}, afresh=only is None)
         final = tuple(guest for guest in _records(store).values() if guest.phase == "running")
     return Outcome(final, tuple(errors))
@@ -61,6 +61,7 @@ def _records(store: Store) -> dict[str, Guest]:
 def _running(
     states: list[DomainState], store: Store, config: Config, errors: list[VirtForwardError]
 ) -> dict[str, Running]:
+    known = _records(store)
     domains = [domain for domain in (_parsed(state, errors) for state in states) if domain]
     names = {nic.source for domain in domains for nic in domain.nics if nic.type == "network"}
     facts = hostfacts.facts(store.networks(), names)
@@ -70,7 +71,7 @@ def _running(
         judge, spared = hostfacts.port_judge(config, resolve.places(domain.nics, facts), listening)
         try:
             guest = resolve.resolve(domain, facts, config, "running", spared)
-            guest = resolve.remembering(guest, store.guest(domain.uuid), facts)
+            guest = resolve.remembering(guest, known.get(domain.uuid), facts)
             found[domain.uuid] = Running(guest, judge)
         except VirtForwardError as error:
             errors.append(MetadataError(domain, error.messages))

@@ -51,7 +51,7 @@ SABOTAGE = {
     "records gone": "rm -r /run/virt-forward",
     "run full": "mount -t tmpfs -o size=4k,mode=0700 full /run/virt-forward; "
     "head -c 8192 /dev/zero >/run/virt-forward/fill || true",
-    "nft gone": "mv /usr/sbin/nft /usr/sbin/nft.away",
+    "nft gone": "mount --bind /dev/null /usr/sbin/nft",
     "foreign table": "nft delete table inet virt-forward; nft add table inet virt-forward; "
     "nft add chain inet virt-forward any",
 }
@@ -61,7 +61,7 @@ rm -rf /etc/virt-forward
 back() { if test -e $1; then mv $1 $2; fi; }
 back /usr/local/lib/virt-forward.away /usr/local/lib/virt-forward
 back /root/hook.py /usr/local/lib/virt-forward/virt_forward/hook.py
-back /usr/sbin/nft.away /usr/sbin/nft
+if mountpoint -q /usr/sbin/nft; then umount /usr/sbin/nft; fi
 """
 
 

@@ -151,7 +151,6 @@ def test_a_failing_step_ends_no_guest_and_is_told(world: World, case: Case, fore
         world.assert_right(*running, why=why)
 
 
-@pytest.mark.xfail(strict=True, reason="sync judges running guests against those it is about to remove")
 def test_what_a_dead_guest_had_is_free_at_once(world: World) -> None:
     """Nobody told us that web ended; twin waits for its port."""
     world.lab.configure('[policy]\non_error = "warn"\n')

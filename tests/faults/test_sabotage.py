@@ -285,7 +285,6 @@ def test_a_damaged_record_harms_nobody_else(two: World, damage: Callable[[Path],
     two.assert_kept("db", "mail", "late")
 
 
-@pytest.mark.xfail(strict=True, reason="sync gives up a guest whose record cannot be read")
 @pytest.mark.parametrize("damage", DAMAGES[:-1])
 def test_sync_mends_a_damaged_record(two: World, damage: Callable[[Path], None]) -> None:
     two.start("mail", "late")

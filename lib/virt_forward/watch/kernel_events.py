@@ -17,8 +17,12 @@ NDA_DST, NDA_LLADDR = 1, 2
 """linux/rtnetlink.h, linux/neighbour.h."""
 
 
+TABLE_GONE = b"delete table inet virt-forward"
+"""What ``nft monitor`` prints where somebody deletes our table."""
+
+
 class TableMonitor:
-    """``nft monitor`` for tables that are deleted; started again where it ends."""
+    """``nft monitor``, for tables that are deleted and chains made anew; started again where it ends."""
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[bytes] | None = None
@@ -27,7 +31,7 @@ class TableMonitor:
         """Return a descriptor that becomes readable with each event, or None without nft."""
         try:
             self._process = subprocess.Popen(
-                ["nft", "monitor", "destroy", "tables"],
+                ["nft", "monitor"],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
@@ -39,8 +43,8 @@ class TableMonitor:
         os.set_blocking(self._process.stdout.fileno(), False)
         return self._process.stdout.fileno()
 
-    def read(self) -> bool | None:
-        """Return whether our table was deleted; None where the monitor has ended."""
+    def read(self) -> bytes | None:
+        """Return what it printed since the last call; None where the monitor has ended."""
         assert self._process is not None
         assert self._process.stdout is not None
         text = b""
@@ -48,7 +52,7 @@ class TableMonitor:
             while chunk := os.read(self._process.stdout.fileno(), 65536):
                 text += chunk
             return None
-        return b"virt-forward" in text
+        return text
 
     def stop(self) -> None:
         """End the monitor."""

@@ -9,13 +9,15 @@ from types import FrameType
 
 from virt_forward import hostfacts, log
 from virt_forward.addresses import resolve
+from virt_forward.admit.plan import chain_changed
 from virt_forward.errors import VirtForwardError
 from virt_forward.model import Address, Guest
+from virt_forward.network_events import put_back
 from virt_forward.refresh import refresh, verify
 from virt_forward.settings import load_config_or_last
 from virt_forward.store import Store
 from virt_forward.sync import sync
-from virt_forward.watch.kernel_events import NeighbourMonitor, TableMonitor
+from virt_forward.watch.kernel_events import TABLE_GONE, NeighbourMonitor, TableMonitor
 from virt_forward.watch.libvirt_events import LibvirtEvents
 from virt_forward.watch.notify import notify
 
@@ -36,11 +38,12 @@ class Wanted:
         self.everything = True
         self.domains: set[str] = set()
         self.table = False
+        self.chains = False
         self.addresses = False
 
     def anything(self) -> bool:
         """Tell whether there is something to do."""
-        return bool(self.everything or self.domains or self.table or self.addresses)
+        return bool(self.everything or self.domains or self.table or self.chains or self.addresses)
 
 
 class Service:
@@ -128,9 +131,10 @@ class Service:
         self.wanted.addresses |= self._leases_changed()
 
     def _monitor_table(self) -> None:
-        gone = self.table.read() if self._table_fd is not None else None
-        if gone is not None:
-            self.wanted.table |= gone
+        text = self.table.read() if self._table_fd is not None else None
+        if text is not None:
+            self.wanted.table |= TABLE_GONE in text
+            self.wanted.chains |= chain_changed(text)
             return
         if self._table_fd is not None:
             self.poller.unregister(self._table_fd)
@@ -158,7 +162,7 @@ class Service:
         return any(before.get(path) != at for path, at in self.leases.items())
 
     def _work(self) -> None:
-        for what in ("table", "domains", "addresses"):
+        for what in ("table", "domains", "addresses", "chains"):
             self._attempt(what)
 
     def _attempt(self, what: str) -> None:
@@ -181,6 +185,12 @@ class Service:
             self.wanted.everything, self.wanted.domains = False, set()
             for error in outcome.errors:
                 log.error(f"watch: {error}")
+
+    def _do_chains(self) -> None:
+        """Put our rule back where libvirt has made its chain anew; nothing changes where all is well."""
+        if self.wanted.chains:
+            put_back(self.store)
+            self.wanted.chains = False
 
     def _do_addresses(self) -> None:
         if self.wanted.addresses:
