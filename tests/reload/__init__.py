@@ -1,0 +1,1 @@
+"""Reloads of a person's ruleset, and what they cost."""
