@@ -92,10 +92,12 @@ def port_judge(
     """Return what stands against a forward on the host's side, and what a forward of every port spares."""
     gateways = frozenset(ip for place in places if not place.facts.uplink for ip in place.gateways())
     listening = listening or listening_now()
-    dual = _text("/proc/sys/net/ipv6/bindv6only").strip() != "1"
+    v6only = cache(v6only_inodes)
 
     def meeting(forward: Forward) -> Iterator[sockets.Listener]:
-        return sockets.against(listening(), forward, localhost=config.localhost, spared=gateways, dual=dual)
+        return sockets.against(
+            listening(), forward, localhost=config.localhost, spared=gateways, v6only=v6only
+        )
 
     def judge(forward: Forward) -> str | None:
         for item in config.reserved:
@@ -126,6 +128,11 @@ def listeners() -> Iterator[sockets.Listener]:
     yield from (item for name in ("tcp", "tcp6") for item in sockets.parse("tcp", _text(f"/proc/net/{name}")))
     yield from (item for name in ("udp", "udp6") for item in sockets.parse("udp", _text(f"/proc/net/{name}")))
     yield from sockets.parse_sctp(_text("/proc/net/sctp/eps"))
+
+
+def v6only_inodes() -> frozenset[int]:
+    """Return the inodes of listening sockets that take IPv6 alone, which /proc does not tell."""
+    return sockets.parse_v6only(run(["ss", "-6Hlntue"]).stdout)
 
 
 def socket_owner(inode: int) -> str:

@@ -1,6 +1,6 @@
 """Sockets on which the host itself listens: /proc/net text to values, and whom they stand against."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from ipaddress import IPv4Address, IPv6Address
 from typing import NamedTuple
 
@@ -39,6 +39,13 @@ def parse_sctp(text: str) -> Iterator[Listener]:
                 yield Listener("sctp", ip_address(host), int(fields[5]), int(fields[7]))
 
 
+def parse_v6only(text: str) -> frozenset[int]:
+    """Return the inodes of the sockets that take IPv6 alone, from ``ss -6Hlntue`` (ss(8), IPV6_V6ONLY)."""
+    lines = (line.split() for line in text.splitlines())
+    inodes = (word for words in lines if "v6only:1" in words for word in words if word.startswith("ino:"))
+    return frozenset(int(word[4:]) for word in inodes if word[4:].isdigit())
+
+
 def _address(digits: str) -> Address:
     # Each 32-bit word stands in the machine's byte order.
     import sys
@@ -55,29 +62,37 @@ def against(
     *,
     localhost: bool,
     spared: frozenset[Address],
-    dual: bool = True,
+    v6only: Callable[[], frozenset[int]] = frozenset,
 ) -> Iterator[Listener]:
     """Yield the listeners that would lose connections to ``forward``.
 
     ``localhost`` tells whether forwards without an address listen on 127.0.0.1, too;
     ``spared`` are addresses where no forward listens (the guest network's gateway);
-    ``dual`` whether a socket on :: takes IPv4 as well (net.ipv6.bindv6only = 0).
+    ``v6only`` tells the inodes of sockets that take IPv6 alone; one on :: that is not among
+    them takes IPv4 as well. It is asked only where that matters.
     """
     for listener in listeners:
         if (
             listener.proto == forward.proto
             and forward.start <= listener.port <= forward.end
-            and _meets(listener.address, forward, localhost, spared, dual)
+            and _meets(listener, forward, localhost, spared, v6only)
         ):
             yield listener
 
 
 def _meets(
-    address: Address, forward: Forward, localhost: bool, spared: frozenset[Address], dual: bool
+    listener: Listener,
+    forward: Forward,
+    localhost: bool,
+    spared: frozenset[Address],
+    v6only: Callable[[], frozenset[int]],
 ) -> bool:
+    address = listener.address
     limit = forward.address or forward.source
     if address.is_unspecified:
-        return limit is None or limit.version == address.version or (dual and address.version == 6)
+        if limit is None or limit.version == address.version:
+            return True
+        return address.version == 6 and listener.inode not in v6only()
     if forward.address is not None:
         return address == forward.address
     if limit is not None and limit.version != address.version:

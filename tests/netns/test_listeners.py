@@ -101,9 +101,6 @@ def test_a_listener_stands_against_what_would_take_its_connections(cast: Cast, c
         assert line.endswith(expected)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="a socket on :: that takes only IPv6 is held against IPv4 forwards, too"
-)
 def test_a_listener_on_ipv6_only_leaves_ipv4_alone(cast: Cast) -> None:
     case = Case("::", (ANY, AT6, FROM6), "1")
     with listening(cast, case):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import sys
 from ipaddress import ip_address
@@ -11,7 +12,7 @@ import pytest
 from unit.build import forward
 from virt_forward import hostfacts
 from virt_forward.model import Forward
-from virt_forward.sockets import Listener, against, parse, parse_sctp
+from virt_forward.sockets import Listener, against, parse, parse_sctp, parse_v6only
 
 pytestmark = pytest.mark.skipif(
     sys.byteorder != "little", reason="the samples are of a little-endian machine"
@@ -169,14 +170,47 @@ def test_localhost_listeners_count_where_forwards_listen_there(address: str, tak
     assert bool(list(found)) == taken
 
 
-def test_without_dual_sockets_two_colons_are_ipv6_only() -> None:
-    def judge(wanted: Forward) -> bool:
-        sockets = [listener("tcp", "::", 80)]
-        return bool(list(against(sockets, wanted, localhost=False, spared=frozenset(), dual=False)))
+SS = """\
+udp UNCONN 0      0      [::]:80   [::]:* ino:25001 sk:103f cgroup:/ v6only:1 <->
+tcp LISTEN 0      128    [::]:80   [::]:* uid:33 ino:25002 sk:1040 v6only:1 <->
+tcp LISTEN 0      128       *:443     *:* ino:25003 sk:1041 cgroup:/ v6only:0 <->
+tcp LISTEN 0      128 [::1]:631    [::]:* ino:25004 sk:1042
+"""
 
-    assert not judge(AT_UPLINK)
-    assert judge(AT_UPLINK6)
-    assert judge(EVERYWHERE)
+
+def test_sockets_that_take_ipv6_alone() -> None:
+    assert parse_v6only(SS) == {25001, 25002}
+    assert parse_v6only("") == frozenset()
+
+
+@pytest.mark.parametrize(
+    ("inode", "wanted", "taken"),
+    [
+        (25002, AT_UPLINK, False),
+        (25002, forward(80, source="198.51.100.0/24"), False),
+        (25002, AT_UPLINK6, True),
+        (25002, EVERYWHERE, True),
+        (25003, AT_UPLINK, True),
+        (25003, forward(80, source="198.51.100.0/24"), True),
+    ],
+)
+def test_a_socket_that_takes_ipv6_alone_leaves_ipv4(inode: int, wanted: Forward, taken: bool) -> None:
+    listening = [listener("tcp", "::", 80, inode)]
+    found = against(listening, wanted, localhost=False, spared=frozenset(), v6only=lambda: parse_v6only(SS))
+    assert bool(list(found)) == taken
+
+
+def test_the_kernel_tells_which_sockets_take_ipv6_alone() -> None:
+    inodes = []
+    with socket.socket(socket.AF_INET6) as alone, socket.socket(socket.AF_INET6) as both:
+        for ours, only in ((alone, 1), (both, 0)):
+            ours.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, only)
+            ours.bind(("::", 0))
+            ours.listen()
+            inodes.append(os.fstat(ours.fileno()).st_ino)
+        found = hostfacts.v6only_inodes()
+    assert inodes[0] in found
+    assert inodes[1] not in found
 
 
 @pytest.mark.parametrize(
