@@ -7,9 +7,11 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache
 from ipaddress import IPv4Interface, IPv6Interface, ip_interface
+from types import MappingProxyType
 
 from virt_forward import claims, ports, sockets
 from virt_forward.addresses import leases, networkd
+from virt_forward.addresses.asking import Heard
 from virt_forward.addresses.resolve import Bridge, Facts, Place
 from virt_forward.config import Config
 from virt_forward.errors import VirtForwardError
@@ -19,10 +21,16 @@ from virt_forward.process import run
 LIBVIRT_NETWORKS = "/run/libvirt/network"
 """Where libvirt keeps the status of its active networks, as NAME.xml."""
 
+NOTHING_HEARD: Heard = MappingProxyType({})
+
 Interfaces = dict[str, list[IPv4Interface | IPv6Interface]]
 
 
-def facts(known: Iterable[Network], wanted: Iterable[str] = ()) -> Facts:
+def facts(
+    known: Iterable[Network],
+    wanted: Iterable[str] = (),
+    heard: Heard = NOTHING_HEARD,
+) -> Facts:
     """Return the facts that resolving a guest needs.
 
     ``known`` are the networks we have records of; of those ``wanted`` by name, libvirt's
@@ -35,17 +43,23 @@ def facts(known: Iterable[Network], wanted: Iterable[str] = ()) -> Facts:
     interfaces = read_interfaces()
     own = frozenset(address.ip for addresses in interfaces.values() for address in addresses)
     files = cache(networkd_files)
-    return Facts(tuple(networks.values()), cache(lambda name: bridge(name, interfaces, files())), own)
+    return Facts(
+        tuple(networks.values()),
+        cache(lambda name: bridge(name, interfaces, files(), heard.get(name, ()))),
+        own,
+    )
 
 
-def bridge(name: str, interfaces: Interfaces, files: Mapping[str, str]) -> Bridge:
+def bridge(
+    name: str, interfaces: Interfaces, files: Mapping[str, str], heard: tuple[Reservation, ...] = ()
+) -> Bridge:
     """Return what the kernel and networkd's configuration say of a bridge."""
     configured = networkd.bridge_config(files, name, _text(f"/sys/class/net/{name}/address").strip())
     addresses = dict.fromkeys([*interfaces.get(name, []), *configured.addresses])
     return Bridge(
         tuple(addresses),
         configured.leases,
-        cache(lambda: dhcp_leases(name)),
+        cache(lambda: (*dhcp_leases(name), *reversed(heard))),
         cache(lambda: neighbours(name)),
         uplink=name in default_route_devices(),
     )

@@ -54,6 +54,16 @@ def domains(opened: Any, only: Collection[str] | None = None) -> list[DomainStat
     return sorted(state for state in states if state)
 
 
+def networks(opened: Any) -> list[bytes] | None:
+    """Return the XML of every active network; None where libvirt's network driver is away."""
+    libvirt = _module()
+    try:
+        active = opened.listAllNetworks(libvirt.VIR_CONNECT_LIST_NETWORKS_ACTIVE)
+        return [network.XMLDesc(0).encode() for network in active]
+    except libvirt.libvirtError:
+        return None
+
+
 def _looked_up(libvirt: Any, opened: Any, uuids: Collection[str]) -> Iterator[Any]:
     for uuid in uuids:
         with suppress(libvirt.libvirtError):

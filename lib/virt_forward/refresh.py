@@ -2,20 +2,21 @@
 
 from virt_forward import claims, hostfacts
 from virt_forward.addresses import resolve
+from virt_forward.addresses.asking import Heard
 from virt_forward.engine import Engine
 from virt_forward.model import Guest
 from virt_forward.settings import load_config_or_last
 from virt_forward.store import Store
 
 
-def refresh(store: Store) -> int:
+def refresh(store: Store, heard: Heard = hostfacts.NOTHING_HEARD) -> int:
     """Move the rules of running guests to where these are now; return how many guests have moved."""
-    if not _differing(store):
+    if not _differing(store, heard):
         return 0
     config = load_config_or_last(store)
     with store.lock():
         # Between the look and the lock a hook may have come; what counts is what stands now.
-        moved = _differing(store)
+        moved = _differing(store, heard)
         engine = Engine(store, config, hostfacts.own_addresses())
         for guest in moved:
             others = claims.without(engine.index(), [guest.uuid])
@@ -23,12 +24,12 @@ def refresh(store: Store) -> int:
     return len(moved)
 
 
-def _differing(store: Store) -> list[Guest]:
+def _differing(store: Store, heard: Heard) -> list[Guest]:
     """Return the running guests whose seats are other than their records have them, seated anew."""
     running = [guest for guest in store.guests()[0] if guest.phase == "running"]
     if not running:
         return []
-    facts = hostfacts.facts(store.networks(), {name for guest in running for name in guest.networks})
+    facts = hostfacts.facts(store.networks(), {name for guest in running for name in guest.networks}, heard)
     pairs = [(guest, resolve.reseat(guest, facts)) for guest in running]
     return [now for before, now in pairs if now != before]
 

@@ -4,7 +4,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Literal, NamedTuple
 
 from virt_forward import ports
-from virt_forward.model import Domain, Forward, Guest
+from virt_forward.addresses import waiting
+from virt_forward.model import Domain, Forward, Guest, Network
 from virt_forward.ruleset import guest as guest_block
 from virt_forward.ruleset import names
 
@@ -37,7 +38,13 @@ def counters(items: Iterable[Mapping[str, Any]] | None) -> Counters:
     return found
 
 
-def lines(domain: Domain, active: bool, record: Guest | None, kernel: Counters) -> list[Line]:
+def lines(
+    domain: Domain,
+    active: bool,
+    record: Guest | None,
+    kernel: Counters,
+    networks: tuple[Network, ...] = (),
+) -> list[Line]:
     """Return the lines of one domain: every declared forward, and every other one that is still there."""
     declared = ports.expand(domain.declaration) if domain.declaration else ()
     if not active:
@@ -45,7 +52,8 @@ def lines(domain: Domain, active: bool, record: Guest | None, kernel: Counters) 
         return [Line(domain.name, domain.uuid, forward, hosts, "inactive") for forward in declared]
     guest = record or Guest(domain.uuid, domain.name)
     known = [*guest.forwards, *(forward for forward, _ in guest.conflicts)]
-    found = [_line(domain, guest, forward, kernel, declared) for forward in known]
+    found = [_line(domain, guest, forward, kernel, networks) for forward in known]
+    found = [_undeclared(line) if _gone(line, declared) else line for line in found]
     return found + [_missing(domain, forward) for forward in declared if not _within(forward, known)]
 
 
@@ -72,7 +80,7 @@ def _missing(domain: Domain, forward: Forward) -> Line:
 
 
 def _line(
-    domain: Domain, guest: Guest, forward: Forward, kernel: Counters, declared: Iterable[Forward]
+    domain: Domain, guest: Guest, forward: Forward, kernel: Counters, networks: tuple[Network, ...]
 ) -> Line:
     seats = tuple(str(seat.ip) for seat in guest.seats_for(forward))
     line = Line(domain.name, domain.uuid, forward, seats, "active")
@@ -80,14 +88,21 @@ def _line(
     if forward in conflicts:
         return line._replace(state="conflict", reason=conflicts[forward])
     if not seats:
-        return line._replace(state="waiting", reason="the guest's address is not known yet")
+        return line._replace(state="waiting", reason=waiting.reason(guest, forward, networks))
     chain = guest_block.count_chain(names.suffix(guest.name, guest.uuid))
     counted = kernel.get((chain, guest_block.counter_comment(guest.forwards.index(forward))))
     if counted is None:
         return line._replace(state="missing", reason="not in the kernel; virt-forward sync restores it")
-    gone = not any(_same_but_ports(forward, d) and d.start <= forward.start <= d.end for d in declared)
-    reason = "no longer declared; virt-forward sync closes it" if gone else None
-    return line._replace(reason=reason, packets=counted[0], bytes=counted[1])
+    return line._replace(packets=counted[0], bytes=counted[1])
+
+
+def _gone(line: Line, declared: Iterable[Forward]) -> bool:
+    same = (forward for forward in declared if _same_but_ports(line.forward, forward))
+    return line.state == "active" and not any(d.start <= line.forward.start <= d.end for d in same)
+
+
+def _undeclared(line: Line) -> Line:
+    return line._replace(reason="no longer declared; virt-forward sync closes it")
 
 
 def as_json(line: Line) -> dict[str, Any]:

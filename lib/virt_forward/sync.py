@@ -1,16 +1,18 @@
 """Making the table match the running guests: libvirt is asked, then records and kernel follow."""
 
-from collections.abc import Collection, Mapping
+import contextlib
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
-from virt_forward import claims, hostfacts, libvirt_api
-from virt_forward.addresses import resolve
+from virt_forward import ask, claims, hostfacts, libvirt_api
+from virt_forward.addresses import asking, resolve
 from virt_forward.config import Config
 from virt_forward.engine import Engine, judged
 from virt_forward.errors import VirtForwardError
 from virt_forward.libvirt_api import DomainState
 from virt_forward.metadata.domain import MetadataError, parse_domain
-from virt_forward.model import Domain, Guest
+from virt_forward.metadata.network import parse_network
+from virt_forward.model import Domain, Guest, Network
 from virt_forward.settings import load_config
 from virt_forward.store import Store
 
@@ -29,8 +31,10 @@ class Running(NamedTuple):
     judge: claims.Judge
 
 
-def sync(only: Collection[str] | None = None) -> Outcome:
+def sync(only: Collection[str] | None = None, *, ask_guests: bool = True) -> Outcome:
     """Make records and table right from libvirt's running guests: of all, or ``only`` of some UUIDs.
+
+    With ``ask_guests``, those whose address nothing tells are asked for it, which takes a moment.
 
     libvirt is asked before the lock is taken: a hook that waits for the lock keeps libvirt
     waiting. A guest whose record a hook has changed meanwhile is left as the hook has it. A
@@ -40,8 +44,13 @@ def sync(only: Collection[str] | None = None) -> Outcome:
     seen = _records(store)
     with libvirt_api.connection(config.uri) as opened:
         domains = libvirt_api.domains(opened, only)
+        networks = libvirt_api.networks(opened) if only is None else None
+    if networks is not None:
+        _remember_networks(networks, store)
     errors: list[VirtForwardError] = []
     running = _running([state for state in domains if state.active], store, config, errors)
+    if ask_guests:
+        running = _asked(running, store)
     broken = {error.domain.uuid for error in errors if isinstance(error, MetadataError)}
     with store.lock():
         now = _records(store)
@@ -56,6 +65,22 @@ def sync(only: Collection[str] | None = None) -> Outcome:
 
 def _records(store: Store) -> dict[str, Guest]:
     return {guest.uuid: guest for guest in store.guests()[0]}
+
+
+def _remember_networks(texts: Iterable[bytes], store: Store) -> None:
+    """Make the records of networks what libvirt says is active: the hook may not have run for them."""
+    active = {network.uuid: network for network in _networks(texts)}
+    with store.lock():
+        known = {network.uuid: network for network in store.networks()}
+        for uuid in {*active, *known}:
+            if active.get(uuid) != known.get(uuid):
+                store.put_network(uuid, active.get(uuid))
+
+
+def _networks(texts: Iterable[bytes]) -> Iterator[Network]:
+    for text in texts:
+        with contextlib.suppress(VirtForwardError):
+            yield parse_network(text)[0]
 
 
 def _running(
@@ -76,6 +101,19 @@ def _running(
         except VirtForwardError as error:
             errors.append(MetadataError(domain, error.messages))
     return found
+
+
+def _asked(running: dict[str, Running], store: Store) -> dict[str, Running]:
+    """Return the running guests, those without an address seated where they say they are."""
+    networks = store.networks()
+    questions = [item for one in running.values() for item in asking.questions(one.guest, networks)]
+    if not questions:
+        return running
+    heard = ask.once(questions)
+    facts = hostfacts.facts(
+        networks, {name for one in running.values() for name in one.guest.networks}, heard
+    )
+    return {uuid: one._replace(guest=resolve.reseat(one.guest, facts)) for uuid, one in running.items()}
 
 
 def _parsed(state: DomainState, errors: list[VirtForwardError]) -> Domain | None:

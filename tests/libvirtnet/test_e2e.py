@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -160,6 +161,32 @@ def test_a_network_in_bridge_mode_is_the_bridge_it_names(host: Host) -> None:
     host.virsh("net-destroy", "lan")
     assert [row["state"] for row in host.forwards()] == ["active"]
     host.virsh("destroy", PLUGGED.name)
+
+
+def test_sync_remembers_what_networks_libvirt_says_are_active(host: Host) -> None:
+    """Records of networks that a hook never saw start, or end."""
+    records = "/run/virt-forward/networks"
+    host.run(["virsh", "-q", "net-create", "/dev/stdin"], stdin=LAN)
+    (path,) = host.run(["sh", "-c", f"grep -l '\"lan\"' {records}/*"]).out.split()
+    record = host.read(path)
+    gone = "11111111-2222-4333-8444-555555555555"
+    host.run(["sed", "-i", f"s/{Path(path).stem}/{gone}/", path])
+    host.run(["mv", path, f"{records}/{gone}.json"])
+    host.command("sync")
+    assert host.read(path) == record
+    assert host.run(["test", "-e", f"{records}/{gone}.json"], check=False).status == 1
+    host.virsh("net-destroy", "lan")
+
+
+def test_a_network_that_is_the_lan_itself_needs_no_forwards(host: Host) -> None:
+    direct = LAN.replace("'bridge'/>", "'bridge'><interface dev='enp1s0'/></forward>", 1)
+    direct = direct.replace("<bridge name='virbr0'/>", "")
+    host.run(["virsh", "-q", "net-create", "/dev/stdin"], stdin=direct)
+    host.define(PLUGGED)
+    said = host.virsh("start", PLUGGED.name, check=False)
+    assert said.status != 0
+    assert 'its network "lan" puts it on the LAN directly, where it needs no forwards' in said.err
+    host.virsh("net-destroy", "lan")
 
 
 def test_a_nic_is_hot_plugged_into_a_nat_network(host: Host) -> None:

@@ -253,6 +253,26 @@ def test_a_guest_that_cannot_be_served_is_told_what_serves_it(nics: tuple[Nic, .
         made(Declaration(WEB), facts(), nics)
 
 
+@pytest.mark.parametrize(
+    ("network", "served"),
+    [
+        (Network("lan", UUID, "", "bridge"), False),
+        (Network("lan", UUID, "", "passthrough"), False),
+        (Network("lan", UUID, "", "hostdev"), False),
+        # One that is not active has no bridge yet; one that is not known may be anything.
+        (Network("lan", UUID, "", "nat"), True),
+        (Network("other", UUID, "", "bridge"), True),
+    ],
+)
+def test_a_network_that_is_the_lan_itself(network: Network, served: bool) -> None:
+    known, nics = facts()._replace(networks=(network,)), (Nic(MAC, "network", "lan"),)
+    if served:
+        assert made(Declaration(WEB), known, nics).seats == ()
+        return
+    with pytest.raises(VirtForwardError, match='its network "lan" puts it on the LAN directly'):
+        made(Declaration(WEB), known, nics)
+
+
 def test_one_nic_that_can_be_served_is_enough() -> None:
     nics = (Nic(MAC2, "user"), *ON_BRIDGE)
     assert ips(made(Declaration(WEB, (host("198.51.100.9"),)), facts(), nics)) == ["198.51.100.9"]

@@ -24,6 +24,9 @@ from virt_forward.model import (
     Subnet,
 )
 
+DIRECT = ("bridge", "private", "vepa", "passthrough", "hostdev")
+"""Modes of libvirt networks that make no bridge of their own (formatnetwork.html)."""
+
 
 class Bridge(NamedTuple):
     """What the host knows of a bridge.
@@ -98,7 +101,7 @@ def resolve(
     """
     declaration = domain.declaration or Declaration()
     found = places(domain.nics, facts)
-    errors = [*_unserved(domain, found), *_fenced(declaration, config)]
+    errors = [*_unserved(domain, found, facts), *_fenced(declaration, config)]
     errors += _strangers(declaration, found, facts)
     if errors:
         raise VirtForwardError(f'guest "{domain.name}": {error}' for error in errors)
@@ -131,10 +134,16 @@ def remembering(guest: Guest, known: Guest | None, facts: Facts) -> Guest:
     return reseat(guest._replace(seats=known.seats), facts) if known else guest
 
 
-def _unserved(domain: Domain, found: list[Place]) -> Iterator[str]:
-    if found or any(nic.type == "network" for nic in domain.nics):
+def _unserved(domain: Domain, found: list[Place], facts: Facts) -> Iterator[str]:
+    networks = {nic.source: _network(nic, facts.networks) for nic in domain.nics if nic.type == "network"}
+    # A network that is not known, or has no bridge yet, may have one by the time the guest runs.
+    if found or any(network is None or network.mode not in DIRECT for network in networks.values()):
         return
     kinds = {nic.type for nic in domain.nics}
+    if networks:
+        names = ", ".join(f'"{name}"' for name in networks)
+        yield f"its network {names} puts it on the LAN directly, where it needs no forwards"
+        return
     if "user" in kinds:
         yield "its NIC is of type user; libvirt's own <portForward> with <backend type='passt'/> serves it"
     elif "direct" in kinds:

@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from virt_forward.model import Domain, Guest
+from virt_forward.model import Domain, Guest, Network
 
 
 class Hook(NamedTuple):
@@ -41,6 +41,7 @@ class Facts(NamedTuple):
     """All of them. ``running`` are the running domains that declare forwards, None without libvirt."""
 
     guests: tuple[Guest, ...] = ()
+    networks: tuple[Network, ...] = ()
     running: tuple[Domain, ...] | None = None
     table_is: str | None = None
     table_should_be: str | None = None

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 from virt_forward import spec
+from virt_forward.addresses import waiting
 from virt_forward.check import listing
 from virt_forward.check.facts import Facts, Hook
 from virt_forward.check.problem import Problem
@@ -118,12 +119,10 @@ def host_port_taken(facts: Facts) -> Iterator[Problem]:
 def no_address(facts: Facts) -> Iterator[Problem]:
     """Find running guests whose address nothing has told."""
     for guest in facts.guests:
-        waiting = [forward for forward in guest.forwards if not guest.seats_for(forward)]
-        if guest.phase == "running" and waiting:
-            ports = ", ".join(map(spec.render, waiting[:5]))
-            message = (
-                f"{ports} waits: no address in metadata, reservations, DHCP leases or the neighbour table"
-            )
+        idle = [forward for forward in guest.forwards if not guest.seats_for(forward)]
+        if guest.phase == "running" and idle:
+            why = waiting.reason(guest, idle[0], facts.networks)
+            message = f"{', '.join(map(spec.render, idle[:5]))} waits: {why}"
             fix = (
                 f'wait for its DHCP and run {SYNC}, reserve an address, or add <host ip="…"/> to its metadata'
             )

@@ -32,6 +32,7 @@ def read(config: Config, store: Store, domains: list[DomainState] | None) -> Fac
     should = nft.scratch_listing(table.text(include)) if include.paragraphs else None
     return Facts(
         guests,
+        tuple(store.networks()),
         None if domains is None else tuple(_declaring(domains)),
         nft.plain_listing(),
         should,

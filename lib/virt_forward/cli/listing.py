@@ -54,12 +54,12 @@ def choose(states: Iterable[DomainState], wanted: list[str]) -> list[DomainState
 
 def _lines(states: list[DomainState], errors: list[VirtForwardError]) -> list[report.Line]:
     store, kernel = Store(), report.counters(nft.listing())
+    networks = tuple(store.networks())
     found: list[report.Line] = []
     for state in states:
         try:
-            found += report.lines(
-                parse_domain(state.xml), state.active, _record(store, state.uuid, errors), kernel
-            )
+            record = _record(store, state.uuid, errors)
+            found += report.lines(parse_domain(state.xml), state.active, record, kernel, networks)
         except VirtForwardError as error:
             errors.append(error)
     return found

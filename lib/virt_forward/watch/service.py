@@ -8,7 +8,7 @@ import time
 from types import FrameType
 
 from virt_forward import hostfacts, log
-from virt_forward.addresses import resolve
+from virt_forward.addresses import asking, resolve
 from virt_forward.admit.plan import chain_changed
 from virt_forward.errors import VirtForwardError
 from virt_forward.model import Address, Guest
@@ -20,6 +20,7 @@ from virt_forward.sync import sync
 from virt_forward.watch.kernel_events import TABLE_GONE, NeighbourMonitor, TableMonitor
 from virt_forward.watch.libvirt_events import LibvirtEvents
 from virt_forward.watch.notify import notify
+from virt_forward.watch.seeker import Seeker
 
 SETTLE_SECONDS = 0.02
 """How long a burst of events may go on before it is acted upon."""
@@ -57,6 +58,7 @@ class Service:
         self.libvirt = LibvirtEvents(load_config_or_last(self.store).uri)
         self.table = TableMonitor()
         self.neighbours = NeighbourMonitor()
+        self.seeker = Seeker(self.poller)
         self.leases: dict[str, int] = {}
         self._guests: list[Guest] = []
         self._lease_files: set[str] = set()
@@ -79,6 +81,7 @@ class Service:
         notify("STOPPING=1")
         self.table.stop()
         self.neighbours.close()
+        self.seeker.close()
         return 0
 
     def _end(self, _signal: int, _frame: FrameType | None) -> None:
@@ -110,9 +113,11 @@ class Service:
         if at != self._read_at:
             self._guests = [guest for guest in self.store.guests()[0] if guest.phase == "running"]
             self._read_at = at
-            facts = resolve.Facts(tuple(self.store.networks()))
+            networks = tuple(self.store.networks())
+            facts = resolve.Facts(networks)
             bridges = {place.bridge for g in self._guests for place in resolve.places(g.nics, facts)}
             self._lease_files = {path for bridge in bridges for path in hostfacts.lease_files(bridge)}
+            self.seeker.seek(item for g in self._guests for item in asking.questions(g, networks))
         return self._guests
 
     def _collect(self, seconds: float | None) -> None:
@@ -129,6 +134,7 @@ class Service:
         if self._table_fd is None or self._table_fd in ready:
             self._monitor_table()
         self.wanted.addresses |= self._leases_changed()
+        self.wanted.addresses |= self.seeker.work()
 
     def _monitor_table(self) -> None:
         text = self.table.read() if self._table_fd is not None else None
@@ -154,6 +160,9 @@ class Service:
         running = self._running()
         macs = {nic.mac for guest in running for nic in guest.nics}
         known = {(seat.mac, seat.ip) for guest in running for seat in guest.seats}
+        if any(ip.is_link_local and self.seeker.seeks(mac) for mac, ip in learned):
+            # Its network is up, so that it may have an address of use by now.
+            self.seeker.again()
         return any(mac in macs and (mac, ip) not in known and not ip.is_link_local for mac, ip in learned)
 
     def _leases_changed(self) -> bool:
@@ -181,7 +190,7 @@ class Service:
     def _do_domains(self) -> None:
         everything, domains = self.wanted.everything, self.wanted.domains
         if everything or domains:
-            outcome = sync(None if everything else domains)
+            outcome = sync(None if everything else domains, ask_guests=False)
             self.wanted.everything, self.wanted.domains = False, set()
             for error in outcome.errors:
                 log.error(f"watch: {error}")
@@ -194,7 +203,8 @@ class Service:
 
     def _do_addresses(self) -> None:
         if self.wanted.addresses:
-            refresh(self.store)
+            refresh(self.store, self.seeker.heard)
+            self.seeker.heard.clear()
             self.wanted.addresses = False
 
 

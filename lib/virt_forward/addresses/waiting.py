@@ -1,0 +1,42 @@
+"""Why a forward waits: which places were asked for the guest's address, or why there is none to ask."""
+
+from collections.abc import Iterable
+
+from virt_forward.addresses.resolve import Facts, Place, places
+from virt_forward.model import Forward, Guest, Network, fits
+
+
+def reason(guest: Guest, forward: Forward, networks: Iterable[Network]) -> str:
+    """Return one sentence on why no seat of ``guest`` serves ``forward``."""
+    facts = Facts(tuple(networks))
+    found = [place for place in places(guest.nics, facts) if forward.mac in (None, place.nic.mac)]
+    if not found:
+        return _nowhere(guest, forward, facts)
+    versions = [version for version in (4, 6) if fits(forward, version)]
+    served = {(subnet.version, bridge) for subnet, bridge in guest.lans}
+    asked = [place for place in found if any((version, place.bridge) in served for version in versions)]
+    if not asked:
+        family = f"IPv{versions[0]}" if len(versions) == 1 else "IP"
+        bridges = ", ".join(dict.fromkeys(place.bridge for place in found))
+        return f"the host has no {family} subnet on {bridges}, and the metadata has no <host> for the guest"
+    return "; ".join(map(_asked, asked))
+
+
+def _nowhere(guest: Guest, forward: Forward, facts: Facts) -> str:
+    nics = [nic for nic in guest.nics if forward.mac in (None, nic.mac)]
+    if forward.mac and not nics:
+        return f"the guest has no NIC with the MAC address {forward.mac}"
+    bridges = {network.name: network.bridge for network in facts.networks}
+    for nic in nics:
+        if nic.type == "network":
+            why = "has no bridge on this host" if nic.source in bridges else "is not active"
+            return f'the network "{nic.source}" of the guest {why}'
+    return "the guest has no NIC on a bridge of this host"
+
+
+def _asked(place: Place) -> str:
+    asked = ["<host> in its metadata"]
+    if place.network:
+        asked.append(f'the reservations of network "{place.network.name}"')
+    asked += ["networkd's static leases", "the DHCP leases of networkd and dnsmasq", "the neighbour table"]
+    return f"no address is known yet of {place.nic.mac} on {place.bridge}; asked were {', '.join(asked)}"

@@ -1,0 +1,55 @@
+"""Why a forward waits, in words."""
+
+from __future__ import annotations
+
+import pytest
+
+from unit.build import BRIDGE, MAC, UUID, forward, guest
+from virt_forward.addresses import waiting
+from virt_forward.model import Forward, Network, Nic
+
+BRIDGED = Nic(MAC, "bridge", BRIDGE)
+PLUGGED = Nic(MAC, "network", "default")
+KNOWN = Network("default", UUID, BRIDGE)
+ASKED = f"no address is known yet of {MAC} on {BRIDGE}; asked were <host> in its metadata, "
+REST = "networkd's static leases, the DHCP leases of networkd and dnsmasq, the neighbour table"
+
+
+@pytest.mark.parametrize(
+    ("nics", "networks", "wanted", "reason"),
+    [
+        ((BRIDGED,), (), forward(), ASKED + REST),
+        ((PLUGGED,), (KNOWN,), forward(), f'{ASKED}the reservations of network "default", {REST}'),
+        ((PLUGGED,), (), forward(), 'the network "default" of the guest is not active'),
+        (
+            (PLUGGED,),
+            (KNOWN._replace(bridge=""),),
+            forward(),
+            'the network "default" of the guest has no bridge on this host',
+        ),
+        (
+            (BRIDGED,),
+            (),
+            forward(mac="52:54:00:00:00:02"),
+            "the guest has no NIC with the MAC address 52:54:00:00:00:02",
+        ),
+        ((), (), forward(), "the guest has no NIC on a bridge of this host"),
+        (
+            (BRIDGED._replace(source="virbr9"),),
+            (),
+            forward(source="2001:db8::/32"),
+            "the host has no IPv6 subnet on virbr9, and the metadata has no <host> for the guest",
+        ),
+        (
+            (BRIDGED._replace(source="virbr9"),),
+            (),
+            forward(),
+            "the host has no IP subnet on virbr9, and the metadata has no <host> for the guest",
+        ),
+    ],
+)
+def test_the_reason(
+    nics: tuple[Nic, ...], networks: tuple[Network, ...], wanted: Forward, reason: str
+) -> None:
+    waits = guest("web", wanted, seats=())._replace(nics=nics)
+    assert waiting.reason(waits, wanted, networks) == reason
