@@ -25,12 +25,21 @@ def end_flows(gone: Iterable[flows.Pair], come: Iterable[flows.Pair], own: froze
         return "conntrack is not there; install conntrack-tools so that old connections end with their guest"
     if listed.status:
         return f"conntrack: {listed.stderr.strip()}"
-    known = tuple(flows.parse(listed.stdout))
+    known = tuple(flows.parse(listed.stdout, _words(gone, come, own)))
     doomed = {*flows.stale(known, gone), *flows.knocked(known, come, own)}
-    if doomed:
-        # One process for all of them. One that has ended by itself meanwhile is an error nobody minds.
-        run(["conntrack", "-R", "-"], "".join(_delete(flow) for flow in sorted(doomed, key=str)), TIMEOUT)
-    return None
+    if not doomed:
+        return None
+    # One process for all of them. One that has ended by itself meanwhile is an error nobody minds.
+    done = run(["conntrack", "-R", "-"], "".join(sorted(_deletions(known, doomed))), TIMEOUT)
+    return f"conntrack: {done.stderr.strip()}" if done.status == 124 else None
+
+
+def _words(gone: Iterable[flows.Pair], come: Iterable[flows.Pair], own: frozenset[Address]) -> frozenset[str]:
+    """Return the words of which a line of the listing has one, where it can matter."""
+    found = {f"src={seat.ip}" for _, seat in gone}
+    if any(forward.proto == "udp" for forward, _ in come):
+        found |= {f"src={address}" for address in own}
+    return frozenset(found)
 
 
 def _nothing_tracked() -> bool:
@@ -41,8 +50,20 @@ def _nothing_tracked() -> bool:
         return False
 
 
-def _delete(flow: flows.Flow) -> str:
-    return (
-        f"-D -f ipv{flow.source.version} -p {flow.proto} -s {flow.source} -d {flow.destination} "
-        f"--sport {flow.source_port} --dport {flow.destination_port}\n"
-    )
+def _deletions(known: Iterable[flows.Flow], doomed: set[flows.Flow]) -> set[str]:
+    """Return the commands that end the doomed flows and no other known one.
+
+    The kernel walks its whole table for each, too: so all that went one way go at once,
+    whoever came, and whichever port they took where every port is doomed.
+    """
+    mixed = {_way(flow) for flow in known if flow not in doomed}
+    return {_way(flow) + (_ports(flow) if _way(flow) in mixed else "") + "\n" for flow in doomed}
+
+
+def _way(flow: flows.Flow) -> str:
+    family = f"ipv{flow.destination.version}"
+    return f"-D -f {family} -p {flow.proto} -d {flow.destination} -r {flow.answering}"
+
+
+def _ports(flow: flows.Flow) -> str:
+    return f" --dport {flow.destination_port} --reply-port-src {flow.answering_port}"

@@ -6,6 +6,7 @@
 irrelevant   a guest without our metadata, against an interpreter that does nothing
 cycle        prepare, start, started, stopped, release of a guest with 10 forwards, against five of those
 crowd        one guest's start while 1,000 other guests have 10 forwards each, against one other guest
+connections  a stop that ends 25,000 of 100,000 tracked connections, against conntrack -L of all of them
 sync         making the table of those 1,000 guests anew, against nft -f of the same text
 
 Everything happens in a network namespace and a run directory that are gone afterwards.
@@ -57,7 +58,8 @@ def domain_xml(namespace: str = "urn:virt-forward:1") -> bytes:
 def seconds(argv: list[str], stdin: bytes = b"") -> float:
     """Run a program and return how long it took."""
     before = time.perf_counter()
-    subprocess.run(argv, input=stdin, check=True, timeout=60, stdout=subprocess.DEVNULL)
+    quiet = subprocess.DEVNULL
+    subprocess.run(argv, input=stdin, check=True, timeout=60, stdout=quiet, stderr=quiet)
     return time.perf_counter() - before
 
 
@@ -111,6 +113,33 @@ def crowd(runs: int) -> float:
     return statistics.median(many) / statistics.median(few)
 
 
+def connections(runs: int) -> float:
+    """Return the cost of a stop among 100,000 tracked connections against a listing of them."""
+    xml, ratios = domain_xml(), []
+    for _ in range(runs):
+        for operation, sub in CYCLE[:3]:
+            hook(operation, sub, xml)
+        track(100_000)
+        listing = seconds(["conntrack", "-L"])
+        ratios.append(hook(*CYCLE[3], xml) / listing)
+        hook(*CYCLE[4], xml)
+        subprocess.run(["conntrack", "-F"], check=True, timeout=60, capture_output=True)
+    return statistics.median(ratios)
+
+
+def track(count: int) -> None:
+    """Have the kernel track connections, every fourth of them through a forward of the bench guest."""
+    how = "-I -p tcp --sport 1000 --reply-port-dst 1000 --state ESTABLISHED -t 300 -d 192.0.2.1"
+    lines = []
+    for number in range(count):
+        source = ipaddress.IPv4Address("198.18.0.0") + number
+        port, guest = 30000 + number // 4 % 10, "10.10.255.1" if number % 4 == 0 else "10.10.255.2"
+        ways = f"-s {source} -q {source} -r {guest} --dport {port} --reply-port-src {port - 1000}"
+        lines.append(f"{how} {ways}\n")
+    command = ["conntrack", "-R", "-"]
+    subprocess.run(command, input="".join(lines).encode(), check=True, timeout=60, capture_output=True)
+
+
 def resync() -> float:
     """Return how long it takes to make the table anew from all records."""
     store = Store()
@@ -131,6 +160,7 @@ def measure(runs: int) -> dict[str, float]:
     found = {
         "irrelevant": ratio(lambda: hook("started", "begin", plain), lambda: seconds(NOTHING), runs * 3),
         "cycle": ratio(cycle, lambda: sum(seconds(NOTHING) for _ in CYCLE), runs),
+        "connections": connections(max(runs // 3, 1)),
         "crowd": crowd(runs),
     }
     include = Store().include_path
