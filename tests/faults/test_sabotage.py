@@ -24,8 +24,13 @@ RUNNING_EVENTS = ("started", "reconnect", "restore")
 @pytest.fixture
 def two(world: World) -> World:
     """web and db run, mail is prepared."""
-    world.start("web", "db")
-    assert world.event("mail", "prepare").status == 0
+    if world.before:
+        world.restore()
+        world.lab.host.run(["nft", "-f", world.run_dir / "ruleset.nft"])
+    else:
+        world.start("web", "db")
+        assert world.event("mail", "prepare").status == 0
+        world.before = world.saved()
     return world
 
 
@@ -36,8 +41,11 @@ def program(name: str) -> Callable[[str], bool]:
 # ---- programs -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["nft", "ip", "conntrack"])
-@pytest.mark.parametrize("how", [missing, refused(5)], ids=["missing", "failing"])
+@pytest.mark.parametrize(
+    ("name", "how"),
+    [("nft", missing), ("nft", refused(5)), ("ip", missing), ("conntrack", refused(5))],
+    ids=["nft missing", "nft failing", "ip missing", "conntrack failing"],
+)
 @pytest.mark.parametrize("operation", [*RUNNING_EVENTS, "stopped"])
 def test_a_program_that_does_not_work_costs_no_running_guest(
     two: World, name: str, how: Callable[[str], object], operation: str
