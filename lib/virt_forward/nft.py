@@ -84,6 +84,12 @@ def plain_listing() -> str | None:
     return None if result.status else result.stdout
 
 
+def dispatches() -> bool:
+    """Tell whether our table still looks for forwards: ``nft flush table`` takes the rules alone."""
+    result = run(["nft", "list", "chain", *TABLE.split(), "dispatch"], timeout=TIMEOUT)
+    return result.status == 0 and "vmap" in result.stdout
+
+
 def scratch_listing(text: str) -> str:
     """Return how nft lists the table that ``text`` makes, loaded into a network namespace of its own."""
     words = f"nft -f - && nft -s list table {TABLE}"

@@ -1,6 +1,6 @@
 """Following addresses: the guests that run are seated anew as leases and neighbours have it now."""
 
-from virt_forward import claims, hostfacts
+from virt_forward import claims, hostfacts, nft
 from virt_forward.addresses import resolve
 from virt_forward.addresses.asking import Heard
 from virt_forward.engine import Engine
@@ -40,4 +40,7 @@ def verify(store: Store) -> None:
         running = next((guest for guest in store.guests()[0] if guest.phase == "running"), None)
         if running:
             # Changing a running guest to what it is already runs a transaction that fits only our own table.
-            Engine(store, load_config_or_last(store)).change({running.uuid: running})
+            engine = Engine(store, load_config_or_last(store))
+            engine.change({running.uuid: running})
+            if not nft.dispatches():
+                engine.change({}, afresh=True)

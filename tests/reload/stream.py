@@ -2,7 +2,7 @@
 """Connections, one after the other and several at a time, counted: stream.py HOST PORT PATH-TO-STOP.
 
 Prints how many were made, how many of them were refused or had no answer in time, and the longest time
-in seconds in which none succeeded. A SYN that was lost would be sent again after a second only.
+in seconds in which none was begun that succeeded. A SYN that is lost is sent again after a second only.
 """
 
 from __future__ import annotations
@@ -15,7 +15,10 @@ import struct
 import sys
 import time
 
-AT_ONCE = 8
+AT_ONCE, AT_MOST = 8, 800
+"""As many as are answered are begun; while nobody answers, one each PAUSE, that the gap is seen to end."""
+
+PAUSE = 0.001
 PATIENCE = 0.4
 # A close by RST leaves no TIME_WAIT behind: there are more connections here than ports.
 LINGER = struct.pack("ii", 1, 0)
@@ -29,15 +32,16 @@ class Stream:
         self.poll = select.epoll()
         self.under_way: dict[int, tuple[socket.socket, float]] = {}
         self.made = self.refused = self.unanswered = 0
-        self.good = time.monotonic()
+        self.good = self.begun = time.monotonic()
         self.gap = 0.0
 
     def open(self) -> None:
         made = socket.socket()
         made.setblocking(False)
         made.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, LINGER)
+        self.begun = time.monotonic()
         made.connect_ex(self.to)
-        self.under_way[made.fileno()] = (made, time.monotonic())
+        self.under_way[made.fileno()] = (made, self.begun)
         self.poll.register(made, select.EPOLLOUT)
 
     def close(self, fd: int) -> None:
@@ -50,13 +54,17 @@ class Stream:
         if self.under_way[fd][0].getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
             self.refused += 1
         else:
-            now = time.monotonic()
-            self.gap, self.good = max(self.gap, now - self.good), now
+            begun = self.under_way[fd][1]
+            self.gap, self.good = max(self.gap, begun - self.good), max(self.good, begun)
+
+    def due(self) -> bool:
+        waiting = len(self.under_way)
+        return waiting < AT_ONCE or (waiting < AT_MOST and time.monotonic() >= self.begun + PAUSE)
 
     def turn(self) -> None:
-        while len(self.under_way) < AT_ONCE:
+        while self.due():
             self.open()
-        for fd, _ in self.poll.poll(0.05):
+        for fd, _ in self.poll.poll(PAUSE):
             self.answered(fd)
             self.close(fd)
         late = time.monotonic() - PATIENCE

@@ -70,6 +70,13 @@ def base_chains(config: Config) -> dict[str, tuple[str, tuple[str, ...]]]:
         # + 5 and - 95: a person's own DNAT at the usual priority wins.
         "prerouting": ("type nat hook prerouting priority dstnat + 5; policy accept;", _prerouting(config)),
         "output": ("type nat hook output priority -95; policy accept;", _output(config)),
+        # A packet that is in an old table's chain as a reload replaces that table finds its maps
+        # empty; the new table's later chain is still before it, and finds what the old one missed.
+        "prerouting-later": (
+            "type nat hook prerouting priority dstnat + 6; policy accept;",
+            _prerouting(config),
+        ),
+        "output-later": ("type nat hook output priority -94; policy accept;", _output(config)),
         "postrouting": (
             "type nat hook postrouting priority srcnat - 5; policy accept;",
             _postrouting(config),

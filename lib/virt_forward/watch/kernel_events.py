@@ -17,8 +17,8 @@ NDA_DST, NDA_LLADDR = 1, 2
 """linux/rtnetlink.h, linux/neighbour.h."""
 
 
-TABLE_GONE = b"delete table inet virt-forward"
-"""What ``nft monitor`` prints where somebody deletes our table."""
+TABLE_GONE = (b"delete table inet virt-forward", b"delete rule inet virt-forward dispatch ")
+"""What ``nft monitor`` prints where somebody deletes our table, or flushes it."""
 
 
 class TableMonitor:

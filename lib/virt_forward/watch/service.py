@@ -139,7 +139,7 @@ class Service:
     def _monitor_table(self) -> None:
         text = self.table.read() if self._table_fd is not None else None
         if text is not None:
-            self.wanted.table |= TABLE_GONE in text
+            self.wanted.table |= any(words in text for words in TABLE_GONE)
             self.wanted.chains |= chain_changed(text)
             return
         if self._table_fd is not None:
