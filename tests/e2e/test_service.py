@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import re
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -73,3 +76,30 @@ def test_a_libvirtd_that_restarts_is_followed(service: Background, web: Guest, e
 def test_a_flushed_ruleset_comes_back(service: Background, web: Guest, empty: Host) -> None:
     empty.run(["nft", "delete", "table", "inet", "virt-forward"])
     eventually(lambda: empty.fetch(8080) == WEB.page, "the table is back", timeout=3)
+
+
+def service_pid(host: Host) -> int:
+    """Return the service's process as the host numbers it."""
+    return int(host.run(["pgrep", "-o", "-f", f"python3.*{COMMAND} watch"]).out.split()[0])
+
+
+def used(host: Host, pid: int) -> tuple[float, float]:
+    """Return processor seconds used so far, and resident MiB (proc_pid_stat(5), proc_pid_status(5))."""
+    fields = host.read(f"/proc/{pid}/stat").rpartition(")")[2].split()
+    (resident,) = re.findall(r"VmRSS:\s+(\d+) kB", host.read(f"/proc/{pid}/status"))
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK"), int(resident) / 1024
+
+
+def test_it_keeps_quiet_and_small(service: Background, web: Guest, empty: Host) -> None:
+    eventually(lambda: empty.fetch(8080) == WEB.page, "reached")
+    pid = service_pid(empty)
+    for round_ in range(12):
+        edit(empty, "8080:80", f"{8100 + round_}:80")
+    eventually(lambda: empty.fetch(8111) == WEB.page, "the last edit counts", timeout=10)
+    time.sleep(1)
+    before, _ = used(empty, pid)
+    time.sleep(4)
+    after, resident = used(empty, pid)
+    print(f"\nidle beside a guest: {(after - before) / 4:.2%} of a processor, {resident:.0f} MiB resident")
+    assert after - before <= 0.04
+    assert resident < 64

@@ -2,6 +2,7 @@
 
 import glob
 import os
+import re
 from collections.abc import Iterator
 
 from virt_forward import hostfacts, libvirt_api, nft
@@ -68,12 +69,12 @@ def _hook(driver: str, store: Store) -> Hook:
 
 
 def _looked_at(driver: str, store: Store) -> float:
-    started = max((_started(daemon) for daemon in DAEMONS[driver]), default=0.0)
+    started = max(_started(daemon) for daemon in DAEMONS[driver])
     try:
         told = os.stat(os.path.join(store.path, RELOADED)).st_mtime
     except OSError:
         told = 0.0
-    return max(started, told) if started else 0.0
+    return max(started, told, *map(_reloaded, DAEMONS[driver])) if started else 0.0
 
 
 def _started(daemon: str) -> float:
@@ -85,6 +86,14 @@ def _started(daemon: str) -> float:
     boot = next((line for line in _text("/proc/stat").splitlines() if line.startswith("btime ")), "btime 0")
     # Rounded up: a file made in the second of the start is taken for older.
     return int(boot.split()[1]) + int(fields[19]) / os.sysconf("SC_CLK_TCK") + 1
+
+
+def _reloaded(daemon: str) -> float:
+    """Return when systemd last reloaded a daemon, in seconds since the epoch; 0 where it has not."""
+    shown = run(["systemctl", "show", f"{daemon}.service", "--property=ExecReload", "--timestamp=unix"])
+    found = re.findall(r"start_time=\[@(\d+)\]", shown.stdout)
+    # systemd tells whole seconds; a file made in that second is taken for older.
+    return max(map(int, found), default=-1) + 1.0
 
 
 def _flush(store: Store) -> Flush:
