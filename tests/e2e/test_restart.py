@@ -42,6 +42,19 @@ def test_a_guest_that_died_while_libvirtd_was_down_is_closed(empty: Host, web: G
     eventually(lambda: empty.fetch(8080) is None, "forward closes")
 
 
+def test_a_host_that_boots_again_starts_its_guests_with_their_forwards(empty: Host, web: Guest) -> None:
+    """Nothing of the boot before is left, in /run or in the kernel; libvirt starts what is marked so."""
+    empty.virsh("autostart", web.name)
+    pid = empty.qemu_pid(web)
+    empty.stop_libvirtd()
+    empty.run(["kill", "-9", pid])
+    empty.run(["sh", "-c", "rm -rf /run/virt-forward /run/libvirt/*; nft flush ruleset; conntrack -F"])
+    empty.nft_reload()
+    assert empty.our_table() == ""
+    empty.start_libvirtd()
+    eventually(lambda: empty.fetch(8080) == web.page, "the guest boots and is reached", 40, 0.1)
+
+
 SABOTAGE = {
     "configuration": "mkdir -p /etc/virt-forward; echo '[forward' >/etc/virt-forward/config.toml",
     "package gone": "mv /usr/local/lib/virt-forward /usr/local/lib/virt-forward.away",
