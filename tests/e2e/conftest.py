@@ -7,9 +7,11 @@ from collections.abc import Iterator
 import pytest
 
 from lab import host as hosts
+from lab.box import COMMAND
 from lab.guest import Guest
 from lab.host import Host
 from lab.netns import HOST4
+from lab.proc import Background, eventually
 from lab.xml import forwards, host_ip, port_forward
 
 # The address by IPv4 comes from networkd's static lease, by IPv6 the person names it.
@@ -52,3 +54,14 @@ def web(empty: Host, image: str) -> Guest:
     empty.wait_booted(WEB)
     assert empty.fetch(8080) == WEB.page, f"not reachable at {HOST4}:8080 after restore\n{empty.explain()}"
     return WEB
+
+
+@pytest.fixture
+def service(empty: Host) -> Iterator[Background]:
+    enter = ["nsenter", f"--target={empty.init}", *empty.namespaces, "--wdns=/"]
+    with Background([*enter, COMMAND, "watch"], empty.dir / "watch.log") as running:
+        yield running
+        # The service itself is told to end, not nsenter, which has to live to see it gone.
+        empty.run(["pkill", "-TERM", "-f", f"{COMMAND} watch"])
+        eventually(lambda: not running.alive(), "the service ends when it is told to")
+        assert running.process.returncode == 0, running.text()

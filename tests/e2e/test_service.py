@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import time
-from collections.abc import Iterator
 
 import pytest
 
@@ -20,17 +19,6 @@ pytestmark = pytest.mark.e2e
 
 ANY = Guest("any", forwards(port_forward("8080:80")), mac="52:54:00:00:00:99", ip6=None)
 URI = ("--uri", "urn:virt-forward:1", "--key", "vf", "--live")
-
-
-@pytest.fixture
-def service(empty: Host) -> Iterator[Background]:
-    enter = ["nsenter", f"--target={empty.init}", *empty.namespaces, "--wdns=/"]
-    with Background([*enter, COMMAND, "watch"], empty.dir / "watch.log") as running:
-        yield running
-        # The service itself is told to end, not nsenter, which has to live to see it gone.
-        empty.run(["pkill", "-TERM", "-f", f"{COMMAND} watch"])
-        eventually(lambda: not running.alive(), "the service ends when it is told to")
-        assert running.process.returncode == 0, running.text()
 
 
 def edit(host: Host, *ports: str) -> None:

@@ -75,7 +75,9 @@ class World:
             api: Any = vars(sync)["libvirt_api"]
             api.connection = lambda _uri: contextlib.nullcontext()
             api.domains = lambda *_: libvirt_says(running)
-            return 1 if sync.sync().errors else 0
+            api.networks = lambda _: []
+            # There are no guests in this world that could answer.
+            return 1 if sync.sync(ask_guests=False).errors else 0
 
         return self._apart(call, steps)
 

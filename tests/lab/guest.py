@@ -24,7 +24,7 @@ class Assets:
 
 def assets() -> Assets:
     """Return kernel and initramfs; nothing is installed for them."""
-    folder = cache.kept("guest", _fetch, f"the guest's kernel, out of {KERNEL_PACKAGE}")
+    folder = cache.kept(f"guest-{initramfs.digest()}", _fetch, f"the guest's kernel, out of {KERNEL_PACKAGE}")
     return Assets(folder / "vmlinuz", folder / "initrd.img")
 
 

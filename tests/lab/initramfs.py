@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import lzma
 import shutil
 from collections.abc import Iterable, Iterator
@@ -44,7 +45,19 @@ else
 fi
 httpd -p 80 -h /www
 echo "vf: guest $name serves"
-while :; do sleep 3600; done
+# Any further NIC, there from the start or plugged in later, asks by DHCP.
+asked=" eth0-$(cat /sys/class/net/eth0/ifindex) "
+while :; do
+    for path in /sys/class/net/eth*; do
+        nic=${path##*/}
+        this=$nic-$(cat "$path/ifindex") || continue
+        case $asked in *" $this "*) continue ;; esac
+        asked="$asked$this "
+        ip link set "$nic" up
+        udhcpc -i "$nic" -s /udhcpc -t 30 -T 1 -A 1 -f &
+    done
+    sleep 0.3
+done
 """
 
 UDHCPC = """\
@@ -53,7 +66,7 @@ case $1 in
     deconfig) ip -4 addr flush dev "$interface" ;;
     bound | renew)
         ip addr replace "$ip/$mask" dev "$interface"
-        ip route replace default via "$router"
+        ip route | grep -q ^default || ip route add default via "$router"
         echo "vf: address $ip" ;;
 esac
 """
@@ -103,6 +116,11 @@ def build(kernel: Path) -> bytes:
     files += [(f"modules/{name}.ko", data) for name, data in modules]
     folders = ("bin", "dev", "proc", "sys", "modules", "www", "www/cgi-bin")
     return gzip.compress(cpio([*((folder, None) for folder in folders), *files]), 1)
+
+
+def digest() -> str:
+    """Return what changes whenever the guest's own files do."""
+    return hashlib.sha256("".join((*MODULES, INIT, UDHCPC, WHO, POWER)).encode()).hexdigest()[:12]
 
 
 def cpio(entries: Iterable[tuple[str, bytes | None]]) -> bytes:
