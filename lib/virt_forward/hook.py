@@ -61,7 +61,11 @@ def _on_error() -> str:
 def _handle(event: Event, data: bytes) -> None:
     action = event.policy.action
     store = Store()
-    if action in (Action.CLAIM, Action.OPEN, Action.RESTORE):
+    if action is Action.RESTORE:
+        _mark_restoring(data, store)
+    elif action is Action.CLAIM:
+        _prepare(data, store)
+    elif action is Action.OPEN:
         _guest_event(action, data, store)
     elif action is Action.CLOSE:
         _close(data, store)
@@ -69,6 +73,45 @@ def _handle(event: Event, data: bytes) -> None:
         from virt_forward import network_events
 
         network_events.handle(action, data, store)
+
+
+def _mark_restoring(data: bytes, store: Store) -> None:
+    """Leave a mark for the prepare that follows: a guest that is restored is not refused.
+
+    libvirt calls this before it notices that the guest runs already, and then nothing follows.
+    """
+    from virt_forward.metadata.domain import MetadataError, parse_domain
+
+    try:
+        domain = parse_domain(data)
+    except MetadataError as error:
+        domain = error.domain
+    with store.lock():
+        engine = Engine(store, load_config_or_last(store))
+        engine.catch_up()
+        before = engine.known(domain.uuid)
+        if before is None or before.phase != "running":
+            engine.change({domain.uuid: Guest(domain.uuid, domain.name, "restoring")})
+
+
+def _prepare(data: bytes, store: Store) -> None:
+    uuid = _uuid(data)
+    restoring = _is_restoring(Engine(store, Config()).known(uuid))
+    try:
+        _guest_event(Action.CLAIM, data, store)
+    except LockTimeout:
+        raise
+    except VirtForwardError as error:
+        if not restoring:
+            raise
+        # What is wrong with it can be mended while it runs, and hardly in the file it was saved to.
+        for message in error.messages:
+            log.error(f"{message}; it is restored without its forwards")
+        _drop_quietly(uuid, store)
+
+
+def _is_restoring(guest: Guest | None) -> bool:
+    return guest is not None and guest.phase == "restoring"
 
 
 def _guest_event(action: Action, data: bytes, store: Store) -> None:
@@ -79,24 +122,21 @@ def _guest_event(action: Action, data: bytes, store: Store) -> None:
     except MetadataError as error:
         # A guest that runs keeps what it has; one that is to start has nothing to go by.
         if action is not Action.OPEN:
-            _drop_quietly(error.domain, store)
+            _drop_quietly(error.domain.uuid, store)
         raise
     if domain.declaration is None:
         _drop(domain.uuid, store)
-    elif action is Action.RESTORE:
-        with store.lock():
-            Engine(store, load_config_or_last(store)).change({domain.uuid: _restoring(domain)})
     elif action is Action.CLAIM:
         _claim(domain, store)
     else:
         _open(domain, store)
 
 
-def _drop_quietly(domain: Domain, store: Store) -> None:
+def _drop_quietly(uuid: str, store: Store) -> None:
     try:
-        _drop(domain.uuid, store)
+        _drop(uuid, store)
     except VirtForwardError as error:
-        log.error(f"{domain.name}: {error}")
+        log.error(f"{uuid}: {error}")
 
 
 def _drop(uuid: str, store: Store) -> None:
@@ -105,12 +145,9 @@ def _drop(uuid: str, store: Store) -> None:
         _forget(uuid, store)
 
 
-def _restoring(domain: Domain) -> Guest:
-    """Return the mark that a guest is being restored: the prepare that follows must not refuse it."""
-    return Guest(domain.uuid, domain.name, "restoring")
-
-
 def _claim(domain: Domain, store: Store) -> None:
+    from virt_forward.metadata.domain import foreign_macs
+
     config = load_config()
     guest, engine, judge = _resolved(domain, store, config, "prepared")
     with store.lock():
@@ -118,10 +155,10 @@ def _claim(domain: Domain, store: Store) -> None:
         before = engine.known(domain.uuid)
         others = claims.without(engine.index(), [domain.uuid])
         settled = judged(others, guest, None, judge)
-        lenient = config.on_error == "warn" or (before is not None and before.phase == "restoring")
-        if settled.conflicts and not lenient:
+        error = foreign_macs(domain) or _conflicting(settled)
+        if error and config.on_error != "warn" and not _is_restoring(before):
             engine.change({domain.uuid: None})
-            raise VirtForwardError(_reasons(settled), "see who has it: virt-forward list")
+            raise error
         engine.change({domain.uuid: settled})
     _log_conflicts(settled)
 
@@ -154,6 +191,11 @@ def _resolved(
         # A libvirtd that restarts is no reason to forget an address that only the guest's traffic told.
         guest = resolve.remembering(guest, Engine(store, config).known(domain.uuid), facts)
     return guest, Engine(store, config, facts.own), judge
+
+
+def _conflicting(guest: Guest) -> VirtForwardError | None:
+    hint = "see who has it: virt-forward list"
+    return VirtForwardError(_reasons(guest), hint) if guest.conflicts else None
 
 
 def _reasons(guest: Guest) -> list[str]:

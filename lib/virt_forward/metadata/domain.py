@@ -29,8 +29,6 @@ def parse_domain(data: bytes) -> Domain:
     name = xml.text(root.find("name"))
     domain = Domain(name, _uuid(root), tuple(_nic(element) for element in root.iterfind("devices/interface")))
     declaration, errors = _declared(root)
-    if not errors and declaration:
-        errors = _foreign_macs(domain, declaration)
     if errors:
         raise MetadataError(domain, tuple(f"guest {forwards.quote(name)}: {error}" for error in errors))
     return domain._replace(declaration=declaration)
@@ -74,13 +72,18 @@ def _declared(root: etree._Element) -> tuple[Declaration | None, tuple[str, ...]
     return declaration, (*errors, *more)
 
 
-def _foreign_macs(domain: Domain, declaration: Declaration) -> tuple[str, ...]:
+def foreign_macs(domain: Domain) -> MetadataError | None:
+    """Return what is wrong where a declaration names a MAC address that no NIC of the domain has.
+
+    A guest that is to start was given a wrong one; while it runs, the NIC may be yet to be
+    plugged in, or have been plugged out.
+    """
     have = {nic.mac for nic in domain.nics}
+    declaration = domain.declaration or Declaration()
     hosts = [host.mac for host in declaration.hosts]
-    asked = [mac for mac in (*hosts, *(item.mac for item in declaration.port_forwards)) if mac]
+    asked = dict.fromkeys((*hosts, *(item.mac for item in declaration.port_forwards)))
+    foreign = [mac for mac in asked if mac and mac not in have]
     listed = ", ".join(sorted(have)) or "none"
-    return tuple(
-        f"mac={forwards.quote(mac)} is no NIC of this guest; its NICs: {listed}"
-        for mac in dict.fromkeys(asked)
-        if mac not in have
-    )
+    errors = [f"mac={forwards.quote(mac)} is no NIC of this guest; its NICs: {listed}" for mac in foreign]
+    told = tuple(f"guest {forwards.quote(domain.name)}: {error}" for error in errors)
+    return MetadataError(domain, told) if told else None

@@ -1,0 +1,90 @@
+"""A guest that is restored from a file, or whose NICs are not those that it declares."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from lab.proc import Done
+from lab.xml import Nic, domain, forwards, port_forward
+from netns.support import PHASES, V4, Cast, mac_of, who
+
+pytestmark = pytest.mark.root
+
+WEB, DB, FAR = (mac_of(number) for number in (200, 201, 5))
+HTTP = port_forward("8080:80")
+
+
+def two_nics(cast: Cast, operation: str, *nics: Nic) -> Done:
+    """Run an event of web, which has forwards to a NIC on each bridge, and those NICs or others."""
+    declared = forwards(
+        f"<host mac='{WEB}' ip='{V4.guest(200)}'/>",
+        f"<host mac='{FAR}' ip='10.20.0.5'/>",
+        port_forward("8080:80", attributes=f'mac="{WEB}"'),
+        port_forward("8081:80", attributes=f'mac="{FAR}"'),
+    )
+    sub, phase = PHASES[operation]
+    text = domain("web", declared, nics, phase)
+    return cast.scene.lab.hook("qemu", "web", operation, sub, xml=text, check=False)
+
+
+NEAR, BEYOND = Nic("virbr0", WEB), Nic("virbr1", FAR)
+
+
+def reached(cast: Cast) -> tuple[str | None, str | None]:
+    return who(cast.client, V4.host, 8080), who(cast.client, V4.host, 8081)
+
+
+def table(cast: Cast) -> str:
+    """Return our table, whichever revision it is."""
+    return re.sub(r"(set revision .*?elements = \{).*?\}", r"\1", cast.scene.table(), flags=re.DOTALL)
+
+
+def test_a_nic_that_was_plugged_out_takes_its_rules_along(cast: Cast) -> None:
+    cast.scene.event("web", "release")  # so that the scene stops it in the end
+    assert two_nics(cast, "started", NEAR, BEYOND).status == 0
+    assert reached(cast) == ("web", "far")
+    assert two_nics(cast, "reconnect", NEAR).status == 0
+    assert reached(cast) == ("web", None)
+    assert "10.20.0.5" not in cast.scene.table()
+    assert two_nics(cast, "reconnect", NEAR, BEYOND).status == 0
+    assert reached(cast) == ("web", "far")
+
+
+def test_a_nic_that_is_not_there_is_wrong_at_a_start_and_no_obstacle_to_a_restore(cast: Cast) -> None:
+    cast.scene.event("web", "release")
+    refused = two_nics(cast, "prepare", NEAR)
+    assert refused.status == 1
+    assert f'guest "web": mac="{FAR}" is no NIC of this guest; its NICs: {WEB}' in refused.err
+    for operation in ("restore", "prepare", "started"):
+        assert two_nics(cast, operation, NEAR).status == 0, operation
+    assert reached(cast) == ("web", None)
+
+
+def test_a_restore_of_a_guest_that_runs_changes_nothing(cast: Cast) -> None:
+    """libvirt asks the hook first, and only then finds that there is nothing to restore."""
+    cast.scene.start("web", HTTP)
+    before = cast.scene.table()
+    for children in ((HTTP,), (port_forward("8090:80"),), (port_forward("0"),)):
+        done = cast.scene.event("web", "restore", *children)
+        assert (done.out, cast.scene.table()) == ("", before), children
+    # One saved before it had any forwards.
+    bare = domain("web", "", [NEAR], "prepare")
+    assert cast.scene.lab.hook("qemu", "web", "restore", xml=bare).out == ""
+    assert cast.scene.table() == before
+    assert who(cast.client, V4.host, 8080) == "web"
+
+
+def test_a_restored_guest_is_not_refused_for_what_it_declares(cast: Cast) -> None:
+    """Others may have its ports by now, and what is wrong in the file it was saved to is hard to mend."""
+    cast.scene.start("db", HTTP)
+    before = table(cast)
+    for children in ((HTTP,), (port_forward("0"),), ("<host ip='203.0.113.9'/>", HTTP)):
+        for operation in ("restore", "prepare", "started"):
+            done = cast.scene.event("web", operation, *children)
+            assert (done.status, done.out) == (0, ""), operation
+        assert who(cast.client, V4.host, 8080) == "db"
+        cast.scene.stop("web")
+        assert table(cast) == before
+    cast.scene.refused("web", HTTP)
