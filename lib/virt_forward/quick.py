@@ -25,10 +25,19 @@ def known(directory: str, uuid: str) -> bool:
     """Tell whether there is a record of a guest, a change left for it, or one that was cut off."""
     if os.path.exists(f"{directory}/guests/{uuid}.json"):
         return True
+    return any(name.startswith(uuid) for name in _left(directory)) or uuid.encode() in _unfinished(directory)
+
+
+def _left(directory: str) -> list[str]:
     try:
-        if any(name.startswith(uuid) for name in os.listdir(f"{directory}/todo")):
-            return True
-        with open(f"{directory}/unfinished", encoding="utf-8") as file:
-            return uuid in file.read()
-    except (OSError, ValueError):
-        return False
+        return os.listdir(f"{directory}/todo")
+    except OSError:
+        return []
+
+
+def _unfinished(directory: str) -> bytes:
+    try:
+        with open(f"{directory}/unfinished", "rb") as file:
+            return file.read()
+    except OSError:
+        return b""

@@ -86,10 +86,14 @@ class Store:
     def _open_lock(self) -> int:
         self._make_directories()
         try:
-            return os.open(self._at("lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        except OSError as error:
-            if error.errno == errno.EROFS and os.path.exists(self._at("lock")):
+            try:
+                return os.open(self._at("lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            except OSError as error:
+                if error.errno != errno.EROFS or not os.path.exists(self._at("lock")):
+                    raise
+                # What is there already can be locked on a read-only file system, too.
                 return os.open(self._at("lock"), os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
             raise self._unusable(error) from None
 
     def _is_lock(self, fd: int) -> bool:

@@ -41,8 +41,10 @@ def test_a_guest_with_a_record_always_does(operation: str, kind: str, run_dir: P
     assert concerns_us(["web", operation, "end"], domain_xml(uuid=UUID.upper()))
 
 
-def test_a_guest_whose_change_was_cut_off_does(run_dir: Path) -> None:
-    (run_dir / "todo").mkdir()
+@pytest.mark.parametrize("more", [["todo"], []], ids=["whole", "half gone"])
+def test_a_guest_whose_change_was_cut_off_does(run_dir: Path, more: list[str]) -> None:
+    for name in more:
+        (run_dir / name).mkdir()
     (run_dir / "unfinished").write_text(f"{UUID}\n")
     assert concerns_us(["web", "stopped", "end"], OTHERS)
     assert not concerns_us(["web", "stopped", "end"], domain_xml(uuid=UUID.replace("9", "8")))
