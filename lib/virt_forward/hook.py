@@ -64,7 +64,7 @@ def _handle(event: Event, data: bytes) -> None:
     if action is Action.RESTORE:
         _mark_restoring(data, store)
     elif action is Action.CLAIM:
-        _prepare(data, store)
+        _prepare(event.name, data, store)
     elif action is Action.OPEN:
         _guest_event(action, data, store)
     elif action is Action.CLOSE:
@@ -94,9 +94,9 @@ def _mark_restoring(data: bytes, store: Store) -> None:
             engine.change({domain.uuid: Guest(domain.uuid, domain.name, "restoring")})
 
 
-def _prepare(data: bytes, store: Store) -> None:
+def _prepare(name: str, data: bytes, store: Store) -> None:
     uuid = _uuid(data)
-    restoring = _is_restoring(Engine(store, Config()).known(uuid))
+    restoring = _is_restoring(name, Engine(store, Config()).known(uuid))
     try:
         _guest_event(Action.CLAIM, data, store)
     except LockTimeout:
@@ -110,8 +110,9 @@ def _prepare(data: bytes, store: Store) -> None:
         _drop_quietly(uuid, store)
 
 
-def _is_restoring(guest: Guest | None) -> bool:
-    return guest is not None and guest.phase == "restoring"
+def _is_restoring(name: str, guest: Guest | None) -> bool:
+    # libvirt restores no guest under a name that it does not have any more; the mark of that one is left.
+    return guest is not None and guest.phase == "restoring" and guest.name == name
 
 
 def _guest_event(action: Action, data: bytes, store: Store) -> None:
@@ -121,7 +122,9 @@ def _guest_event(action: Action, data: bytes, store: Store) -> None:
         domain = parse_domain(data)
     except MetadataError as error:
         # A guest that runs keeps what it has; one that is to start has nothing to go by.
-        if action is not Action.OPEN:
+        if action is Action.OPEN:
+            _replug(error.domain, store)
+        else:
             _drop_quietly(error.domain.uuid, store)
         raise
     if domain.declaration is None:
@@ -156,7 +159,7 @@ def _claim(domain: Domain, store: Store) -> None:
         others = claims.without(engine.index(), [domain.uuid])
         settled = judged(others, guest, None, judge)
         error = foreign_macs(domain) or _conflicting(settled)
-        if error and config.on_error != "warn" and not _is_restoring(before):
+        if error and config.on_error != "warn" and not _is_restoring(domain.name, before):
             engine.change({domain.uuid: None})
             raise error
         engine.change({domain.uuid: settled})
@@ -165,7 +168,11 @@ def _claim(domain: Domain, store: Store) -> None:
 
 def _open(domain: Domain, store: Store) -> None:
     config = load_config_or_last(store)
-    guest, engine, judge = _resolved(domain, store, config, "running")
+    try:
+        guest, engine, judge = _resolved(domain, store, config, "running")
+    except VirtForwardError:
+        _replug(domain, store)
+        raise
     try:
         with store.lock():
             engine.catch_up()
@@ -176,6 +183,20 @@ def _open(domain: Domain, store: Store) -> None:
         store.leave(domain.uuid, judged((), guest, None, judge))
         raise
     _log_conflicts(settled)
+
+
+def _replug(domain: Domain, store: Store) -> None:
+    """Leave a guest that cannot be understood the forwards it has, but none at a NIC that is gone."""
+    try:
+        with store.lock():
+            engine = Engine(store, load_config_or_last(store))
+            before = engine.known(domain.uuid)
+            if before and before.phase == "running" and before.nics != domain.nics:
+                others = claims.without(engine.index(), [domain.uuid])
+                now = engine.settled(others, before._replace(nics=domain.nics))
+                engine.change({domain.uuid: now or before})
+    except VirtForwardError as error:
+        log.error(f"{domain.name}: {error}")
 
 
 def _resolved(

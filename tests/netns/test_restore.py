@@ -12,7 +12,7 @@ from netns.support import PHASES, V4, Cast, mac_of, who
 
 pytestmark = pytest.mark.root
 
-WEB, DB, FAR = (mac_of(number) for number in (200, 201, 5))
+WEB, FAR = mac_of(200), mac_of(5)
 HTTP = port_forward("8080:80")
 
 
@@ -50,6 +50,19 @@ def test_a_nic_that_was_plugged_out_takes_its_rules_along(cast: Cast) -> None:
     assert "10.20.0.5" not in cast.scene.table()
     assert two_nics(cast, "reconnect", NEAR, BEYOND).status == 0
     assert reached(cast) == ("web", "far")
+
+
+@pytest.mark.parametrize("children", [(HTTP,), (port_forward("0"),)], ids=["as it was", "spoiled"])
+def test_a_guest_whose_only_nic_was_plugged_out_has_no_rules(cast: Cast, children: tuple[str, ...]) -> None:
+    """Its forwards wait for a NIC; they are its own as before, whatever its metadata says meanwhile."""
+    cast.scene.event("db", "started", HTTP)
+    assert who(cast.client, V4.host, 8080) == "db"
+    bare = domain("db", forwards(*children), [])
+    assert cast.scene.lab.hook("qemu", "db", "reconnect", xml=bare).status == 0
+    assert V4.guest(201) not in cast.scene.table()
+    assert "host port tcp/8080 is taken by guest db" in cast.scene.refused("app", HTTP)
+    cast.scene.event("db", "reconnect", HTTP)
+    assert who(cast.client, V4.host, 8080) == "db"
 
 
 def test_a_nic_that_is_not_there_is_wrong_at_a_start_and_no_obstacle_to_a_restore(cast: Cast) -> None:
