@@ -18,6 +18,9 @@ def host() -> Iterator[World]:
 
 @pytest.fixture
 def world(host: World) -> Iterator[World]:
-    """The host without guests; whatever the test did to it is undone."""
+    """The host without guests; whatever the test did to it is undone. The person's rules are as before."""
+    host.flush()
+    before = host.lab.host.theirs()
     yield host
+    assert host.lab.host.theirs() == before
     host.clear()

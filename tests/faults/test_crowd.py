@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from lab import person
 from lab.netns import Lab
 from lab.proc import Done
 from lab.xml import Nic, domain, forwards, host_ip, port_forward, uuid_of
@@ -25,20 +26,6 @@ pytestmark = pytest.mark.root
 
 GUESTS = 50
 ROUNDS = int(os.environ.get("VIRT_FORWARD_TEST_ROUNDS", "1"))
-PERSONS = """
-table inet filter {
-  chain forward {
-    type filter hook forward priority filter; policy drop;
-    ct state established,related accept
-  }
-}
-table inet nat {
-  chain postrouting {
-    type nat hook postrouting priority srcnat;
-    masquerade
-  }
-}
-"""
 
 
 def name_of(number: int) -> str:
@@ -105,16 +92,12 @@ class Crowd:
 
 @pytest.fixture
 def crowd(lab: Lab) -> Crowd:
-    lab.host.nft(PERSONS)
+    lab.host.nft(person.RULESET)
     return Crowd(lab)
 
 
-def theirs(lab: Lab) -> str:
-    return lab.host.ruleset("table", "inet", "filter") + lab.host.ruleset("table", "inet", "nat")
-
-
 def test_fifty_guests_start_reconnect_and_stop_at_once(crowd: Crowd) -> None:
-    before = theirs(crowd.lab)
+    before = crowd.lab.host.theirs()
     everybody = range(GUESTS)
     for _ in range(ROUNDS):
         crowd.all(everybody, "prepare", "start", "started")
@@ -125,7 +108,7 @@ def test_fifty_guests_start_reconnect_and_stop_at_once(crowd: Crowd) -> None:
         crowd.all(everybody, "stopped", "release")
         crowd.assert_right(())
         assert crowd.table() == ""
-    assert theirs(crowd.lab) == before
+    assert crowd.lab.host.theirs() == before
 
 
 def test_some_stop_while_others_start(crowd: Crowd) -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from faults.edges import Outcome, Steps, missing, refused
 from faults.world import NAMES, World, xml_of
+from lab import person
 from lab.proc import REPO, eventually, run
 from lab.xml import domain, uuid_of
 from virt_forward import conntrack, journal, nft, records, store
@@ -62,7 +63,7 @@ def test_a_program_that_does_not_work_costs_no_running_guest(
 
 
 def test_without_nft_no_guest_with_forwards_starts_and_it_is_said_why(two: World) -> None:
-    two.lab.host.run(["nft", "flush", "ruleset"])
+    two.flush()
     (two.run_dir / "ruleset.nft").unlink()
     done = two.event("late", "prepare", Steps(1, program("nft"), missing, forever=True))
     assert done.status == 1
@@ -334,7 +335,7 @@ def test_a_record_that_claims_what_another_has(two: World) -> None:
 
 EDITS = {
     "deleted": "delete table inet virt-forward",
-    "flushed": "flush ruleset",
+    "flushed": person.RULESET,
     "emptied": "flush table inet virt-forward",
     "a chain's rules": f"flush chain inet virt-forward guest-web-{uuid_of('web')[:8]}",
     "an element": "delete element inet virt-forward any { tcp . 8080 }",

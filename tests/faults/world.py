@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from faults.edges import Outcome, Place, Steps, apart
+from lab import person
 from lab.netns import HOOK_ENV, Lab, Ns
 from lab.xml import Nic, domain, forwards, host_ip, port_forward, uuid_of
 from netns.support import PHASES, mac_of
@@ -156,7 +157,8 @@ class World:
         self.flush()
 
     def flush(self) -> None:
-        self.lab.host.run(["nft", "flush", "ruleset"])
+        """Reload the person's ruleset, which takes our table along."""
+        self.lab.host.nft(person.RULESET)
 
     def _forget(self) -> None:
         for path in sorted(self.run_dir.rglob("*"), reverse=True):

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -72,6 +73,10 @@ class Ns:
     def ruleset(self, *what: str) -> str:
         """List the ruleset without counters, or one part of it (``"table", "inet", "filter"``)."""
         return self.run(["nft", "-s", "list", *(what or ("ruleset",))]).out
+
+    def theirs(self) -> str:
+        """List the ruleset without our table, byte for byte."""
+        return re.sub(r"(?ms)^table inet virt-forward \{\n.*?^\}\n", "", self.ruleset())
 
     def sysctl(self, key: str, value: object) -> None:
         path = Path("/proc/sys", key.replace(".", "/"))

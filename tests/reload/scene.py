@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,8 +98,7 @@ class Scene:
 
     def theirs(self) -> str:
         """Return the person's ruleset, byte for byte."""
-        listed = self.lab.host.run(["nft", "-s", "list", "ruleset"]).out
-        return re.sub(r"^table inet virt-forward \{\n.*?^\}\n", "", listed, flags=re.MULTILINE | re.DOTALL)
+        return self.lab.host.theirs()
 
     def there(self) -> bool:
         return self.lab.host.run(["nft", "-t", "list", *TABLE], check=False).status == 0
