@@ -51,7 +51,7 @@ def sync(only: Collection[str] | None = None, *, ask_guests: bool = True) -> Out
     running = _running([state for state in domains if state.active], store, config, errors)
     if ask_guests:
         running = _asked(running, store)
-    broken = {error.domain.uuid for error in errors if isinstance(error, MetadataError)}
+    broken = {error.domain.uuid for error in errors if isinstance(error, MetadataError)} - set(running)
     with store.lock():
         now = _records(store)
         moved = {uuid for uuid in {*seen, *now} if seen.get(uuid) != now.get(uuid)} | broken
@@ -100,7 +100,16 @@ def _running(
             found[domain.uuid] = Running(guest, judge)
         except VirtForwardError as error:
             errors.append(MetadataError(domain, error.messages))
-    return found
+    broken = (error.domain for error in errors if isinstance(error, MetadataError))
+    return found | {domain.uuid: kept for domain in broken if (kept := _kept(domain, known, facts))}
+
+
+def _kept(domain: Domain, known: Mapping[str, Guest], facts: resolve.Facts) -> Running | None:
+    """Return a guest that cannot be understood as it was, but for NICs that came or went meanwhile."""
+    before = known.get(domain.uuid)
+    if before is None or before.phase != "running" or before.nics == domain.nics:
+        return None
+    return Running(resolve.reseat(before._replace(nics=domain.nics), facts), dict(before.conflicts).get)
 
 
 def _asked(running: dict[str, Running], store: Store) -> dict[str, Running]:

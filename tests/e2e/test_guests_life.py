@@ -140,7 +140,6 @@ def test_a_restore_that_libvirt_turns_down_harms_nobody(empty: Host, web: Guest,
     assert empty.ruleset_but_ours() == others
 
 
-@pytest.mark.xfail(strict=True, reason="sync leaves a guest as it is when it can have no forwards at all")
 def test_a_guest_without_any_nic_has_no_rules(empty: Host, web: Guest) -> None:
     plug(empty, "detach", web, mac=web.mac)
     empty.command("sync", check=False)
