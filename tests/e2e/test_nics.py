@@ -97,16 +97,3 @@ def test_the_life_of_two_nics(service: Background, empty: Host) -> None:
     eventually(lambda: pages(empty) == all_three, "the NIC with another address is reached", 20, 0.1)
     assert SECOND not in empty.run(["sh", "-c", "cat /run/virt-forward/guests/*"]).out
     assert len(set(re.findall(r"dnat ip to 10\.20\.[\d.]+", empty.our_table()))) == 1
-
-
-def test_without_the_service_sync_follows_a_nic(empty: Host) -> None:
-    empty.start(TWO)
-    empty.wait_lease(TWO)
-    eventually(lambda: empty.command("sync") and row(empty, 8081)["guest"], "both have a lease", 10, 0.3)
-    plug(empty, "detach", SECOND)
-    eventually(lambda: SECOND not in empty.virsh("domiflist", TWO.name).out, "it is unplugged", 10, 0.2)
-    assert row(empty, 8081)["state"] == "active", "no hook tells of it"
-    empty.command("sync")
-    assert row(empty, 8081)["state"] == "waiting"
-    assert "10.20.0." not in empty.our_table()
-    assert pages(empty)[0] == TWO.page
