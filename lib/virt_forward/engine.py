@@ -166,6 +166,8 @@ class Engine:
         if work.include is None or not work.include.paragraphs:
             return self._make_anew(work)
         change = self._plan(work, after)
+        if table.knows_more(work.include, change):
+            return self._make_anew(work)
         include = table.splice(work.include, change)
         if change.same() and not self._running(work):
             return work.include

@@ -294,6 +294,15 @@ def test_a_damaged_record_harms_nobody_else(two: World, damage: Callable[[Path],
     two.assert_kept("db", "mail", "late")
 
 
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_guest_whose_record_is_lost_has_its_rules_once(two: World, damage: Callable[[Path], None]) -> None:
+    """The include file and the kernel still have them."""
+    two.start("mail")
+    damage(two.run_dir / "guests" / f"{uuid_of('web')}.json")
+    assert two.event("web", "reconnect").status == 0
+    two.assert_right("web", "db", "mail")
+
+
 @pytest.mark.parametrize("damage", DAMAGES[:-1])
 def test_sync_mends_a_damaged_record(two: World, damage: Callable[[Path], None]) -> None:
     two.start("mail", "late")

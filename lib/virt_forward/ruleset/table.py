@@ -107,6 +107,15 @@ def splice(include: Include, change: Change) -> Include:
     return Include(include.header, include.revision + 1, (*first, *kept, *last))
 
 
+def knows_more(include: Include, change: Change) -> bool:
+    """Tell whether the file has a block that is to come though it was not there before.
+
+    Its guest's record was lost; what the kernel has of it cannot be told apart from what comes.
+    """
+    new = {f"# {block.key}" for block in change.come() if block.key not in change.before}
+    return bool(new) and any(text.partition("\n")[0] in new for text in include.paragraphs)
+
+
 def transaction(include: Include, change: Change) -> str:
     """Return the commands of a change on top of a kernel that holds ``include``."""
     guard = [
