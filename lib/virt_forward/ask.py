@@ -59,21 +59,11 @@ class Ear:
         return self._socket.fileno()
 
     def ask(self, question: Question) -> None:
-        """Ask a NIC for its address: with ARP it alone, with IPv6 all that hear ff02::1."""
+        """Ask a NIC, and it alone, for its IPv4 address."""
+        target = bytes.fromhex(question.mac.replace(":", ""))
         with contextlib.suppress(OSError):
-            if question.own.version == 6:
-                self._echo(question)
-                return
-            target = bytes.fromhex(question.mac.replace(":", ""))
             for request in asking.arp_requests(question, self._socket.getsockname()[4]):
                 self._socket.sendto(request, (self.bridge, ETH_P_ARP, 0, 0, target))
-
-    def _echo(self, question: Question) -> None:
-        """Make guests answer to an address of their own subnet: the kernel learns theirs as they do."""
-        index = socket.if_nametoindex(self.bridge)
-        with socket.socket(socket.AF_INET6, socket.SOCK_RAW, socket.IPPROTO_ICMPV6) as sender:
-            sender.bind((str(question.own), 0))
-            sender.sendto(ECHO_REQUEST, socket.MSG_DONTWAIT, ("ff02::1", 0, 0, index))
 
     def read(self) -> list[Reservation]:
         """Return what was heard since the last call, the newest last."""
@@ -93,11 +83,28 @@ class Ear:
         self._socket.close()
 
 
+def ask_all(question: Question) -> None:
+    """Make all on a bridge answer to an IPv6 address of their own subnet.
+
+    The kernel learns their addresses as they do, so that nobody needs to listen.
+    """
+    with (
+        contextlib.suppress(OSError),
+        socket.socket(socket.AF_INET6, socket.SOCK_RAW, socket.IPPROTO_ICMPV6) as sender,
+    ):
+        index = socket.if_nametoindex(question.bridge)
+        sender.bind((str(question.own), 0))
+        sender.sendto(ECHO_REQUEST, socket.MSG_DONTWAIT, ("ff02::1", 0, 0, index))
+
+
 def once(questions: Iterable[Question], seconds: float = 0.3) -> Heard:
     """Ask every question, wait for the answers, and return them; what cannot be asked is left out."""
     ears: dict[str, Ear] = {}
     with contextlib.ExitStack() as closing:
         for question in questions:
+            if question.own.version == 6:
+                ask_all(question)
+                continue
             with contextlib.suppress(OSError):
                 if question.bridge not in ears:
                     ears[question.bridge] = closing.enter_context(contextlib.closing(Ear(question.bridge)))
@@ -110,7 +117,7 @@ def _answers(ears: dict[str, Ear], until: float) -> Heard:
     poller = poll()
     for ear in ears.values():
         poller.register(ear.fileno(), POLLIN)
-    while ears and (left := until - time.monotonic()) > 0:
+    while (left := until - time.monotonic()) > 0:
         poller.poll(left * 1000)
         for bridge, ear in ears.items():
             heard[bridge] = (*heard.get(bridge, ()), *ear.read())

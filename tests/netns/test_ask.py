@@ -162,7 +162,7 @@ def test_it_stops_asking_until_there_is_news_and_goes_on_listening(lab: Lab, see
 def test_where_nobody_is_sought_nothing_listens(lab: Lab, seeker: Seeker) -> None:
     on_host(lab, lambda: seeker.seek([FOUR]))
     assert BRIDGE in lab.host.run(["ss", "-0Hnl"]).out
-    on_host(lab, lambda: seeker.seek([]))
+    on_host(lab, lambda: seeker.seek([SIX]))
     assert BRIDGE not in lab.host.run(["ss", "-0Hnl"]).out
 
 

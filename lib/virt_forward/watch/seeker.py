@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from virt_forward import log
 from virt_forward.addresses.asking import Question
-from virt_forward.ask import Ear
+from virt_forward.ask import Ear, ask_all
 from virt_forward.model import Reservation
 
 ASK_AFTER = (0.0, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0, 60.0)
@@ -14,7 +14,7 @@ ASK_AFTER = (0.0, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0, 60.0)
 
 
 class Seeker:
-    """An ear on each bridge where a guest is sought, and none anywhere else: it costs each packet there."""
+    """An ear on each bridge where an IPv4 address is sought, and on no other: it costs each packet there."""
 
     def __init__(self, poller: select.poll) -> None:
         self._poller = poller
@@ -30,7 +30,8 @@ class Seeker:
         if wanted - self._questions:
             self.again()
         self._questions = wanted
-        bridges = {question.bridge for question in wanted}
+        # IPv6 addresses are learned by the kernel.
+        bridges = {question.bridge for question in wanted if question.own.version == 4}
         for bridge in set(self._ears) - bridges:
             self._close(bridge)
         for bridge in bridges - set(self._ears):
@@ -49,13 +50,18 @@ class Seeker:
         if self._asked < len(ASK_AFTER) and time.monotonic() >= self._since + ASK_AFTER[self._asked]:
             self._asked += 1
             for question in self._questions:
-                if question.bridge in self._ears:
-                    self._ears[question.bridge].ask(question)
+                self._ask(question)
         for bridge, ear in self._ears.items():
             found = [lease for lease in ear.read() if lease.mac and self.seeks(lease.mac)]
             if found:
                 self.heard[bridge] = (*self.heard.get(bridge, ()), *found)
         return bool(self.heard)
+
+    def _ask(self, question: Question) -> None:
+        if question.own.version == 6:
+            ask_all(question)
+        elif question.bridge in self._ears:
+            self._ears[question.bridge].ask(question)
 
     def close(self) -> None:
         """Close every ear."""
