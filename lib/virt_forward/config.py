@@ -10,6 +10,7 @@ from virt_forward.model import MAX_PORT, Proto
 
 DEFAULT_PATH = "/etc/virt-forward/config.toml"
 OnError = Literal["refuse", "warn"]
+Hairpin = bool | Literal["ports"]
 
 
 class ReservedPort(NamedTuple):
@@ -24,7 +25,7 @@ class Config(NamedTuple):
 
     uplinks: tuple[str, ...] = ()
     localhost: bool = False
-    hairpin: bool = True
+    hairpin: Hairpin = True
     reserved: tuple[ReservedPort, ...] = (ReservedPort("tcp", 22),)
     on_error: OnError = "refuse"
     admit: bool = True
@@ -35,6 +36,15 @@ def _bool(value: object) -> bool:
     if not isinstance(value, bool):
         raise values.Bad("use true or false")
     return value
+
+
+def _hairpin(value: object) -> Hairpin:
+    if value == "ports":
+        return "ports"
+    try:
+        return _bool(value)
+    except values.Bad:
+        raise values.Bad('use true, false or "ports"') from None
 
 
 def _strings(value: object) -> list[str]:
@@ -75,7 +85,7 @@ def _uri(value: object) -> str:
 
 
 SECTIONS: dict[str, dict[str, Callable[[object], Any]]] = {
-    "forward": {"uplinks": _uplinks, "localhost": _bool, "hairpin": _bool},
+    "forward": {"uplinks": _uplinks, "localhost": _bool, "hairpin": _hairpin},
     "policy": {"reserved": _reserved, "on_error": _on_error},
     "libvirt": {"admit": _bool, "uri": _uri},
 }

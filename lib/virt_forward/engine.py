@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
-from virt_forward import admit, claims, conntrack, flows, localnet, log, nft
+from virt_forward import admit, bridgeports, claims, conntrack, flows, localnet, log, nft
 from virt_forward.config import Config
 from virt_forward.errors import NftError, StateError, VirtForwardError
 from virt_forward.journal import Guests
@@ -79,11 +79,16 @@ class Engine:
         self._guarded(lambda: localnet.switch_off(self.store, loopback))
         include = self._apply(work, after)
         self._guarded(lambda: localnet.switch_on(self.store, loopback))
+        self._guarded(lambda: self._follow_ports(work))
         good = work.ledger.derive(self._derived(work, include, after)) and good
         admit.follow(self.store, self.config, after, afresh=afresh or work.ledger.unfinished)
         self._end_flows(work)
         if good and work.all:
             work.ledger.finish(work.taken)
+
+    def _follow_ports(self, work: Work) -> None:
+        was = (*work.before.values(), *work.ledger.pending.before.values())
+        bridgeports.follow(self.store, self.config, was, work.after.values())
 
     def _begun(self, changes: Changes, afresh: bool) -> Work:
         ledger = Ledger(self.store, afresh=afresh)
@@ -119,11 +124,11 @@ class Engine:
         return files
 
     def _guarded(self, step: Callable[[], None]) -> None:
-        """Run a step that serves 127.0.0.1 only: it must not stand in the way of all else."""
+        """Run a step that serves 127.0.0.1 or hairpin only: it must not stand in the way of all else."""
         try:
             step()
         except StateError as error:
-            log.error(f"{error}; forwards on 127.0.0.1 may not work")
+            log.error(f"{error}; forwards may not work on 127.0.0.1, or for the guest itself")
 
     def _loopback_bridges(self, index: claims.Index) -> set[str]:
         return {row.dev for row in index if row.kind == claims.LAN} if self.config.localhost else set()

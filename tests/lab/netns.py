@@ -168,7 +168,8 @@ class Lab:
         tap = f"vnet{len(self.guests)}"
         self.guests[name] = guest
         self.host.ip(
-            f"link add {tap} type veth peer name eth0 address {mac} netns {guest.name}",
+            # As libvirt does: never the lowest address, which the bridge would take for its own.
+            f"link add {tap} address fe{mac[2:]} type veth peer name eth0 address {mac} netns {guest.name}",
             f"link set {tap} master {bridge} up",
         )
         guest.ip("link set eth0 up")

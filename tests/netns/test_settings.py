@@ -103,7 +103,7 @@ def test_warn_starts_a_guest_less_the_forwards_that_are_taken(cast: Cast) -> Non
 
 BROKEN = [
     ("[forward]\nuplink = []\n", "2: [forward] uplink: unknown key; known: uplinks, localhost, hairpin"),
-    ('[forward]\n\nhairpin = "no"\n', "3: [forward] hairpin: use true or false"),
+    ('[forward]\n\nhairpin = "no"\n', "3: [forward] hairpin: use true, false or "),
     ('[policy]\nreserved = ["22"]\n', "2: [policy] reserved: use protocol/port"),
     ('[policy]\non_error = "ignore"\n', '2: [policy] on_error: use "refuse" or "warn"'),
     ("[forwards]\n", "1: unknown section [forwards]"),

@@ -20,6 +20,7 @@ def test_nothing_is_the_defaults() -> None:
         ("[forward]\nuplinks = []", Config()),
         ("[forward]\nlocalhost = true", Config(localhost=True)),
         ("[forward]\nhairpin = false", Config(hairpin=False)),
+        ('[forward]\nhairpin = "ports"', Config(hairpin="ports")),
         (
             '[policy]\nreserved = ["tcp/22", "udp/53", "sctp/9"]',
             Config(reserved=(ReservedPort("tcp", 22), ReservedPort("udp", 53), ReservedPort("sctp", 9))),
@@ -51,7 +52,7 @@ URI = 'use a libvirt connection URI, as in "qemu:///system"'
     ("key", "value", "said"),
     [
         *(("forward.localhost", value, TRUE_FALSE) for value in ("1", '"yes"', "[]", "0.5")),
-        ("forward.hairpin", "0", TRUE_FALSE),
+        *(("forward.hairpin", value, 'use true, false or "ports"') for value in ("0", '"no"', '["ports"]')),
         ("libvirt.admit", '"false"', TRUE_FALSE),
         *(("forward.uplinks", value, STRINGS) for value in ('"enp1s0"', "[1]", "true", '[["enp1s0"]]')),
         *(("forward.uplinks", f'["{value}"]', DEV) for value in ("", "a b", "x" * 16, "..", "enp*", "a/b")),
