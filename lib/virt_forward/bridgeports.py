@@ -7,7 +7,7 @@ and a bridge sends nothing back there unless the port is in hairpin mode (bridge
 import os
 from collections.abc import Iterable, Iterator
 
-from virt_forward import log
+from virt_forward import switches
 from virt_forward.config import Config
 from virt_forward.model import Guest
 from virt_forward.store import Store
@@ -31,7 +31,7 @@ def follow(
         return
     now = set(_ports(after))
     wanted = now if asked and _bridges_call_us() else set()
-    fresh = {port for port in wanted - ours if _text(_flag(port)) == "0"}
+    fresh = {port for port in wanted - ours if switches.read(_flag(port)) == "0"}
     stale = ours & (now | set(_ports(before))) - wanted
     for port in sorted(stale):
         _set(port, "0")
@@ -62,30 +62,16 @@ def _ports_with(bridge: str, mac: str) -> Iterator[str]:
         names = os.listdir(f"/sys/class/net/{bridge}/brif")
     except OSError:
         return
-    yield from (name for name in names if _text(f"/sys/class/net/{name}/address") == mac)
+    yield from (name for name in names if switches.read(f"/sys/class/net/{name}/address") == mac)
 
 
 def _bridges_call_us() -> bool:
-    return any(_text(path) == "1" for path in CALLS)
+    return any(switches.read(path) == "1" for path in CALLS)
 
 
 def _flag(port: str) -> str:
     return f"/sys/class/net/{port}/brport/hairpin_mode"
 
 
-def _text(path: str) -> str:
-    try:
-        with open(path, encoding="ascii") as file:
-            return file.read().strip()
-    except OSError:
-        return ""
-
-
 def _set(port: str, value: str) -> None:
-    try:
-        with open(_flag(port), "w", encoding="ascii") as file:
-            file.write(value)
-    except FileNotFoundError:
-        pass  # the port is gone, and its flag with it
-    except OSError as error:
-        log.error(f"{_flag(port)}: {error.strerror}; the guest may not reach its own forwards")
+    switches.turn(_flag(port), value, "the guest may not reach its own forwards")

@@ -7,7 +7,7 @@ switched on only after that chain is there, and off before it goes (ip-sysctl.rs
 
 from collections.abc import Iterable
 
-from virt_forward import log
+from virt_forward import switches
 from virt_forward.store import Store
 
 RECORD = "route_localnet"
@@ -31,26 +31,12 @@ def switch_off(store: Store, keep: Iterable[str]) -> None:
 def switch_on(store: Store, bridges: Iterable[str]) -> None:
     """Switch it on for bridges, and remember those where somebody else had not done so."""
     ours = set((store.read(RECORD) or "").split())
-    fresh = {bridge for bridge in bridges if bridge not in ours and _read(bridge) == "0"}
+    fresh = {bridge for bridge in bridges if bridge not in ours and switches.read(_path(bridge)) == "0"}
     if fresh:
         store.write(RECORD, "\n".join(sorted(ours | fresh)))
     for bridge in sorted(fresh):
         _set(bridge, "1")
 
 
-def _read(bridge: str) -> str:
-    try:
-        with open(_path(bridge), encoding="ascii") as file:
-            return file.read().strip()
-    except OSError:
-        return ""
-
-
 def _set(bridge: str, value: str) -> None:
-    try:
-        with open(_path(bridge), "w", encoding="ascii") as file:
-            file.write(value)
-    except FileNotFoundError:
-        pass  # the bridge is gone, and its sysctl with it
-    except OSError as error:
-        log.error(f"{_path(bridge)}: {error.strerror}; forwards on 127.0.0.1 do not work for guests on it")
+    switches.turn(_path(bridge), value, "forwards on 127.0.0.1 do not work for guests on it")
