@@ -125,8 +125,14 @@ class Host(Box):
         return self.run(["kill", "-0", pid], check=False).status != 0
 
     def restart_libvirtd(self) -> None:
+        """Restart it, and wait until it has found every guest again, which it does after it answers."""
+        running = self._running()
         self.stop_libvirtd()
         self.start_libvirtd()
+        eventually(lambda: self._running() >= running, f"libvirtd finds {running} again", timeout=15)
+
+    def _running(self) -> set[str]:
+        return set(self.virsh("list", "--name").out.split())
 
     def install(self) -> None:
         """Put the package, the command and both hooks in place, as ``install.sh`` would."""
