@@ -5,7 +5,7 @@ import contextlib
 import socket
 import struct
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from select import POLLIN, poll
 
 from virt_forward.addresses import asking
@@ -83,7 +83,7 @@ class Ear:
         self._socket.close()
 
 
-def ask_all(question: Question) -> None:
+def _ask_all(question: Question) -> None:
     """Make all on a bridge answer to an IPv6 address of their own subnet.
 
     The kernel learns their addresses as they do, so that nobody needs to listen.
@@ -97,18 +97,24 @@ def ask_all(question: Question) -> None:
         sender.sendto(ECHO_REQUEST, socket.MSG_DONTWAIT, ("ff02::1", 0, 0, index))
 
 
+def ask(question: Question, ears: Mapping[str, Ear]) -> None:
+    """Ask a question by the ear on its bridge, or without one where the kernel listens."""
+    if question.own.version == 6:
+        _ask_all(question)
+    elif question.bridge in ears:
+        ears[question.bridge].ask(question)
+
+
 def once(questions: Iterable[Question], seconds: float = 0.3) -> Heard:
     """Ask every question, wait for the answers, and return them; what cannot be asked is left out."""
+    questions = tuple(questions)
     ears: dict[str, Ear] = {}
     with contextlib.ExitStack() as closing:
-        for question in questions:
-            if question.own.version == 6:
-                ask_all(question)
-                continue
+        for bridge in asking.listened(questions):
             with contextlib.suppress(OSError):
-                if question.bridge not in ears:
-                    ears[question.bridge] = closing.enter_context(contextlib.closing(Ear(question.bridge)))
-                ears[question.bridge].ask(question)
+                ears[bridge] = closing.enter_context(contextlib.closing(Ear(bridge)))
+        for question in questions:
+            ask(question, ears)
         return _answers(ears, time.monotonic() + seconds)
 
 

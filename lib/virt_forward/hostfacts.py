@@ -54,7 +54,7 @@ def bridge(
     name: str, interfaces: Interfaces, files: Mapping[str, str], heard: tuple[Reservation, ...] = ()
 ) -> Bridge:
     """Return what the kernel and networkd's configuration say of a bridge."""
-    configured = networkd.bridge_config(files, name, _text(f"/sys/class/net/{name}/address").strip())
+    configured = networkd.bridge_config(files, name, text(f"/sys/class/net/{name}/address").strip())
     addresses = dict.fromkeys([*interfaces.get(name, []), *configured.addresses])
     return Bridge(
         tuple(addresses),
@@ -75,7 +75,7 @@ def lease_files(bridge_name: str) -> tuple[str, str]:
 
 def dhcp_leases(bridge_name: str) -> tuple[Reservation, ...]:
     """Return the leases that are valid now on a bridge."""
-    of_networkd, of_libvirt = map(_text, lease_files(bridge_name))
+    of_networkd, of_libvirt = map(text, lease_files(bridge_name))
     now = time.time()
     return (*leases.networkd(of_networkd, now), *leases.dnsmasq(of_libvirt, now))
 
@@ -87,8 +87,8 @@ def neighbours(bridge_name: str) -> leases.Neighbours:
 
 def default_route_devices() -> set[str]:
     """Return the interfaces that have a default route (proc_net_route(5), RTF_UP)."""
-    ipv4 = (line.split() for line in _text("/proc/net/route").splitlines()[1:])
-    ipv6 = (line.split() for line in _text("/proc/net/ipv6_route").splitlines())
+    ipv4 = (line.split() for line in text("/proc/net/route").splitlines()[1:])
+    ipv6 = (line.split() for line in text("/proc/net/ipv6_route").splitlines())
     found = {words[0] for words in ipv4 if len(words) > 7 and words[1] == words[7] == "0" * 8}
     return found | {words[9] for words in ipv6 if len(words) > 9 and words[:2] == ["0" * 32, "00"]} - {"lo"}
 
@@ -139,9 +139,9 @@ def _taken(listener: sockets.Listener) -> str:
 
 def listeners() -> Iterator[sockets.Listener]:
     """Yield the sockets on which the host listens, in this network namespace."""
-    yield from (item for name in ("tcp", "tcp6") for item in sockets.parse("tcp", _text(f"/proc/net/{name}")))
-    yield from (item for name in ("udp", "udp6") for item in sockets.parse("udp", _text(f"/proc/net/{name}")))
-    yield from sockets.parse_sctp(_text("/proc/net/sctp/eps"))
+    yield from (item for name in ("tcp", "tcp6") for item in sockets.parse("tcp", text(f"/proc/net/{name}")))
+    yield from (item for name in ("udp", "udp6") for item in sockets.parse("udp", text(f"/proc/net/{name}")))
+    yield from sockets.parse_sctp(text("/proc/net/sctp/eps"))
 
 
 def v6only_inodes() -> frozenset[int]:
@@ -156,7 +156,7 @@ def socket_owner(inode: int) -> str:
         for fd in _names(f"/proc/{pid}/fd"):
             with contextlib.suppress(OSError):
                 if os.readlink(f"/proc/{pid}/fd/{fd}") == wanted:
-                    return _text(f"/proc/{pid}/comm").strip()
+                    return text(f"/proc/{pid}/comm").strip()
     return ""
 
 
@@ -192,12 +192,12 @@ def networkd_files() -> dict[str, str]:
 
 
 def _with_dropins(name: str, path: str) -> Iterator[str]:
-    yield _text(path)
+    yield text(path)
     paths: dict[str, str] = {}
     for directory in reversed(networkd.DIRECTORIES):
         folder = os.path.join(directory, f"{name}.d")
         paths |= {item: os.path.join(folder, item) for item in _names(folder) if item.endswith(".conf")}
-    yield from (_text(paths[item]) for item in sorted(paths))
+    yield from (text(paths[item]) for item in sorted(paths))
 
 
 def _status_file(name: str) -> list[Network]:
@@ -207,7 +207,7 @@ def _status_file(name: str) -> list[Network]:
     from virt_forward.metadata.network import parse_network
 
     try:
-        return [parse_network(_text(path).encode())[0]]
+        return [parse_network(text(path).encode())[0]]
     except VirtForwardError:
         return []
 
@@ -219,7 +219,8 @@ def _names(directory: str) -> list[str]:
         return []
 
 
-def _text(path: str) -> str:
+def text(path: str) -> str:
+    """Return a file's text; nothing where it is not there or cannot be read."""
     try:
         with open(path, encoding="utf-8", errors="replace") as file:
             return file.read()

@@ -48,7 +48,7 @@ def sync(only: Collection[str] | None = None, *, ask_guests: bool = True) -> Out
     if networks is not None:
         _remember_networks(networks, store)
     errors: list[VirtForwardError] = []
-    running = _running([state for state in domains if state.active], store, config, errors)
+    running = _running([state for state in domains if state.active], seen, store, config, errors)
     if ask_guests:
         running = _asked(running, store)
     broken = {error.domain.uuid for error in errors if isinstance(error, MetadataError)} - set(running)
@@ -84,9 +84,12 @@ def _networks(texts: Iterable[bytes]) -> Iterator[Network]:
 
 
 def _running(
-    states: list[DomainState], store: Store, config: Config, errors: list[VirtForwardError]
+    states: list[DomainState],
+    known: Mapping[str, Guest],
+    store: Store,
+    config: Config,
+    errors: list[VirtForwardError],
 ) -> dict[str, Running]:
-    known = _records(store)
     domains = [domain for domain in (_parsed(state, errors) for state in states) if domain]
     names = {nic.source for domain in domains for nic in domain.nics if nic.type == "network"}
     facts = hostfacts.facts(store.networks(), names)

@@ -41,6 +41,11 @@ def questions(guest: Guest, networks: Iterable[Network]) -> Iterator[Question]:
                 yield Question(place.bridge, place.nic.mac, subnet, own)
 
 
+def listened(questions: Iterable[Question]) -> set[str]:
+    """Return the bridges where one has to listen for answers; IPv6 addresses are learned by the kernel."""
+    return {question.bridge for question in questions if question.own.version == 4}
+
+
 def _wanted(guest: Guest, mac: str, version: int) -> bool:
     return any(forward.mac in (None, mac) and fits(forward, version) for forward in guest.forwards)
 

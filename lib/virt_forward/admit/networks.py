@@ -34,8 +34,4 @@ def _status() -> Iterator[str]:
     with contextlib.suppress(OSError):
         for entry in os.scandir(hostfacts.LIBVIRT_NETWORKS):
             if entry.name.endswith(".xml"):
-                with (
-                    contextlib.suppress(OSError),
-                    open(entry.path, encoding="utf-8", errors="replace") as file,
-                ):
-                    yield file.read()
+                yield hostfacts.text(entry.path)

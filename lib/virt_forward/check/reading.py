@@ -62,8 +62,8 @@ def _declaring(states: list[DomainState]) -> Iterator[Domain]:
 
 def _hook(driver: str, store: Store) -> Hook:
     places = (f"{HOOKS}/{driver}", f"{HOOKS}/{driver}.d/virt-forward")
-    path = next((place for place in places if MARK in _text(place)[:400]), places[0])
-    ours = MARK in _text(path)[:400]
+    path = next((place for place in places if MARK in hostfacts.text(place)[:400]), places[0])
+    ours = MARK in hostfacts.text(path)[:400]
     changed = os.stat(path).st_ctime if ours else 0.0
     return Hook(driver, path, ours, os.access(path, os.X_OK), changed, _looked_at(driver, store))
 
@@ -79,11 +79,13 @@ def _looked_at(driver: str, store: Store) -> float:
 
 def _started(daemon: str) -> float:
     """Return when a daemon was started, in seconds since the epoch; 0 without one (proc_pid_stat(5))."""
-    pid = _text(f"/run/{daemon}.pid").strip()
-    fields = _text(f"/proc/{pid}/stat").rpartition(")")[2].split() if pid.isdigit() else []
+    pid = hostfacts.text(f"/run/{daemon}.pid").strip()
+    fields = hostfacts.text(f"/proc/{pid}/stat").rpartition(")")[2].split() if pid.isdigit() else []
     if len(fields) < 20:
         return 0.0
-    boot = next((line for line in _text("/proc/stat").splitlines() if line.startswith("btime ")), "btime 0")
+    boot = next(
+        (line for line in hostfacts.text("/proc/stat").splitlines() if line.startswith("btime ")), "btime 0"
+    )
     # Rounded up: a file made in the second of the start is taken for older.
     return int(boot.split()[1]) + int(fields[19]) / os.sysconf("SC_CLK_TCK") + 1
 
@@ -97,7 +99,7 @@ def _reloaded(daemon: str) -> float:
 
 
 def _flush(store: Store) -> Flush:
-    text = _text(RULESET)
+    text = hostfacts.text(RULESET)
     return Flush(
         RULESET,
         includes.flushes(text, _included),
@@ -109,13 +111,13 @@ def _flush(store: Store) -> Flush:
 
 def _included(pattern: str) -> Iterator[tuple[str, str]]:
     for path in sorted(glob.glob(os.path.join(os.path.dirname(RULESET), pattern))):
-        yield path, _text(path)
+        yield path, hostfacts.text(path)
 
 
 def _forwarding() -> Iterator[Forwarding]:
     for device in sorted(hostfacts.default_route_devices()):
         for version in (4, 6):
-            value = _text(f"/proc/sys/net/ipv{version}/conf/{device}/forwarding").strip()
+            value = hostfacts.text(f"/proc/sys/net/ipv{version}/conf/{device}/forwarding").strip()
             if value:
                 yield Forwarding(device, version, value != "0")
 
@@ -128,11 +130,3 @@ def _ignored_ipforward() -> Iterator[str]:
     for name, text in hostfacts.networkd_files().items():
         if any(line.strip().startswith("IPForward=") for line in text.splitlines()):
             yield name
-
-
-def _text(path: str) -> str:
-    try:
-        with open(path, encoding="utf-8", errors="replace") as file:
-            return file.read()
-    except OSError:
-        return ""

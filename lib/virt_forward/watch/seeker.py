@@ -5,8 +5,9 @@ import time
 from collections.abc import Iterable
 
 from virt_forward import log
+from virt_forward.addresses import asking
 from virt_forward.addresses.asking import Question
-from virt_forward.ask import Ear, ask_all
+from virt_forward.ask import Ear, ask
 from virt_forward.model import Reservation
 
 ASK_AFTER = (0.0, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0, 60.0)
@@ -30,8 +31,7 @@ class Seeker:
         if wanted - self._questions:
             self.again()
         self._questions = wanted
-        # IPv6 addresses are learned by the kernel.
-        bridges = {question.bridge for question in wanted if question.own.version == 4}
+        bridges = asking.listened(wanted)
         for bridge in set(self._ears) - bridges:
             self._close(bridge)
         for bridge in bridges - set(self._ears):
@@ -50,18 +50,12 @@ class Seeker:
         if self._asked < len(ASK_AFTER) and time.monotonic() >= self._since + ASK_AFTER[self._asked]:
             self._asked += 1
             for question in self._questions:
-                self._ask(question)
+                ask(question, self._ears)
         for bridge, ear in self._ears.items():
             found = [lease for lease in ear.read() if lease.mac and self.seeks(lease.mac)]
             if found:
                 self.heard[bridge] = (*self.heard.get(bridge, ()), *found)
         return bool(self.heard)
-
-    def _ask(self, question: Question) -> None:
-        if question.own.version == 6:
-            ask_all(question)
-        elif question.bridge in self._ears:
-            self._ears[question.bridge].ask(question)
 
     def close(self) -> None:
         """Close every ear."""
