@@ -10,7 +10,7 @@ from select import POLLIN, poll
 
 from virt_forward.addresses import asking
 from virt_forward.addresses.asking import Heard, Question
-from virt_forward.model import Reservation
+from virt_forward.model import Sighting
 
 ETH_P_IP, ETH_P_ARP, ETH_P_ALL = 0x0800, 0x0806, 0x0003
 PACKET_HOST, PACKET_OUTGOING = 0, 4
@@ -65,9 +65,9 @@ class Ear:
             for request in asking.arp_requests(question, self._socket.getsockname()[4]):
                 self._socket.sendto(request, (self.bridge, ETH_P_ARP, 0, 0, target))
 
-    def read(self) -> list[Reservation]:
+    def read(self) -> list[Sighting]:
         """Return what was heard since the last call, the newest last."""
-        found: list[Reservation | None] = []
+        found: list[Sighting | None] = []
         with contextlib.suppress(OSError):
             while True:
                 data, (_, protocol, kind, *_rest) = self._socket.recvfrom(2048)
@@ -119,7 +119,7 @@ def once(questions: Iterable[Question], seconds: float = 0.3) -> Heard:
 
 
 def _answers(ears: dict[str, Ear], until: float) -> Heard:
-    heard: dict[str, tuple[Reservation, ...]] = {}
+    heard: dict[str, tuple[Sighting, ...]] = {}
     poller = poll()
     for ear in ears.values():
         poller.register(ear.fileno(), POLLIN)

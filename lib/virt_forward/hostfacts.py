@@ -15,7 +15,7 @@ from virt_forward.addresses.asking import Heard
 from virt_forward.addresses.resolve import Bridge, Facts, Place
 from virt_forward.config import Config
 from virt_forward.errors import VirtForwardError
-from virt_forward.model import Address, Forward, Network, PortForward, Reservation
+from virt_forward.model import Address, Forward, Network, PortForward, Reservation, Sighting
 from virt_forward.process import run
 
 LIBVIRT_NETWORKS = "/run/libvirt/network"
@@ -51,7 +51,7 @@ def facts(
 
 
 def bridge(
-    name: str, interfaces: Interfaces, files: Mapping[str, str], heard: tuple[Reservation, ...] = ()
+    name: str, interfaces: Interfaces, files: Mapping[str, str], heard: tuple[Sighting, ...] = ()
 ) -> Bridge:
     """Return what the kernel and networkd's configuration say of a bridge."""
     configured = networkd.bridge_config(files, name, text(f"/sys/class/net/{name}/address").strip())
@@ -59,7 +59,7 @@ def bridge(
     return Bridge(
         tuple(addresses),
         configured.leases,
-        cache(lambda: (*dhcp_leases(name), *reversed(heard))),
+        cache(lambda: (*dhcp_leases(name), *(Reservation(seen.ip, seen.mac) for seen in reversed(heard)))),
         cache(lambda: neighbours(name)),
         uplink=name in default_route_devices(),
     )

@@ -5,14 +5,19 @@ importing dataclasses costs it more than reading a guest's XML.
 """
 
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 Address = IPv4Address | IPv6Address
 Subnet = IPv4Network | IPv6Network
 Proto = Literal["tcp", "udp", "sctp"]
 Phase = Literal["restoring", "prepared", "running"]
 
+Origin = Literal["declared", "reserved", "leased", "probed", "neighbour"]
+
 PROTOS: tuple[Proto, ...] = ("tcp", "udp", "sctp")
+ORIGINS: tuple[Origin, ...] = get_args(Origin)
+"""Where an address was learned, the most trusted first: ``<host>``, a reservation, a lease of this
+host's DHCP server, the guest's own answer to ARP or ND, the kernel's neighbour table."""
 MAX_PORT = 65535
 
 
@@ -91,12 +96,21 @@ class Network(NamedTuple):
     reservations: tuple[Reservation, ...] = ()
 
 
+class Sighting(NamedTuple):
+    """An address that was seen at a hardware address on the wire, and what it was seen in."""
+
+    ip: Address
+    mac: str
+    origin: Origin
+
+
 class Seat(NamedTuple):
     """Where a guest sits: one of its addresses, and the bridge behind which it answers."""
 
     ip: Address
     bridge: str
     mac: str
+    origin: Origin = "declared"
 
 
 class Forward(NamedTuple):

@@ -17,7 +17,7 @@ from lab.netns import BRIDGE, GATEWAY4, GATEWAY6, GUEST4, GUEST6, GUEST_MAC, Lab
 from unit.test_asking import dhcp
 from virt_forward import ask, hostfacts
 from virt_forward.addresses.asking import Question
-from virt_forward.model import Reservation
+from virt_forward.model import Reservation, Sighting
 from virt_forward.watch.seeker import Seeker
 
 pytestmark = pytest.mark.root
@@ -26,7 +26,7 @@ T = TypeVar("T")
 SIBLING, NO_ADDRESS = "52:54:00:00:00:02", "52:54:00:00:00:03"
 FOUR = Question(BRIDGE, GUEST_MAC, ip_network("10.10.0.0/24"), ip_address(GATEWAY4))
 SIX = Question(BRIDGE, GUEST_MAC, ip_network("fd10:10::/64"), ip_address(GATEWAY6))
-FOUND = Reservation(ip_address(GUEST4), GUEST_MAC)
+FOUND = Sighting(ip_address(GUEST4), GUEST_MAC, "probed")
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +84,7 @@ def frame(lab: Lab, where: str, packet: bytes, kind: int = ask.ETH_P_IP) -> None
     payload.inside(ns, send)
 
 
-def heard(lab: Lab, send: Callable[[], None]) -> list[Reservation]:
+def heard(lab: Lab, send: Callable[[], None]) -> list[Sighting]:
     ear = on_host(lab, lambda: ask.Ear(BRIDGE))
     try:
         send()
@@ -95,7 +95,7 @@ def heard(lab: Lab, send: Callable[[], None]) -> list[Reservation]:
 
 def test_a_lease_the_host_gives_out_is_heard(lab: Lab) -> None:
     assert heard(lab, lambda: frame(lab, BRIDGE, dhcp(ip="10.10.0.77"))) == [
-        Reservation(ip_address("10.10.0.77"), GUEST_MAC)
+        Sighting(ip_address("10.10.0.77"), GUEST_MAC, "leased")
     ]
 
 

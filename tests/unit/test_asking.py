@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from unit.build import BRIDGE, MAC, forward, guest, seat
 from virt_forward.addresses import asking
 from virt_forward.addresses.asking import Question
-from virt_forward.model import Forward, Guest, Network, Nic, Reservation
+from virt_forward.model import Forward, Guest, Network, Nic, Sighting
 
 GATEWAYS = (ip_address("198.51.100.1"), ip_address("2001:db8:10::1"))
 OWN = bytes.fromhex("5254009a8ad1")
@@ -87,7 +87,7 @@ REPLY = bytes.fromhex("0001 0800 06 04 0002 525400a08f2c c63364c8 5254009a8ad1 c
 
 def test_an_arp_reply() -> None:
     # Ethernet pads what is short.
-    assert asking.arp_answer(REPLY + bytes(18)) == Reservation(ip_address("198.51.100.200"), MAC)
+    assert asking.arp_answer(REPLY + bytes(18)) == Sighting(ip_address("198.51.100.200"), MAC, "probed")
 
 
 @pytest.mark.parametrize("at", [1, 2, 4, 5, 7])
@@ -106,7 +106,7 @@ def dhcp(
     return header + GATEWAYS[0].packed + ip_address("255.255.255.255").packed + udp + message
 
 
-LEASE = Reservation(ip_address("198.51.100.77"), MAC)
+LEASE = Sighting(ip_address("198.51.100.77"), MAC, "leased")
 
 
 @pytest.mark.parametrize(
@@ -131,7 +131,7 @@ LEASE = Reservation(ip_address("198.51.100.77"), MAC)
         (b"\x40" * 400, None),
     ],
 )
-def test_the_answer_of_a_dhcp_server(packet: bytes, lease: Reservation | None) -> None:
+def test_the_answer_of_a_dhcp_server(packet: bytes, lease: Sighting | None) -> None:
     assert asking.dhcp_answer(packet) == lease
 
 

@@ -6,9 +6,9 @@ from ipaddress import IPv4Address, IPv4Network
 from typing import NamedTuple
 
 from virt_forward.addresses.resolve import Facts, places
-from virt_forward.model import Address, Guest, Network, Reservation, Subnet, fits
+from virt_forward.model import Address, Guest, Network, Sighting, Subnet, fits
 
-Heard = Mapping[str, tuple[Reservation, ...]]
+Heard = Mapping[str, tuple[Sighting, ...]]
 """Addresses that were just asked for or given out, by bridge, the newest last."""
 
 LARGEST = 1024
@@ -62,14 +62,14 @@ def arp_requests(question: Question, own_mac: bytes) -> Iterator[bytes]:
             yield struct.pack("!HHBBH", ETHERNET, IPV4, 6, 4, 1) + sender + target + ip.packed
 
 
-def arp_answer(data: bytes) -> Reservation | None:
+def arp_answer(data: bytes) -> Sighting | None:
     """Return who has which address, from an ARP reply; None for anything else."""
     if len(data) < 28 or struct.unpack_from("!HHBBH", data) != (ETHERNET, IPV4, 6, 4, REPLY):
         return None
-    return Reservation(IPv4Address(data[14:18]), data[8:14].hex(":"))
+    return Sighting(IPv4Address(data[14:18]), data[8:14].hex(":"), "probed")
 
 
-def dhcp_answer(data: bytes) -> Reservation | None:
+def dhcp_answer(data: bytes) -> Sighting | None:
     """Return the lease in an IPv4 packet with a DHCPACK (RFC 2131); None for anything else."""
     header = (data[0] & 15) * 4 if data else 0
     if header < 20 or len(data) < header + 8 or data[9] != UDP:
@@ -79,7 +79,7 @@ def dhcp_answer(data: bytes) -> Reservation | None:
     return _acknowledged(data[header + 8 :])
 
 
-def _acknowledged(message: bytes) -> Reservation | None:
+def _acknowledged(message: bytes) -> Sighting | None:
     if len(message) < 240 or message[236:240] != DHCP_COOKIE:
         return None
     if (message[0], message[1], message[2]) != (DHCP_REPLY, ETHERNET, 6):
@@ -88,7 +88,7 @@ def _acknowledged(message: bytes) -> Reservation | None:
         return None
     # To a DHCPINFORM, which asks for options alone, the answer gives no address.
     ip = IPv4Address(message[16:20])
-    return None if ip.is_unspecified else Reservation(ip, message[28:34].hex(":"))
+    return None if ip.is_unspecified else Sighting(ip, message[28:34].hex(":"), "leased")
 
 
 def _options(data: bytes) -> dict[int, bytes]:

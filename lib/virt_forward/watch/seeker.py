@@ -8,7 +8,7 @@ from virt_forward import log
 from virt_forward.addresses import asking
 from virt_forward.addresses.asking import Question
 from virt_forward.ask import Ear, ask
-from virt_forward.model import Reservation
+from virt_forward.model import Sighting
 
 ASK_AFTER = (0.0, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0, 60.0)
 """When a guest is asked for its address, in seconds since it began to be sought; then it is left in peace."""
@@ -23,7 +23,7 @@ class Seeker:
         self._ears: dict[str, Ear] = {}
         self._since = 0.0
         self._asked = 0
-        self.heard: dict[str, tuple[Reservation, ...]] = {}
+        self.heard: dict[str, tuple[Sighting, ...]] = {}
 
     def seek(self, questions: Iterable[Question]) -> None:
         """Look for the answers to these questions, and no longer for others."""
@@ -52,7 +52,7 @@ class Seeker:
             for question in self._questions:
                 ask(question, self._ears)
         for bridge, ear in self._ears.items():
-            found = [lease for lease in ear.read() if lease.mac and self.seeks(lease.mac)]
+            found = [lease for lease in ear.read() if self.seeks(lease.mac)]
             if found:
                 self.heard[bridge] = (*self.heard.get(bridge, ()), *found)
         return bool(self.heard)
