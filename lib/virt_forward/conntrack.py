@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from virt_forward import flows
 from virt_forward.model import Address
 from virt_forward.process import run
+from virt_forward.text import output
 
 TIMEOUT = 10.0
 
@@ -24,14 +25,14 @@ def end_flows(gone: Iterable[flows.Pair], come: Iterable[flows.Pair], own: froze
     if listed.status == 127:
         return "conntrack is not there; install conntrack-tools so that old connections end with their guest"
     if listed.status:
-        return f"conntrack: {listed.stderr.strip()}"
+        return f"conntrack: {output(listed.stderr)}"
     known = tuple(flows.parse(listed.stdout, _words(gone, come, own)))
     doomed = {*flows.stale(known, gone), *flows.knocked(known, come, own)}
     if not doomed:
         return None
     # One process for all of them. One that has ended by itself meanwhile is an error nobody minds.
     done = run(["conntrack", "-R", "-"], "".join(sorted(_deletions(known, doomed))), TIMEOUT)
-    return f"conntrack: {done.stderr.strip()}" if done.status == 124 else None
+    return f"conntrack: {output(done.stderr)}" if done.status == 124 else None
 
 
 def _words(gone: Iterable[flows.Pair], come: Iterable[flows.Pair], own: frozenset[Address]) -> frozenset[str]:

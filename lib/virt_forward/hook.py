@@ -7,7 +7,7 @@ journal; to stderr as well where libvirt shows it, which is where a start is ref
 import os
 import sys
 
-from virt_forward import claims, log
+from virt_forward import claims, log, text, vetoes
 from virt_forward.addresses import resolve
 from virt_forward.config import Config
 from virt_forward.engine import Engine, judged
@@ -26,7 +26,7 @@ def main(driver: str, arguments: list[str], data: bytes) -> int:
         _handle(event, data)
     except LockTimeout as error:
         # Somebody else's delay is no reason to refuse a guest; its next event has another try.
-        log.error(f"{event.driver} {event.name} {event.operation}: {error}")
+        log.error(f"{_words(event)}: {error}")
     except VirtForwardError as error:
         return _failed(event, error.messages, error.hint)
     except Exception as error:  # a guest must not die of our mistakes
@@ -42,13 +42,17 @@ def main(driver: str, arguments: list[str], data: bytes) -> int:
 
 def _failed(event: Event, messages: tuple[str, ...], hint: str) -> int:
     refuse = event.policy.may_refuse and _on_error() == "refuse"
-    for message in messages:
-        log.error(f"{event.driver} {event.name} {event.operation}: {message}")
+    for message in text.lines(messages):
+        log.error(f"{_words(event)}: {message}")
         if refuse:
             print(f"virt-forward: error: {message}", file=sys.stderr)
     if refuse and hint:
-        print(f"hint: {hint}", file=sys.stderr)
+        print(f"hint: {text.line(hint)}", file=sys.stderr)
     return 1 if refuse else 0
+
+
+def _words(event: Event) -> str:
+    return " ".join(map(text.word, (event.driver, event.name, event.operation)))
 
 
 def _on_error() -> str:
@@ -196,7 +200,7 @@ def _replug(domain: Domain, store: Store) -> None:
                 now = engine.settled(others, before._replace(nics=domain.nics))
                 engine.change({domain.uuid: now or before})
     except VirtForwardError as error:
-        log.error(f"{domain.name}: {error}")
+        log.error(f"{text.word(domain.name)}: {error}")
 
 
 def _resolved(
@@ -215,14 +219,13 @@ def _resolved(
 
 
 def _conflicting(guest: Guest) -> VirtForwardError | None:
-    hint = "see who has it: virt-forward list"
-    return VirtForwardError(_reasons(guest), hint) if guest.conflicts else None
+    remedies = dict.fromkeys(vetoes.remedy(reason) for _, reason in guest.conflicts)
+    return VirtForwardError(_reasons(guest), "; ".join([*remedies][:3])) if guest.conflicts else None
 
 
 def _reasons(guest: Guest) -> list[str]:
-    return [
-        f'guest "{guest.name}": {reason}' for reason in dict.fromkeys(reason for _, reason in guest.conflicts)
-    ]
+    reasons = dict.fromkeys(reason for _, reason in guest.conflicts)
+    return [f"guest {text.quote(guest.name)}: {reason}" for reason in reasons]
 
 
 def _log_conflicts(guest: Guest) -> None:
@@ -245,5 +248,5 @@ def _forget(uuid: str, store: Store) -> None:
 
 def _uuid(data: bytes) -> str:
     # The quick look at the XML has found this UUID and a record of it already.
-    text = data.partition(b"<uuid>")[2].partition(b"</uuid>")[0].decode("ascii", "replace").strip().lower()
-    return os.path.basename(text)
+    found = data.partition(b"<uuid>")[2].partition(b"</uuid>")[0].decode("ascii", "replace").strip().lower()
+    return os.path.basename(found)

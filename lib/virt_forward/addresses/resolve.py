@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Iterator
 from ipaddress import IPv4Interface, IPv6Interface
 from typing import NamedTuple
 
-from virt_forward import ports
+from virt_forward import ports, text
 from virt_forward.addresses.leases import Neighbours
 from virt_forward.config import Config
 from virt_forward.errors import VirtForwardError
@@ -74,10 +74,9 @@ def places(nics: Iterable[Nic], facts: Facts) -> list[Place]:
     """Return the NICs that are on a bridge of the host, in document order."""
     found = []
     for nic in nics:
-        network = _network(nic, facts.networks)
-        bridge = network.bridge if network else nic.source if nic.type == "bridge" else ""
+        bridge = _bridge(nic, facts)
         if values.is_dev(bridge):
-            found.append(Place(nic, bridge, network, facts.bridges(bridge)))
+            found.append(Place(nic, bridge, _network(nic, facts.networks), facts.bridges(bridge)))
     return found
 
 
@@ -104,7 +103,7 @@ def resolve(
     errors = [*_unserved(domain, found, facts), *_fenced(declaration, config)]
     errors += _strangers(declaration, found, facts)
     if errors:
-        raise VirtForwardError(f'guest "{domain.name}": {error}' for error in errors)
+        raise VirtForwardError(f"guest {text.quote(domain.name)}: {error}" for error in errors)
     guest = Guest(
         uuid=domain.uuid,
         name=domain.name,
@@ -134,14 +133,41 @@ def remembering(guest: Guest, known: Guest | None, facts: Facts) -> Guest:
     return reseat(guest._replace(seats=known.seats), facts) if known else guest
 
 
+def unserved(domain: Domain, facts: Facts) -> list[str]:
+    """Return why a domain is on no bridge of the host where it could be served; empty where it is on one."""
+    return list(_unserved(domain, places(domain.nics, facts), facts))
+
+
+def misnamed(nics: Iterable[Nic], facts: Facts) -> list[str]:
+    """Return in words which bridges of a guest have a name that nft or this program cannot take."""
+    bridges = dict.fromkeys(
+        bridge for nic in nics if (bridge := _bridge(nic, facts)) and not values.is_dev(bridge)
+    )
+    right = "rename it to 1 to 15 letters, digits or _.@+-"
+    return [
+        f"its bridge has the name {text.quote(bridge)}, which cannot be served; {right}" for bridge in bridges
+    ]
+
+
+def _bridge(nic: Nic, facts: Facts) -> str:
+    network = _network(nic, facts.networks)
+    return network.bridge if network else nic.source if nic.type == "bridge" else ""
+
+
 def _unserved(domain: Domain, found: list[Place], facts: Facts) -> Iterator[str]:
     networks = {nic.source: _network(nic, facts.networks) for nic in domain.nics if nic.type == "network"}
     # A network that is not known, or has no bridge yet, may have one by the time the guest runs.
-    if found or any(network is None or network.mode not in DIRECT for network in networks.values()):
+    if found:
+        return
+    wrong = misnamed(domain.nics, facts)
+    if wrong:
+        yield from wrong
+        return
+    if any(network is None or network.mode not in DIRECT for network in networks.values()):
         return
     kinds = {nic.type for nic in domain.nics}
     if networks:
-        names = ", ".join(f'"{name}"' for name in networks)
+        names = ", ".join(map(text.quote, networks))
         yield f"its network {names} puts it on the LAN directly, where it needs no forwards"
         return
     if "user" in kinds:

@@ -1,14 +1,17 @@
 """The findings: each a function of the facts."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
-from virt_forward import spec
-from virt_forward.addresses import waiting
+from virt_forward import absent, spec, text, vetoes
+from virt_forward.addresses import resolve, waiting
 from virt_forward.check import listing
 from virt_forward.check.facts import Facts, Hook
 from virt_forward.check.problem import Problem
+from virt_forward.config import DEFAULT_PATH
+from virt_forward.model import Domain, Forward, Guest
 
 SYNC = "virt-forward sync"
+LINKS = "ip -br link lists the interfaces"
 
 
 def problems(facts: Facts) -> list[Problem]:
@@ -56,8 +59,12 @@ def table_missing(facts: Facts) -> Iterator[Problem]:
     known = {guest.uuid for guest in facts.guests}
     for domain in facts.running or ():
         if domain.uuid not in known:
-            message = "the guest runs and declares forwards, but nothing was made of them"
-            yield Problem("table-missing", "error", domain.name, message, SYNC)
+            unserved = resolve.unserved(domain, resolve.Facts(facts.networks))
+            message = "the guest runs and declares forwards, but none is open"
+            message, fix = (
+                (f"{message}: {'; '.join(unserved)}", _edit(domain)) if unserved else (message, SYNC)
+            )
+            yield Problem("table-missing", "error", domain.name, message, fix)
 
 
 def table_differs(facts: Facts) -> Iterator[Problem]:
@@ -94,8 +101,11 @@ def ip_forwarding_off(facts: Facts) -> Iterator[Problem]:
     versions = {seat.ip.version for guest in facts.guests for seat in guest.seats if guest.forwards}
     for item in facts.forwarding:
         if item.version in versions and not item.on:
-            key = f"net.ipv{item.version}.conf.{item.device}.forwarding"
-            message = f"the kernel does not forward IPv{item.version} packets that come in by {item.device}"
+            # With a slash first, the dot in the name of a VLAN's interface is no separator (sysctl.d(5)).
+            key = f"net/ipv{item.version}/conf/{text.word(item.device)}/forwarding"
+            key = key if "." in item.device else key.replace("/", ".")
+            by = text.word(item.device)
+            message = f"the kernel does not forward IPv{item.version} packets that come in by {by}"
             fix = f"sysctl -w {key}=1; with networkd, IPv{item.version}Forwarding=yes in its .network file"
             yield Problem("ip-forwarding-off", "error", None, message, fix)
 
@@ -103,17 +113,58 @@ def ip_forwarding_off(facts: Facts) -> Iterator[Problem]:
 def networkd_ipforward(facts: Facts) -> Iterator[Problem]:
     """Find the setting that systemd ignores since version 256."""
     for path in facts.networkd_ipforward:
-        message = f"{path} has IPForward=, which this systemd ignores"
+        message = f"{text.word(path)} has IPForward=, which this systemd ignores"
         yield Problem("networkd-ipforward", "warning", None, message, "write IPv4Forwarding=yes instead")
 
 
 def host_port_taken(facts: Facts) -> Iterator[Problem]:
-    """Find forwards that are kept out by a conflict."""
+    """Find forwards that are kept out by a conflict, and those that take a port from a program of the host."""
     for guest in facts.guests:
         for forward, reason in guest.conflicts:
             message = f"{spec.render(forward)} is kept out: {reason}"
-            fix = "give one of the two another port; virt-forward list shows who has which"
-            yield Problem("host-port-taken", "error", guest.name, message, fix)
+            yield Problem("host-port-taken", "error", guest.name, message, vetoes.remedy(reason))
+    names = {guest.uuid: guest.name for guest in facts.guests}
+    for veto in facts.vetoes:
+        message = f"{spec.render(veto.forward)} has the port all the same, from before: {veto.reason}"
+        yield Problem("host-port-taken", "warning", names[veto.uuid], message, vetoes.remedy(veto.reason))
+
+
+def address_absent(facts: Facts) -> Iterator[Problem]:
+    """Find forwards on an address that the host does not have: a mistake, or a floating one that is elsewhere."""
+    for guest, why in _absent(facts, absent.address):
+        fix = f"give the address to an interface, or correct address= ({_edit(guest)}); "
+        fix += "nothing is to be done for a floating address that another host has now"
+        yield Problem("address-absent", "warning", guest.name, why, fix)
+
+
+def device_absent(facts: Facts) -> Iterator[Problem]:
+    """Find forwards on an interface that does not exist, whether metadata or configuration names it."""
+    for dev in facts.uplinks:
+        if facts.host and dev not in facts.host.devices:
+            message = f"[forward] uplinks names {dev}, but interface {dev} does not exist now"
+            yield Problem("device-absent", "warning", None, message, f"correct it in {DEFAULT_PATH}; {LINKS}")
+    for guest, why in _absent(facts, absent.device):
+        fix = f"correct dev= ({_edit(guest)}); {LINKS}"
+        yield Problem("device-absent", "warning", guest.name, why, fix)
+
+
+def _absent(facts: Facts, what: Callable[[Forward, absent.Host], str | None]) -> Iterator[tuple[Guest, str]]:
+    """Yield what the host does not have for a running guest, once for all forwards that need it."""
+    for guest in facts.guests:
+        idle: dict[str, list[str]] = {}
+        for forward in guest.forwards if facts.host and guest.phase == "running" else ():
+            why = what(forward, facts.host)
+            if why:
+                idle.setdefault(why, []).append(spec.render(forward))
+        yield from ((guest, f"{_few(shown)} cannot be reached: {why}") for why, shown in idle.items())
+
+
+def _few(shown: list[str]) -> str:
+    return ", ".join(shown[:5]) + (f" and {len(shown) - 5} more" if len(shown) > 5 else "")
+
+
+def _edit(guest: Guest | Domain) -> str:
+    return f"virsh edit {guest.name if text.is_word(guest.name) else guest.uuid}"
 
 
 def no_address(facts: Facts) -> Iterator[Problem]:
@@ -122,7 +173,7 @@ def no_address(facts: Facts) -> Iterator[Problem]:
         idle = [forward for forward in guest.forwards if not guest.seats_for(forward)]
         if guest.phase == "running" and idle:
             why = waiting.reason(guest, idle[0], facts.networks)
-            message = f"{', '.join(map(spec.render, idle[:5]))} waits: {why}"
+            message = f"{_few([*map(spec.render, idle)])} waits: {why}"
             fix = (
                 f'wait for its DHCP and run {SYNC}, reserve an address, or add <host ip="…"/> to its metadata'
             )
@@ -138,5 +189,7 @@ FINDINGS = (
     table_missing,
     table_differs,
     host_port_taken,
+    address_absent,
+    device_absent,
     no_address,
 )

@@ -3,16 +3,17 @@
 import glob
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from virt_forward import hostfacts, libvirt_api, nft
+from virt_forward.addresses import resolve
 from virt_forward.check import includes
-from virt_forward.check.facts import Facts, Flush, Forwarding, Hook
+from virt_forward.check.facts import Facts, Flush, Forwarding, Hook, Veto
 from virt_forward.config import Config
 from virt_forward.errors import VirtForwardError
 from virt_forward.libvirt_api import DomainState
 from virt_forward.metadata.domain import parse_domain
-from virt_forward.model import Domain
+from virt_forward.model import Domain, Guest
 from virt_forward.process import run
 from virt_forward.ruleset import table
 from virt_forward.store import Store
@@ -41,7 +42,21 @@ def read(config: Config, store: Store, domains: list[DomainState] | None) -> Fac
         _flush(store),
         tuple(_forwarding()),
         tuple(_ignored_ipforward()),
+        hostfacts.here(),
+        config.uplinks,
+        tuple(_vetoes(guests, config, store)),
     )
+
+
+def _vetoes(guests: Iterable[Guest], config: Config, store: Store) -> Iterator[Veto]:
+    """Yield what stands against forwards that running guests hold: it came after them."""
+    running = [guest for guest in guests if guest.phase == "running"]
+    facts = hostfacts.facts(store.networks(), {name for guest in running for name in guest.networks})
+    listening = hostfacts.listening_now()
+    for guest in running:
+        judge, _ = hostfacts.port_judge(config, resolve.places(guest.nics, facts), listening)
+        found = ((forward, judge(forward)) for forward in guest.forwards)
+        yield from (Veto(guest.uuid, forward, reason) for forward, reason in found if reason)
 
 
 def domains(config: Config) -> list[DomainState]:

@@ -4,7 +4,7 @@ import argparse
 import sys
 from typing import NamedTuple
 
-from virt_forward import cli
+from virt_forward import cli, text
 from virt_forward.model import Guest
 from virt_forward.spec import host_part
 from virt_forward.sync import sync
@@ -43,8 +43,9 @@ def run(_options: argparse.Namespace) -> int:
 
 
 def _tell(guest: Guest) -> None:
+    name = text.word(guest.name)
     for forward, reason in guest.conflicts:
-        print(f"{guest.name}: {host_part(forward)} is kept out: {reason}", file=sys.stderr)
+        cli.say(f"{name}: {host_part(forward)} is kept out: {reason}", sys.stderr)
     for forward in guest.forwards:
         if not guest.seats_for(forward):
-            print(f"{guest.name}: {host_part(forward)} waits: the guest's address is not known yet")
+            cli.say(f"{name}: {host_part(forward)} waits: the guest's address is not known yet")
