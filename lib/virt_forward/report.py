@@ -39,18 +39,16 @@ def counters(items: Iterable[Mapping[str, Any]] | None) -> Counters:
     return found
 
 
-def lines(
-    domain: Domain,
-    active: bool,
-    record: Guest | None,
-    kernel: Counters,
-    networks: tuple[Network, ...] = (),
-    host: absent.Host | None = None,
-) -> list[Line]:
-    """Return the lines of one domain: every declared forward, and every other one that is still there.
+class Seen(NamedTuple):
+    """What lines are judged by; ``host`` is what forwards can listen on, None where that is not known."""
 
-    ``host`` is what forwards can listen on, None where that is not known.
-    """
+    kernel: Counters
+    networks: tuple[Network, ...] = ()
+    host: absent.Host | None = None
+
+
+def lines(domain: Domain, active: bool, record: Guest | None, seen: Seen) -> list[Line]:
+    """Return the lines of one domain: every declared forward, and every other one that is still there."""
     declared = ports.expand(domain.declaration) if domain.declaration else ()
     if not active:
         hosts = tuple(str(host.ip) for host in domain.declaration.hosts) if domain.declaration else ()
@@ -58,9 +56,9 @@ def lines(
         return [Line(domain.name, domain.uuid, forward, hosts, origins, "inactive") for forward in declared]
     guest = record or Guest(domain.uuid, domain.name)
     known = [*guest.forwards, *(forward for forward, _ in guest.conflicts)]
-    found = [_line(domain, guest, forward, kernel, networks, host) for forward in known]
+    found = [_line(domain, guest, forward, seen) for forward in known]
     found = [_undeclared(line) if _gone(line, declared) else line for line in found]
-    why = _unopened(domain, record, networks)
+    why = _unopened(domain, record, seen.networks)
     rest = [forward for forward in declared if not _within(forward, known)]
     return found + [Line(domain.name, domain.uuid, forward, (), (), "missing", why) for forward in rest]
 
@@ -88,14 +86,7 @@ def _unopened(domain: Domain, record: Guest | None, networks: tuple[Network, ...
     return "; ".join(unserved) or "declared since the guest started; virt-forward sync opens it"
 
 
-def _line(
-    domain: Domain,
-    guest: Guest,
-    forward: Forward,
-    kernel: Counters,
-    networks: tuple[Network, ...],
-    host: absent.Host | None,
-) -> Line:
+def _line(domain: Domain, guest: Guest, forward: Forward, seen: Seen) -> Line:
     seats = guest.seats_for(forward)
     addresses, origins = tuple(str(seat.ip) for seat in seats), tuple(seat.origin for seat in seats)
     line = Line(domain.name, domain.uuid, forward, addresses, origins, "active")
@@ -103,12 +94,12 @@ def _line(
     if forward in conflicts:
         return line._replace(state="conflict", reason=conflicts[forward])
     if not seats:
-        return line._replace(state="waiting", reason=waiting.reason(guest, forward, networks))
+        return line._replace(state="waiting", reason=waiting.reason(guest, forward, seen.networks))
     chain = guest_block.count_chain(names.suffix(guest.name, guest.uuid))
-    counted = kernel.get((chain, guest_block.counter_comment(guest.forwards.index(forward))))
+    counted = seen.kernel.get((chain, guest_block.counter_comment(guest.forwards.index(forward))))
     if counted is None:
         return line._replace(state="missing", reason="not in the kernel; virt-forward sync restores it")
-    why = absent.reason(forward, host) if host else None
+    why = absent.reason(forward, seen.host) if seen.host else None
     return line._replace(reason=why, packets=counted[0], bytes=counted[1])
 
 

@@ -43,4 +43,5 @@ def _asked(place: Place) -> str:
     if place.network:
         asked.append(f"the reservations of network {text.quote(place.network.name)}")
     asked += ["networkd's static leases", "the DHCP leases of networkd and dnsmasq", "the neighbour table"]
-    return f"no address is known yet of {text.word(place.nic.mac)} on {place.bridge}; asked were {', '.join(asked)}"
+    nic = f"{text.word(place.nic.mac)} on {place.bridge}"
+    return f"no address is known yet of {nic}; asked were {', '.join(asked)}"

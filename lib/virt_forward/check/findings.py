@@ -118,7 +118,7 @@ def networkd_ipforward(facts: Facts) -> Iterator[Problem]:
 
 
 def host_port_taken(facts: Facts) -> Iterator[Problem]:
-    """Find forwards that are kept out by a conflict, and those that take a port from a program of the host."""
+    """Find forwards kept out by a conflict, and those that take a port from a program of the host."""
     for guest in facts.guests:
         for forward, reason in guest.conflicts:
             message = f"{spec.render(forward)} is kept out: {reason}"
@@ -130,7 +130,7 @@ def host_port_taken(facts: Facts) -> Iterator[Problem]:
 
 
 def address_absent(facts: Facts) -> Iterator[Problem]:
-    """Find forwards on an address that the host does not have: a mistake, or a floating one that is elsewhere."""
+    """Find forwards on an address that the host does not have, by mistake or as it floats."""
     for guest, why in _absent(facts, absent.address):
         fix = f"give the address to an interface, or correct address= ({_edit(guest)}); "
         fix += "nothing is to be done for a floating address that another host has now"
@@ -150,10 +150,13 @@ def device_absent(facts: Facts) -> Iterator[Problem]:
 
 def _absent(facts: Facts, what: Callable[[Forward, absent.Host], str | None]) -> Iterator[tuple[Guest, str]]:
     """Yield what the host does not have for a running guest, once for all forwards that need it."""
+    host = facts.host
+    if host is None:
+        return
     for guest in facts.guests:
         idle: dict[str, list[str]] = {}
-        for forward in guest.forwards if facts.host and guest.phase == "running" else ():
-            why = what(forward, facts.host)
+        for forward in guest.forwards if guest.phase == "running" else ():
+            why = what(forward, host)
             if why:
                 idle.setdefault(why, []).append(spec.render(forward))
         yield from ((guest, f"{_few(shown)} cannot be reached: {why}") for why, shown in idle.items())

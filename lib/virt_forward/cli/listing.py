@@ -55,13 +55,13 @@ def choose(states: Iterable[DomainState], wanted: list[str]) -> list[DomainState
 
 
 def _lines(states: list[DomainState], errors: list[VirtForwardError]) -> list[report.Line]:
-    store, kernel = Store(), report.counters(nft.listing())
-    networks, host = tuple(store.networks()), hostfacts.here()
+    store = Store()
+    seen = report.Seen(report.counters(nft.listing()), tuple(store.networks()), hostfacts.here())
     found: list[report.Line] = []
     for state in states:
         try:
             record = _record(store, state.uuid, errors)
-            found += report.lines(parse_domain(state.xml), state.active, record, kernel, networks, host)
+            found += report.lines(parse_domain(state.xml), state.active, record, seen)
         except VirtForwardError as error:
             errors.append(error)
     return found
