@@ -45,9 +45,9 @@ def _failed(event: Event, messages: tuple[str, ...], hint: str) -> int:
     for message in text.lines(messages):
         log.error(f"{_words(event)}: {message}")
         if refuse:
-            print(f"virt-forward: error: {message}", file=sys.stderr)
+            print(text.line(f"virt-forward: error: {message}"), file=sys.stderr)
     if refuse and hint:
-        print(f"hint: {text.line(hint)}", file=sys.stderr)
+        print(text.line(f"hint: {hint}"), file=sys.stderr)
     return 1 if refuse else 0
 
 

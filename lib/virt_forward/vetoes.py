@@ -23,15 +23,15 @@ def listening(proto: Proto, port: int, address: Address, program: str) -> str:
 def remedy(reason: str) -> str:
     """Return what can be done about the reason of a conflict, and what shows more of it.
 
-    A record keeps only the words of a reason. Names in them are quoted where they have a blank,
-    so no name is taken for one of the endings that are looked for.
+    A record keeps only the words of a reason. The name of a guest comes last, and is quoted where it
+    has a blank, so it is not taken for the ending of another reason.
     """
     if reason.startswith("address "):
         return "give one of the two guests another address; virt-forward list shows whose it is"
     port = (*reason.split(), "", "", "")[2]
     if reason.endswith(_RESERVED):
         return f"give the forward another port, or take {port} out of [policy] reserved in {DEFAULT_PATH}"
-    if _LISTENS in reason and " " not in reason.rpartition(_LISTENS)[2]:
+    if _LISTENS in reason and not reason.endswith('"'):
         proto, _, number = port.partition("/")
         show = f"{_SS.get(proto, 'ss -Hlntup')} sport = :{number}"
         return f"stop that program ({show} shows it), or give the forward another port"
