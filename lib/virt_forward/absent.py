@@ -42,7 +42,7 @@ def reason(forward: Forward, host: Host) -> str | None:
 def parse_local_routes(text: str) -> tuple[Subnet, ...]:
     """Return the destinations in what ``ip -j route show table local type local`` printed (ip-route(8))."""
     try:
-        routes: list[dict[str, Any]] = json.loads(text or "[]")
+        routes: list[dict[str, Any]] = json.loads(text or "[]", strict=False)
     except ValueError:  # without a table of that family, ip breaks off after the first bracket
         return ()
     return tuple(ip_network(route["dst"]) for route in routes if route.get("dst", "default") != "default")

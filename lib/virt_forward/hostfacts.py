@@ -181,7 +181,8 @@ def read_interfaces() -> Interfaces:
             f"ip: {output(result.stderr) or result.status}", "install the package iproute2"
         )
     found: Interfaces = {}
-    for link in json.loads(result.stdout or "[]"):
+    # ip writes control characters in the name of an interface as they are.
+    for link in json.loads(result.stdout or "[]", strict=False):
         for item in link.get("addr_info", []):
             if "local" in item:
                 address = ip_interface(f"{item['local']}/{item['prefixlen']}")

@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 from virt_forward import text
 from virt_forward.errors import VirtForwardError
 
+LOOK = "see journalctl -u libvirtd (or virtqemud)"
+
 
 class DomainState(NamedTuple):
     """A domain as libvirt knows it: its XML, the live one where it is active."""
@@ -51,7 +53,9 @@ def domains(opened: Any, only: Collection[str] | None = None) -> list[DomainStat
         listed = opened.listAllDomains() if only is None else _looked_up(libvirt, opened, only)
         states = [_state(libvirt, domain) for domain in listed]
     except libvirt.libvirtError as error:
-        raise VirtForwardError(f"libvirt does not list its domains: {text.output(str(error))}") from None
+        raise VirtForwardError(
+            f"libvirt does not list its domains: {text.output(str(error))}", LOOK
+        ) from None
     return sorted(state for state in states if state)
 
 

@@ -4,10 +4,13 @@ from ipaddress import ip_address, ip_network
 
 import pytest
 
+from unit.build import UUID, domain_xml
 from virt_forward import vetoes
 from virt_forward.absent import Host
-from virt_forward.check import findings, includes, listing
+from virt_forward.check import findings, includes, listing, reading
 from virt_forward.check.facts import Facts, Flush, Forwarding, Hook, Veto
+from virt_forward.libvirt_api import DomainState
+from virt_forward.metadata.domain import MetadataError
 from virt_forward.model import Domain, Forward, Guest, Nic, Seat
 
 WEB = Guest(
@@ -59,6 +62,7 @@ def test_nothing_is_found_where_all_is_well() -> None:
             "web",
         ),
         (GOOD._replace(guests=(WEB._replace(seats=()),)), "no-address", "web"),
+        (GOOD._replace(invalid=(MetadataError(Domain("db", "2"), ("a", "b")),)), "metadata-invalid", "db"),
         (GOOD._replace(vetoes=(LATE,)), "host-port-taken", "web"),
         (GOOD._replace(guests=(WEB._replace(forwards=ON_AN_ADDRESS),), host=HOST), "address-absent", "web"),
         (GOOD._replace(guests=(WEB._replace(forwards=ON_A_DEVICE),), host=HOST), "device-absent", "web"),
@@ -75,6 +79,19 @@ def test_each_is_found_with_its_fix(facts: Facts, found: str, domain: str | None
     assert (problem.id, problem.domain) == (found, domain)
     assert problem.message
     assert problem.fix
+
+
+def test_invalid_metadata_of_any_domain_is_read() -> None:
+    broken = domain_xml('<forwards xmlns="urn:virt-forward:1"><portForward/></forwards>')
+    states = [
+        DomainState("web", UUID, False, broken),
+        DomainState("db", UUID, True, domain_xml()),
+        DomainState("no", UUID, True, b"<x/>"),
+    ]
+    (error,) = reading._invalid(states)
+    (problem,) = findings.problems(GOOD._replace(invalid=(error,)))
+    assert problem.message.startswith("line 4: <portForward>: attribute proto is missing")
+    assert problem.fix == "correct it with: virsh edit web"
 
 
 def test_a_late_listener_is_told_with_program_port_and_guest() -> None:

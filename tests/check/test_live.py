@@ -110,3 +110,10 @@ def test_fix_for_an_interface_with_a_dot_works(lab: Lab) -> None:
     (fix,) = [problem["fix"] for problem in told if problem["id"] == "ip-forwarding-off"]
     lab.host.run(fix.partition(";")[0].split())
     assert found(lab) == set()
+
+
+def test_interface_with_control_characters_in_its_name_hinders_nothing(lab: Lab) -> None:
+    lab.host.run(["ip", "link", "add", "a\x1b[1mb", "type", "bridge"])
+    lab.host.run(["ip", "address", "add", "198.51.100.1/24", "dev", "a\x1b[1mb"])
+    started(lab, port_forward("8080:80"))
+    assert found(lab) == set()

@@ -32,6 +32,7 @@ from virt_forward.metadata.network import parse_network
 from virt_forward.model import Domain, Network, Nic
 from virt_forward.records import load_guest
 from virt_forward.sockets import Listener
+from virt_forward.store import Store
 
 XML_NAMES = st.text(st.characters(codec="utf-8", exclude_categories=("Cs", "Cc")), min_size=1, max_size=80)
 
@@ -112,7 +113,11 @@ def test_check_prints_two_lines_a_finding_and_one_a_guest(name: str, word: str) 
 @given(ANYTHING, ANYTHING)
 def test_sync_prints_a_line_a_forward_that_is_not_open(name: str, reason: str) -> None:
     one = guest("web", forward(80), seats=())._replace(name=name, conflicts=((forward(81), reason),))
-    with printed() as told, mock.patch.object(sync_command, "sync", return_value=sync.Outcome((one,), ())):
+    with (
+        printed() as told,
+        mock.patch.object(sync_command, "sync", return_value=sync.Outcome((one,), ())),
+        mock.patch.object(Store, "networks", return_value=[]),
+    ):
         sync_command.run(SimpleNamespace())  # type: ignore[arg-type]
     assert len(told()) == 3
     for line in told():

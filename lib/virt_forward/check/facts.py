@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 from virt_forward import absent
+from virt_forward.metadata.domain import MetadataError
 from virt_forward.model import Domain, Forward, Guest, Network
 
 
@@ -50,7 +51,8 @@ class Facts(NamedTuple):
     """All of them.
 
     ``running`` are the running domains that declare forwards, None without libvirt; ``host`` is
-    what forwards can listen on, ``uplinks`` the interfaces that the configuration limits them to.
+    what forwards can listen on, ``uplinks`` the interfaces that the configuration limits them to;
+    ``invalid`` are the domains, running or not, whose metadata is wrong.
     """
 
     guests: tuple[Guest, ...] = ()
@@ -65,3 +67,4 @@ class Facts(NamedTuple):
     host: absent.Host | None = None
     uplinks: tuple[str, ...] = ()
     vetoes: tuple[Veto, ...] = ()
+    invalid: tuple[MetadataError, ...] = ()

@@ -50,6 +50,15 @@ def _not_loaded(hook: Hook) -> Problem:
     )
 
 
+def metadata_invalid(facts: Facts) -> Iterator[Problem]:
+    """Find domains whose metadata is wrong: one that runs keeps what it had, another is refused its start."""
+    for error in facts.invalid:
+        named = f"guest {text.quote(error.domain.name)}: "
+        few = "; ".join(message.removeprefix(named) for message in error.messages[:3])
+        few += "; ..." if len(error.messages) > 3 else ""
+        yield Problem("metadata-invalid", "error", error.domain.name, few, error.hint)
+
+
 def table_missing(facts: Facts) -> Iterator[Problem]:
     """Find a table that should be there, and running guests that have nothing in it."""
     if facts.table_should_be and facts.table_is is None:
@@ -189,6 +198,7 @@ FINDINGS = (
     flush_unprotected,
     ip_forwarding_off,
     networkd_ipforward,
+    metadata_invalid,
     table_missing,
     table_differs,
     host_port_taken,

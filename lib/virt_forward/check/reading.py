@@ -12,7 +12,7 @@ from virt_forward.check.facts import Facts, Flush, Forwarding, Hook, Veto
 from virt_forward.config import Config
 from virt_forward.errors import VirtForwardError
 from virt_forward.libvirt_api import DomainState
-from virt_forward.metadata.domain import parse_domain
+from virt_forward.metadata.domain import MetadataError, parse_domain
 from virt_forward.model import Domain, Guest
 from virt_forward.process import run
 from virt_forward.ruleset import table
@@ -45,6 +45,7 @@ def read(config: Config, store: Store, domains: list[DomainState] | None) -> Fac
         hostfacts.here(),
         config.uplinks,
         tuple(_vetoes(guests, config, store)),
+        tuple(_invalid(domains or [])),
     )
 
 
@@ -73,6 +74,16 @@ def _declaring(states: list[DomainState]) -> Iterator[Domain]:
             continue
         if state.active and domain.declaration and domain.declaration.port_forwards:
             yield domain
+
+
+def _invalid(states: list[DomainState]) -> Iterator[MetadataError]:
+    for state in states:
+        try:
+            parse_domain(state.xml)
+        except MetadataError as error:
+            yield error
+        except VirtForwardError:
+            continue
 
 
 def _hook(driver: str, store: Store) -> Hook:
