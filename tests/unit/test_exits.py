@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import shutil
 import sys
 import syslog
 from collections.abc import Callable, Iterator
 from ipaddress import ip_address
+from pathlib import Path
 from types import SimpleNamespace
 from unittest import mock
 
@@ -17,6 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from lxml import etree
 
+from lab.proc import REPO, run
 from unit.build import BRIDGE, MAC, UUID, domain_xml, forward, guest, seat, uuid_of
 from unit.test_text import ANYTHING, NASTY, assert_harmless
 from virt_forward import claims, cli, hook, hostfacts, log, report, sync, text, vetoes
@@ -139,6 +142,27 @@ def test_a_terminal_that_cannot_show_a_character_gets_an_escape(monkeypatch: pyt
     cli.say("☃")
     sys.stdout.flush()
     assert raw.getvalue() == b"\\u2603\n"
+
+
+@pytest.mark.parametrize(("driver", "operation", "status"), [
+    ("qemu", "prepare", 1), ("qemu", "reconnect", 0), ("network", "started", 0),
+])  # fmt: skip
+def test_a_hook_without_a_usable_package_says_so_harmlessly(
+    driver: str, operation: str, status: int, tmp_path: Path
+) -> None:
+    package = tmp_path / "lib" / "virt_forward"
+    package.mkdir(parents=True)
+    package.joinpath("__init__.py").write_text("raise ValueError('\\x1b[1m\\n\\ud800')\n")
+    hook_copy = tmp_path / "hooks" / driver
+    hook_copy.parent.mkdir()
+    shutil.copy(REPO / "hooks" / driver, hook_copy)
+    xml = domain_xml('<forwards xmlns="urn:virt-forward:1"/>').decode()
+    done = run([hook_copy, "web", operation, "begin", "-"], stdin=xml, check=False)
+    assert done.status == status
+    for line in done.err.split("\n")[:-1]:
+        assert_harmless(line)
+        assert "cannot be used" in line
+    assert bool(done.err) == bool(status)
 
 
 # The values, quoted where they enter a message: each message is a harmless line before any exit sees it.
