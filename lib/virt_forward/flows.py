@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator
 from ipaddress import ip_address
 from typing import NamedTuple
 
-from virt_forward.model import Address, Forward, Guest, Seat
+from virt_forward.model import ORIGINS, Address, Forward, Guest, Seat
 
 Pair = tuple[Forward, Seat]
 
@@ -50,7 +50,12 @@ def pairs(guest: Guest | None) -> set[Pair]:
     """Return every forward of a running guest with each seat that serves it."""
     if guest is None or guest.phase != "running":
         return set()
-    return {(forward, seat) for forward in guest.forwards for seat in guest.seats_for(forward)}
+    # How an address was learned is nothing to a connection.
+    return {
+        (forward, seat._replace(origin=ORIGINS[-1]))
+        for forward in guest.forwards
+        for seat in guest.seats_for(forward)
+    }
 
 
 def stale(flows: Iterable[Flow], gone: Iterable[Pair]) -> Iterator[Flow]:

@@ -9,7 +9,8 @@ import pytest
 
 from unit.build import BRIDGE, MAC, UUID, forward
 from virt_forward.addresses.leases import Neighbours
-from virt_forward.addresses.resolve import Bridge, Facts, places, remembering, reseat, resolve
+from virt_forward.addresses.attachments import Bridge, Facts, places
+from virt_forward.addresses.resolve import remembering, reseat, resolve
 from virt_forward.config import Config
 from virt_forward.errors import VirtForwardError
 from virt_forward.model import (
