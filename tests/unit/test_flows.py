@@ -43,8 +43,15 @@ def test_real_output() -> None:
 
 def test_only_a_running_guest_has_pairs() -> None:
     web = guest("web", forward(80), forward(53, address="2001:db8::1"))
-    assert pairs(web) == {(web.forwards[0], web.seats[0])}
+    assert [(one, seat.ip) for one, seat in pairs(web)] == [(web.forwards[0], web.seats[0].ip)]
     assert pairs(web._replace(phase="prepared")) == pairs(None) == set()
+
+
+def test_origin_of_an_address_changes_no_pair() -> None:
+    leased, probed = (
+        guest("web", forward(80), seats=[seat()._replace(origin=o)]) for o in ("leased", "probed")
+    )
+    assert pairs(leased) == pairs(probed)
 
 
 THROUGH = flow("tcp 192.0.2.2:1 > 192.0.2.1:5001 < 198.51.100.200:6001")
