@@ -243,10 +243,10 @@ class Engine:
 
     def _end_flows(self, work: Work) -> None:
         was = (*work.before.values(), *work.ledger.pending.before.values())
-        old = {pair for guest in was for pair in flows.pairs(guest)}
-        new = {pair for guest in work.after.values() for pair in flows.pairs(guest)}
+        old = frozenset(pair for guest in was for pair in flows.pairs(guest))
+        new = frozenset(pair for guest in work.after.values() for pair in flows.pairs(guest))
         gateways = {ip for guest in work.after.values() if guest for ip in guest.gateways}
-        problem = conntrack.end_flows(old - new, new - old, self.own - gateways)
+        problem = conntrack.end_flows(old, new, self.own - gateways)
         if problem:
             log.warning(problem)
 
