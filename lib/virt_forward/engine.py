@@ -51,9 +51,16 @@ class Engine:
         """Return the index of claims, made anew from the records where it is not to be trusted."""
         return Ledger(self.store).index()
 
+    def guests(self) -> dict[str, Guest]:
+        """Return all guests by UUID, with the changes that were begun or left to others."""
+        return Ledger(self.store).merged()
+
     def known(self, uuid: str) -> Guest | None:
-        """Return what is known of a guest; a damaged record counts as nothing."""
+        """Return what is known of a guest, likewise; a damaged record counts as nothing."""
         ledger = Ledger(self.store)
+        for item in ledger.left()[0]:
+            if item.uuid == uuid:
+                return item.guest
         return ledger.pending.after[uuid] if uuid in ledger.pending.after else ledger.guest(uuid)
 
     def catch_up(self) -> None:

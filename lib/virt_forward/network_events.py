@@ -5,6 +5,7 @@ from virt_forward.addresses.attachments import places
 from virt_forward.addresses.resolve import reseat
 from virt_forward.engine import Engine, judged
 from virt_forward.events import Action
+from virt_forward.ledger import Ledger
 from virt_forward.metadata import values
 from virt_forward.metadata.network import NetworkPort, parse_network
 from virt_forward.model import Guest, Network, Nic
@@ -20,7 +21,7 @@ def handle(action: Action, data: bytes, store: Store) -> None:
             return
         if action is not Action.PORT_GONE:
             _remember(network, action, store)
-        guests = [guest for guest in store.guests()[0] if _concerns(guest, network, port)]
+        guests = [guest for guest in Ledger(store).merged().values() if _concerns(guest, network, port)]
         if guests:
             _reseat(guests, network, port, action, store)
 

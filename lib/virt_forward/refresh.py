@@ -7,6 +7,7 @@ from virt_forward.addresses.attachments import places
 from virt_forward.addresses.endpoints import doubted
 from virt_forward.config import Config
 from virt_forward.engine import Engine
+from virt_forward.ledger import Ledger
 from virt_forward.model import Guest, Seat
 from virt_forward.settings import load_config_or_last
 from virt_forward.store import Store
@@ -19,8 +20,8 @@ def refresh(store: Store, heard: Heard = hostfacts.NOTHING_HEARD) -> int:
     still has the first; what it finds comes as a neighbour event.
     """
     config = load_config_or_last(store)
-    moved, doubted = _look(store, config, heard)
-    for seat in doubted:
+    moved, doubted_seats = _look(store, config, heard)
+    for seat in doubted_seats:
         hostfacts.confirm_neighbour(seat)
     if not moved:
         return 0
@@ -36,7 +37,7 @@ def refresh(store: Store, heard: Heard = hostfacts.NOTHING_HEARD) -> int:
 
 def _look(store: Store, config: Config, heard: Heard) -> tuple[list[Guest], list[Seat]]:
     """Return the running guests whose seats are other than recorded, seated anew, and the doubted seats."""
-    known = store.guests()[0]
+    known = list(Ledger(store).merged().values())
     running = [guest for guest in known if guest.phase == "running"]
     if not running:
         return [], []
@@ -52,10 +53,10 @@ def _look(store: Store, config: Config, heard: Heard) -> tuple[list[Guest], list
 def verify(store: Store) -> None:
     """Look whether the kernel still has the table, and make it anew where it has not."""
     with store.lock():
-        running = next((guest for guest in store.guests()[0] if guest.phase == "running"), None)
+        engine = Engine(store, load_config_or_last(store))
+        running = next((guest for guest in engine.guests().values() if guest.phase == "running"), None)
         if running:
             # Changing a running guest to what it is already runs a transaction that fits only our own table.
-            engine = Engine(store, load_config_or_last(store))
             engine.change({running.uuid: running})
             if not nft.dispatches():
                 engine.change({}, afresh=True)

@@ -9,6 +9,7 @@ from virt_forward.addresses import asking, attachments, resolve
 from virt_forward.config import Config
 from virt_forward.engine import Engine, judged
 from virt_forward.errors import VirtForwardError
+from virt_forward.ledger import Ledger
 from virt_forward.libvirt_api import DomainState
 from virt_forward.metadata.domain import MetadataError, parse_domain
 from virt_forward.metadata.network import parse_network
@@ -64,7 +65,7 @@ def sync(only: Collection[str] | None = None, *, ask_guests: bool = True) -> Out
 
 
 def _records(store: Store) -> dict[str, Guest]:
-    return {guest.uuid: guest for guest in store.guests()[0]}
+    return Ledger(store).merged()
 
 
 def _remember_networks(texts: Iterable[bytes], store: Store) -> None:
