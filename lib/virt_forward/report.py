@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Literal, NamedTuple
 
 from virt_forward import absent, ports, text
-from virt_forward.addresses import resolve, waiting
+from virt_forward.addresses import attachments, resolve, waiting
 from virt_forward.model import Domain, Forward, Guest, Network
 from virt_forward.ruleset import guest as guest_block
 from virt_forward.ruleset import names
@@ -82,7 +82,7 @@ def _bare(forward: Forward) -> Forward:
 
 def _unopened(domain: Domain, record: Guest | None, networks: tuple[Network, ...]) -> str:
     """Return why declared forwards of a running guest are not open."""
-    unserved = [] if record else resolve.unserved(domain, resolve.Facts(networks))
+    unserved = [] if record else resolve.unserved(domain, attachments.Facts(networks))
     return "; ".join(unserved) or "declared since the guest started; virt-forward sync opens it"
 
 

@@ -23,7 +23,7 @@ from lab.proc import REPO, run
 from unit.build import BRIDGE, MAC, UUID, domain_xml, forward, guest, seat, uuid_of
 from unit.test_text import ANYTHING, NASTY, assert_harmless
 from virt_forward import claims, cli, hook, hostfacts, log, report, sync, text, vetoes
-from virt_forward.addresses import resolve, waiting
+from virt_forward.addresses import attachments, resolve, waiting
 from virt_forward.check import findings, guests
 from virt_forward.check.facts import Facts, Forwarding, Veto
 from virt_forward.check.problem import Problem
@@ -269,13 +269,13 @@ def test_findings_are_harmless(name: str) -> None:
 def test_a_bridge_that_cannot_be_served_is_told_as_such(bridge: str) -> None:
     networks = (Network("odd", UUID, bridge),)
     for nic in (Nic(MAC, "bridge", bridge), Nic(MAC, "network", "odd")):
-        (said,) = resolve.unserved(Domain("web", UUID, (nic,)), resolve.Facts(networks))
+        (said,) = resolve.unserved(Domain("web", UUID, (nic,)), attachments.Facts(networks))
         assert said.startswith(
             f"its bridge has the name {text.quote(bridge)}, which cannot be served; rename it"
         )
         waits = guest("web", forward(), seats=())._replace(nics=(nic,))
         assert waiting.reason(waits, forward(), networks) == said
-    assert resolve.unserved(Domain("web", UUID, (Nic(MAC, "bridge", BRIDGE),)), resolve.Facts()) == []
+    assert resolve.unserved(Domain("web", UUID, (Nic(MAC, "bridge", BRIDGE),)), attachments.Facts()) == []
 
 
 def test_seat_is_shown_with_its_origin() -> None:

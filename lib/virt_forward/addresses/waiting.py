@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 
 from virt_forward import text
-from virt_forward.addresses.resolve import Facts, Place, misnamed, places
+from virt_forward.addresses.attachments import Facts, Place, misnamed, places
 from virt_forward.model import Forward, Guest, Network, fits
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 
 from virt_forward import absent, spec, text, vetoes
-from virt_forward.addresses import resolve, waiting
+from virt_forward.addresses import attachments, resolve, waiting
 from virt_forward.check import listing
 from virt_forward.check.facts import Facts, Hook
 from virt_forward.check.problem import Problem
@@ -68,7 +68,7 @@ def table_missing(facts: Facts) -> Iterator[Problem]:
     known = {guest.uuid for guest in facts.guests}
     for domain in facts.running or ():
         if domain.uuid not in known:
-            unserved = resolve.unserved(domain, resolve.Facts(facts.networks))
+            unserved = resolve.unserved(domain, attachments.Facts(facts.networks))
             message = "the guest runs and declares forwards, but none is open"
             message, fix = (
                 (f"{message}: {'; '.join(unserved)}", _edit(domain)) if unserved else (message, SYNC)

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Iterator
 
 from virt_forward import hostfacts, libvirt_api, nft
-from virt_forward.addresses import resolve
+from virt_forward.addresses import attachments
 from virt_forward.check import includes
 from virt_forward.check.facts import Facts, Flush, Forwarding, Hook, Veto
 from virt_forward.config import Config
@@ -52,10 +52,10 @@ def read(config: Config, store: Store, domains: list[DomainState] | None) -> Fac
 def _vetoes(guests: Iterable[Guest], config: Config, store: Store) -> Iterator[Veto]:
     """Yield what stands against forwards that running guests hold: it came after them."""
     running = [guest for guest in guests if guest.phase == "running"]
-    facts = hostfacts.facts(store.networks(), {name for guest in running for name in guest.networks})
+    facts = hostfacts.facts(config, store.networks(), {name for guest in running for name in guest.networks})
     listening = hostfacts.listening_now()
     for guest in running:
-        judge, _ = hostfacts.port_judge(config, resolve.places(guest.nics, facts), listening)
+        judge, _ = hostfacts.port_judge(config, attachments.places(guest.nics, facts), listening)
         found = ((forward, judge(forward)) for forward in guest.forwards)
         yield from (Veto(guest.uuid, forward, reason) for forward, reason in found if reason)
 
