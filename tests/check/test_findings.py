@@ -22,6 +22,7 @@ WEB = Guest(
 HOOK = Hook("qemu", "/etc/libvirt/hooks/qemu", True, True, 100.0, 200.0)
 FLUSH = Flush("/etc/nftables.conf", True, True, False, False)
 TABLE = 'table inet virt-forward {\n\tset own {\n\t\ttype ifname\n\t\telements = { "b", "a" }\n\t}\n}\n'
+UNKNOWN = WEB._replace(seats=(), nics=(Nic("52:54:00:00:00:01", "bridge", "virbr0"),))
 HOST = Host(
     frozenset({ip_address("192.0.2.1")}), (ip_network("127.0.0.0/8"),), frozenset({"enp1s0", "virbr0"})
 )
@@ -61,7 +62,7 @@ def test_nothing_is_found_where_all_is_well() -> None:
             "host-port-taken",
             "web",
         ),
-        (GOOD._replace(guests=(WEB._replace(seats=()),)), "no-address", "web"),
+        (GOOD._replace(guests=(UNKNOWN,)), "no-address", "web"),
         (GOOD._replace(invalid=(MetadataError(Domain("db", "2"), ("a", "b")),)), "metadata-invalid", "db"),
         (GOOD._replace(vetoes=(LATE,)), "host-port-taken", "web"),
         (GOOD._replace(guests=(WEB._replace(forwards=ON_AN_ADDRESS),), host=HOST), "address-absent", "web"),
@@ -126,11 +127,21 @@ def test_what_the_host_has_is_no_finding() -> None:
     [
         ("enp1s0", "sysctl -w net.ipv4.conf.enp1s0.forwarding=1;"),
         ("eth0.100", "sysctl -w net/ipv4/conf/eth0.100/forwarding=1;"),
+        ("lan;reboot", 'sysctl -w net.ipv4.conf."lan;reboot".forwarding=1;'),
     ],
 )
 def test_the_fix_names_a_setting_that_sysctl_finds(device: str, fix: str) -> None:
     (problem,) = findings.problems(GOOD._replace(forwarding=(Forwarding(device, 4, False),)))
     assert problem.fix.startswith(fix)
+
+
+def test_the_fix_for_an_address_that_is_not_known_fits_the_reason() -> None:
+    (unknown,) = findings.problems(GOOD._replace(guests=(UNKNOWN,)))
+    assert unknown.fix.startswith("wait for its DHCP and run virt-forward sync")
+    misnamed = UNKNOWN._replace(nics=(Nic("52:54:00:00:00:01", "bridge", "br 0"),))
+    (nowhere,) = findings.problems(GOOD._replace(guests=(misnamed,)))
+    assert 'its bridge has the name "br 0", which cannot be served' in nowhere.message
+    assert nowhere.fix == "correct its interfaces, or mac= in its metadata (virsh edit web)"
 
 
 def test_a_guest_that_cannot_be_served_is_not_told_to_sync() -> None:

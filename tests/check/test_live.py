@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from lab.netns import CLIENT4, GUEST_MAC, HOST4, UPLINK, Lab
+from lab.netns import CLIENT4, CLIENT6, GUEST4, GUEST6, GUEST_MAC, HOST4, HOST6, UPLINK, Lab
 from lab.xml import Nic, domain, forwards, host_ip, port_forward, uuid_of
 
 pytestmark = pytest.mark.root
@@ -117,3 +117,23 @@ def test_interface_with_control_characters_in_its_name_hinders_nothing(lab: Lab)
     lab.host.run(["ip", "address", "add", "198.51.100.1/24", "dev", "a\x1b[1mb"])
     started(lab, port_forward("8080:80"))
     assert found(lab) == set()
+
+
+def test_fix_for_ipv6_makes_the_kernel_forward(lab: Lab) -> None:
+    lab.guest("web").serve("tcp", 80)
+    metadata = forwards(host_ip(GUEST4), host_ip(GUEST6), port_forward("8080:80"))
+    xml = domain("web", metadata, [Nic()])
+    lab.hook("qemu", "web", "prepare", xml=xml)
+    lab.hook("qemu", "web", "started", xml=xml)
+    lab.host.ip(f"route add ::/0 via {CLIENT6} dev {UPLINK}")
+    lab.host.sysctl("net.ipv6.conf.all.forwarding", 0)
+    # With IPv6, the switch of the device does not decide.
+    lab.host.sysctl(f"net.ipv6.conf.{UPLINK}.forwarding", 1)
+    assert found(lab) == {"ip-forwarding-off"}
+    assert lab.client.ask(HOST6, 8080) is None
+    told = json.loads(lab.command("check", "--json", check=False).out)["problems"]
+    (fix,) = [problem["fix"] for problem in told if problem["id"] == "ip-forwarding-off"]
+    lab.host.run(fix.partition(";")[0].split())
+    lab.host.sysctl(f"net.ipv6.conf.{UPLINK}.forwarding", 0)
+    assert found(lab) == set()
+    assert lab.client.ask(HOST6, 8080) is not None

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from virt_forward import absent, spec, text, vetoes
 from virt_forward.addresses import attachments, resolve, waiting
 from virt_forward.check import listing
-from virt_forward.check.facts import Facts, Hook
+from virt_forward.check.facts import Facts, Forwarding, Hook
 from virt_forward.check.problem import Problem
 from virt_forward.config import DEFAULT_PATH
 from virt_forward.model import Domain, Forward, Guest
@@ -110,13 +110,19 @@ def ip_forwarding_off(facts: Facts) -> Iterator[Problem]:
     versions = {seat.ip.version for guest in facts.guests for seat in guest.seats if guest.forwards}
     for item in facts.forwarding:
         if item.version in versions and not item.on:
-            # With a slash first, the dot in the name of a VLAN's interface is no separator (sysctl.d(5)).
-            key = f"net/ipv{item.version}/conf/{text.word(item.device)}/forwarding"
-            key = key if "." in item.device else key.replace("/", ".")
             by = text.word(item.device)
             message = f"the kernel does not forward IPv{item.version} packets that come in by {by}"
-            fix = f"sysctl -w {key}=1; with networkd, IPv{item.version}Forwarding=yes in its .network file"
+            fix = _forwarding_fix(item)
             yield Problem("ip-forwarding-off", "error", None, message, fix)
+
+
+def _forwarding_fix(item: Forwarding) -> str:
+    if item.version == 6:
+        return "sysctl -w net.ipv6.conf.all.forwarding=1; with networkd, IPv6Forwarding=yes in networkd.conf"
+    # With a slash first, the dot in the name of a VLAN's interface is no separator (sysctl.d(5)).
+    key = f"net/ipv4/conf/{text.word(item.device)}/forwarding"
+    key = key if "." in item.device else key.replace("/", ".")
+    return f"sysctl -w {key}=1; with networkd, IPv4Forwarding=yes in its .network file"
 
 
 def networkd_ipforward(facts: Facts) -> Iterator[Problem]:
@@ -186,10 +192,14 @@ def no_address(facts: Facts) -> Iterator[Problem]:
         if guest.phase == "running" and idle:
             why = waiting.reason(guest, idle[0], facts.networks)
             message = f"{_few([*map(spec.render, idle)])} waits: {why}"
-            fix = (
-                f'wait for its DHCP and run {SYNC}, reserve an address, or add <host ip="…"/> to its metadata'
-            )
-            yield Problem("no-address", "warning", guest.name, message, fix)
+            yield Problem("no-address", "warning", guest.name, message, _address_fix(guest, idle[0], facts))
+
+
+def _address_fix(guest: Guest, forward: Forward, facts: Facts) -> str:
+    placed = attachments.places(guest.nics, attachments.Facts(facts.networks))
+    if not any(forward.mac in (None, place.nic.mac) for place in placed):
+        return f"correct its interfaces, or mac= in its metadata ({_edit(guest)})"
+    return f'wait for its DHCP and run {SYNC}, reserve an address, or add <host ip="…"/> to its metadata'
 
 
 FINDINGS = (

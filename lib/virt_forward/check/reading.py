@@ -143,9 +143,20 @@ def _included(pattern: str) -> Iterator[tuple[str, str]]:
 def _forwarding() -> Iterator[Forwarding]:
     for device in sorted(hostfacts.default_route_devices()):
         for version in (4, 6):
-            value = hostfacts.text(f"/proc/sys/net/ipv{version}/conf/{device}/forwarding").strip()
-            if value:
-                yield Forwarding(device, version, value != "0")
+            values = [hostfacts.text(f"/proc/sys/net/{path}").strip() for path in _switches(device, version)]
+            if any(values):
+                yield Forwarding(device, version, any(value not in ("", "0") for value in values))
+
+
+def _switches(device: str, version: int) -> tuple[str, ...]:
+    """Return what makes the kernel forward what comes in by a device, any of them (ip-sysctl.rst).
+
+    With IPv4 it is the device's own switch. With IPv6 that one tells a router from a host; packets
+    are forwarded by the switch for all devices or, since Linux 6.17, by force_forwarding.
+    """
+    if version == 4:
+        return (f"ipv4/conf/{device}/forwarding",)
+    return ("ipv6/conf/all/forwarding", f"ipv6/conf/{device}/force_forwarding")
 
 
 def _ignored_ipforward() -> Iterator[str]:
