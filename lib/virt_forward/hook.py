@@ -7,7 +7,7 @@ journal; to stderr as well where libvirt shows it, which is where a start is ref
 import os
 import sys
 
-from virt_forward import claims, log
+from virt_forward import claims, log, process
 from virt_forward.addresses import attachments, resolve
 from virt_forward.config import Config
 from virt_forward.engine import Engine, judged
@@ -18,6 +18,9 @@ from virt_forward.quick import known
 from virt_forward.settings import load_config, load_config_or_last
 from virt_forward.store import Store
 
+SECONDS = 15.0
+"""How long an event may take as a whole: libvirtd waits for the hook, without a limit of its own."""
+
 RESTORE_SECONDS = 60.0
 """How long after ``restore begin`` a ``prepare begin`` may be that of the restore. libvirt calls one right
 after the other, unless it finds that it cannot restore the guest; then nothing follows."""
@@ -25,6 +28,7 @@ after the other, unless it finds that it cannot restore the guest; then nothing 
 
 def main(driver: str, arguments: list[str], data: bytes) -> int:
     """Do what an event asks for, and return the exit status that libvirt is to see."""
+    process.limit(SECONDS)
     event = parse_event(driver, arguments)
     try:
         _handle(event, data)
