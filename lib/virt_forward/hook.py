@@ -11,7 +11,7 @@ from virt_forward import claims, log, process
 from virt_forward.addresses import attachments, resolve
 from virt_forward.config import Config
 from virt_forward.engine import Engine, judged
-from virt_forward.errors import LockTimeout, VirtForwardError
+from virt_forward.errors import LockTimeout, NftError, NftUnusableError, VirtForwardError
 from virt_forward.events import Action, Event, parse_event
 from virt_forward.model import Domain, Guest, Phase
 from virt_forward.quick import known
@@ -171,10 +171,23 @@ def _claim(domain: Domain, store: Store) -> None:
         settled = judged(others, guest, None, judge)
         error = foreign_macs(domain) or _conflicting(settled)
         if error and config.on_error != "warn" and not _is_restoring(domain.name, before, store):
-            engine.change({domain.uuid: None})
+            _change_claims(engine, domain.uuid, None)
             raise error
-        engine.change({domain.uuid: settled})
+        _change_claims(engine, domain.uuid, settled)
     _log_conflicts(settled)
+
+
+def _change_claims(engine: Engine, uuid: str, guest: Guest | None) -> None:
+    """Make a guest that does not run yet what it is to be; its rules may wait.
+
+    What nft refuses then is another guest's, and no reason against this one's start.
+    """
+    try:
+        engine.change({uuid: guest})
+    except NftUnusableError:
+        raise
+    except NftError as error:
+        log.error(f"{error}; the next event tries again")
 
 
 def _open(domain: Domain, store: Store) -> None:

@@ -73,6 +73,18 @@ def test_without_nft_no_guest_with_forwards_starts_and_it_is_said_why(two: World
     two.stop("late")
 
 
+def test_what_nft_refuses_of_one_guest_refuses_no_other_guests_start(two: World) -> None:
+    """web's end could not be told to the kernel; late has no part in that."""
+    failing = Steps(1, program("nft"), refused(5), forever=True)
+    assert two.event("web", "stopped", failing).status == 0
+    done = two.event("late", "prepare", Steps(1, program("nft"), refused(5), forever=True))
+    assert (done.status, done.err) == (0, "")
+    assert "nft refused" in done.reasons
+    assert two.event("late", "started").status == 0
+    two.stop("mail")
+    two.assert_right("db", "late")
+
+
 def hanging(folder: Path, name: str) -> Callable[[], None]:
     """Put a program of that name first that never ends, and make us less patient with it."""
     program = folder / name
