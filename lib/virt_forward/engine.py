@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from virt_forward import admit, bridgeports, claims, conntrack, flows, localnet, log, nft, text
 from virt_forward.config import Config
-from virt_forward.errors import NftError, StateError, VirtForwardError
+from virt_forward.errors import NftError, NftUnusableError, StateError, VirtForwardError
 from virt_forward.journal import Guests
 from virt_forward.ledger import Ledger
 from virt_forward.model import Address, Guest
@@ -198,7 +198,7 @@ class Engine:
                 nft.apply(table.transaction(work.include, change))
             else:
                 nft.delete_table()
-        except nft.NftUnusableError:
+        except NftUnusableError:
             raise
         except NftError as error:
             log.warning(f"the table is not as it was left ({error}); it is made anew")
@@ -241,7 +241,7 @@ class Engine:
             return
         try:
             nft.apply(table.rebuild(include, self.config, found.chains))
-        except nft.NftUnusableError:
+        except NftUnusableError:
             raise
         except NftError as error:
             # Another version's table may have maps of other types: then nothing but a new one will do.

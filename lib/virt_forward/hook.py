@@ -7,16 +7,19 @@ journal; to stderr as well where libvirt shows it, which is where a start is ref
 import os
 import sys
 
-from virt_forward import claims, log, text, vetoes
+from virt_forward import claims, log, process, text, vetoes
 from virt_forward.addresses import attachments, resolve
 from virt_forward.config import Config
 from virt_forward.engine import Engine, judged
-from virt_forward.errors import LockTimeout, VirtForwardError
+from virt_forward.errors import LockTimeout, NftError, NftUnusableError, VirtForwardError
 from virt_forward.events import Action, Event, parse_event
 from virt_forward.model import Domain, Guest, Phase
 from virt_forward.quick import known
 from virt_forward.settings import load_config, load_config_or_last
 from virt_forward.store import Store
+
+SECONDS = 15.0
+"""How long an event may take as a whole: libvirtd waits for the hook, without a limit of its own."""
 
 RESTORE_SECONDS = 60.0
 """How long after ``restore begin`` a ``prepare begin`` may be that of the restore. libvirt calls one right
@@ -25,6 +28,7 @@ after the other, unless it finds that it cannot restore the guest; then nothing 
 
 def main(driver: str, arguments: list[str], data: bytes) -> int:
     """Do what an event asks for, and return the exit status that libvirt is to see."""
+    process.limit(SECONDS)
     event = parse_event(driver, arguments)
     try:
         _handle(event, data)
@@ -171,10 +175,23 @@ def _claim(domain: Domain, store: Store) -> None:
         settled = judged(others, guest, None, judge)
         error = foreign_macs(domain) or _conflicting(settled)
         if error and config.on_error != "warn" and not _is_restoring(domain.name, before, store):
-            engine.change({domain.uuid: None})
+            _change_claims(engine, domain.uuid, None)
             raise error
-        engine.change({domain.uuid: settled})
+        _change_claims(engine, domain.uuid, settled)
     _log_conflicts(settled)
+
+
+def _change_claims(engine: Engine, uuid: str, guest: Guest | None) -> None:
+    """Make a guest that does not run yet what it is to be; its rules may wait.
+
+    What nft refuses then is another guest's, and no reason against this one's start.
+    """
+    try:
+        engine.change({uuid: guest})
+    except NftUnusableError:
+        raise
+    except NftError as error:
+        log.error(f"{error}; the next event tries again")
 
 
 def _open(domain: Domain, store: Store) -> None:
