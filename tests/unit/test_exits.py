@@ -22,7 +22,7 @@ from lxml import etree
 from lab.proc import REPO, run
 from unit.build import BRIDGE, MAC, UUID, domain_xml, forward, guest, seat, uuid_of
 from unit.test_text import ANYTHING, NASTY, assert_harmless
-from virt_forward import claims, cli, hook, hostfacts, log, report, sync, text, vetoes
+from virt_forward import claims, cli, hook, hostfacts, log, process, report, sync, text, vetoes
 from virt_forward.addresses import attachments, resolve, waiting
 from virt_forward.check import findings, guests
 from virt_forward.check.facts import Facts, Forwarding, Veto
@@ -72,6 +72,7 @@ def test_a_hook_that_refuses_prints_a_line_a_message(name: str, message: str, hi
         printed() as told,
         mock.patch.object(hook, "_handle", side_effect=error),
         mock.patch.object(hook, "_on_error", return_value="refuse"),
+        mock.patch.object(process, "limit"),  # it holds for the whole process, which here has more to do
         mock.patch.object(syslog, "syslog") as logged,
     ):
         assert hook.main("qemu", [name, "prepare", "begin", "-"], b"") == 1
