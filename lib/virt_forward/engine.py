@@ -46,6 +46,7 @@ class Engine:
         self.store = store
         self.config = config
         self.own = own
+        self.rebuilt = False
 
     def index(self) -> claims.Index:
         """Return the index of claims, made anew from the records where it is not to be trusted."""
@@ -84,6 +85,7 @@ class Engine:
         good = work.ledger.put(work.before, work.after)
         loopback = self._loopback_bridges(after)
         self._guarded(lambda: localnet.switch_off(self.store, loopback))
+        self.rebuilt = False
         include = self._apply(work, after)
         self._guarded(lambda: localnet.switch_on(self.store, loopback))
         self._guarded(lambda: self._follow_ports(work))
@@ -220,6 +222,7 @@ class Engine:
         )
 
     def _make_anew(self, work: Work) -> table.Include:
+        self.rebuilt = True
         guests: Guests = {**work.ledger.guests(), **work.after}
         # Never one that a table somebody saved and loaded again may have by chance.
         revision = work.include.revision + 1 if work.include else int.from_bytes(os.urandom(3))
@@ -252,10 +255,26 @@ class Engine:
         was = (*work.before.values(), *work.ledger.pending.before.values())
         old = frozenset(pair for guest in was for pair in flows.pairs(guest))
         new = frozenset(pair for guest in work.after.values() for pair in flows.pairs(guest))
-        gateways = {ip for guest in work.after.values() if guest for ip in guest.gateways}
-        problem = conntrack.end_flows(old, new, self.own - gateways)
+        # While there was no table, clients may have opened UDP flows to the host's own ports.
+        everybody = {**work.ledger.guests(), **work.after} if self.rebuilt else work.after
+        added = frozenset(pair for guest in everybody.values() for pair in flows.pairs(guest))
+        knocking = added if self.rebuilt else added - old
+        gateways = {ip for guest in everybody.values() if guest for ip in guest.gateways}
+        problem = conntrack.end_flows(old, new, knocking, self._own_addresses(knocking) - gateways)
         if problem:
             log.warning(problem)
+
+    def _own_addresses(self, knocking: Iterable[flows.Pair]) -> frozenset[Address]:
+        """Return the host's addresses, where UDP flows to them may have to end."""
+        if self.own or not any(forward.proto == "udp" for forward, _ in knocking):
+            return self.own
+        from virt_forward import hostfacts
+
+        try:
+            return hostfacts.own_addresses()
+        except VirtForwardError as error:
+            log.warning(str(error))
+            return frozenset()
 
 
 def _tell_of_lost_seats(work: Work) -> None:
