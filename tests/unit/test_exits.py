@@ -7,7 +7,6 @@ import io
 import json
 import shutil
 import sys
-import syslog
 from collections.abc import Callable, Iterator
 from ipaddress import ip_address
 from pathlib import Path
@@ -50,10 +49,10 @@ def printed() -> Iterator[Callable[[], list[str]]]:
 
 @given(ANYTHING)
 def test_the_journal_gets_one_harmless_line(message: str) -> None:
-    with mock.patch.object(syslog, "syslog") as logged, mock.patch.object(syslog, "openlog"):
+    with mock.patch.object(log, "_send") as logged:
         log.error(message)
-    (_, said), _ = logged.call_args
-    assert_harmless(said)
+    (data,), _ = logged.call_args
+    assert_harmless(data.decode())
 
 
 @given(st.lists(ANYTHING, min_size=1, max_size=3), ANYTHING)
@@ -73,11 +72,11 @@ def test_a_hook_that_refuses_prints_a_line_a_message(name: str, message: str, hi
         mock.patch.object(hook, "_handle", side_effect=error),
         mock.patch.object(hook, "_on_error", return_value="refuse"),
         mock.patch.object(process, "limit"),  # it holds for the whole process, which here has more to do
-        mock.patch.object(syslog, "syslog") as logged,
+        mock.patch.object(log, "_send") as logged,
     ):
         assert hook.main("qemu", [name, "prepare", "begin", "-"], b"") == 1
     assert len(told()) == 1 + bool(hint)
-    for line in (*told(), *(call.args[1] for call in logged.call_args_list)):
+    for line in (*told(), *(call.args[0].decode() for call in logged.call_args_list)):
         assert_harmless(line)
 
 

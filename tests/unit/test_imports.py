@@ -34,7 +34,6 @@ PURE = (
 
 EDGES = {
     "subprocess": {"process", "watch.kernel_events"},  # the service also listens to what never ends
-    "syslog": {"log"},
     "libvirt": {"libvirt_api", "watch.libvirt_events"},
 }
 """What only these modules of ours may import."""
