@@ -12,7 +12,7 @@ import pytest
 from unit.build import forward
 from virt_forward import hostports, ports, sockdiag
 from virt_forward.model import Forward
-from virt_forward.sockets import Details, Listener, Reach, against, parse, parse_sctp
+from virt_forward.sockets import Details, Listener, Reach, against, autobound, parse, parse_sctp
 
 pytestmark = pytest.mark.skipif(
     sys.byteorder != "little", reason="the samples are of a little-endian machine"
@@ -210,3 +210,90 @@ def test_the_kernel_tells_which_sockets_take_ipv6_alone() -> None:
 def test_only_the_same_port_and_protocol_counts(wanted: Forward, found: list[int]) -> None:
     sockets = [listener("tcp", "0.0.0.0", port) for port in (443, 80)]
     assert [item.port for item in stands_against(sockets, wanted)] == found
+
+
+def test_the_kernel_tells_which_ports_were_its_own_choice() -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client, _udp6() as client6, _udp6() as server:
+        client.sendto(b"", ("127.0.0.1", 9))
+        client6.bind(("::", 0))
+        # A free port of the very range that the kernel chooses from, asked for by its number.
+        port = client.getsockname()[1]
+        client.close()
+        server.bind(("::", port))
+        inodes = [os.fstat(ours.fileno()).st_ino for ours in (client6, server)]
+        found = sockdiag.details().autobound
+    assert [inode in found for inode in inodes] == [True, False]
+
+
+def _udp6() -> socket.socket:
+    return socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
+
+
+def test_a_client_that_only_sent_is_autobound() -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+        client.sendto(b"", ("127.0.0.1", 9))
+        (found,) = [item for item in hostports.listeners() if item.port == client.getsockname()[1]]
+        assert autobound(found, Reach(details=sockdiag.details))
+
+
+def test_the_kernel_tells_to_which_device_a_socket_is_bound() -> None:
+    with _udp6() as bound, _udp6() as free:
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b"lo")
+        for ours in (bound, free):
+            ours.bind(("::", 0))
+        inodes = [os.fstat(ours.fileno()).st_ino for ours in (bound, free)]
+        devices = sockdiag.details().devices
+    assert [devices.get(inode) for inode in inodes] == [socket.if_nametoindex("lo"), None]
+
+
+def test_a_kernel_without_sock_diag_tells_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sockdiag, "NETLINK_SOCK_DIAG", 31)
+    assert sockdiag.details() == Details()
+    monkeypatch.undo()
+    # No handler for this family: the kernel answers with an error message.
+    monkeypatch.setattr(socket, "AF_INET", 40)
+    monkeypatch.setattr(socket, "AF_INET6", 40)
+    assert sockdiag.details() == Details()
+
+
+@pytest.mark.parametrize(
+    ("bound", "wanted", "taken"),
+    [
+        (2, forward(80, dev="enp1s0"), True),
+        (3, forward(80, dev="enp1s0"), False),
+        (3, forward(80, dev="enp1s0", address="192.0.2.10"), False),
+        (9, forward(80, dev="enp1s0"), True),  # the VRF of enp1s0
+        (3, forward(80), True),
+    ],
+)
+def test_a_socket_that_is_bound_to_another_device_loses_nothing(
+    bound: int, wanted: Forward, taken: bool
+) -> None:
+    reach = Reach(details=lambda: Details(devices={26001: bound}), devices=lambda _: frozenset({2, 9}))
+    assert bool(stands_against([listener("tcp", "0.0.0.0", 80, 26001)], wanted, reach)) == taken
+
+
+@pytest.mark.parametrize(
+    ("address", "inode", "families", "taken"),
+    [
+        ("::", V6ONLY, {4}, False),
+        ("::", V6ONLY, {6}, True),
+        ("::", BOTH, {4}, True),
+        ("2001:db8::1", BOTH, {4}, False),
+        ("0.0.0.0", BOTH, {6}, False),
+        ("192.0.2.10", BOTH, {6}, False),
+        ("192.0.2.10", BOTH, {4, 6}, True),
+    ],
+)
+def test_a_listener_loses_nothing_to_a_guest_of_the_other_family(
+    address: str, inode: int, families: set[int], taken: bool
+) -> None:
+    reach = Reach(families=frozenset(families), details=lambda: Details(v6only=frozenset({V6ONLY})))
+    assert bool(stands_against([listener("tcp", address, 80, inode)], EVERYWHERE, reach)) == taken
+    # An address or source says itself which family is meant, whether the guest has it yet or not.
+    assert stands_against([listener("tcp", "2001:db8::1", 80)], AT_UPLINK6, reach)
+
+
+def test_a_forward_with_dev_takes_nothing_of_127_0_0_1() -> None:
+    found = [listener("tcp", "127.0.0.1", 80)]
+    assert not stands_against(found, forward(80, dev="enp1s0"), Reach(localhost=True))
