@@ -4,11 +4,9 @@ The index is derived from the records and kept beside them as text, so that one 
 event need not read every other guest's record.
 """
 
-from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator
 from functools import cache, lru_cache
 from ipaddress import ip_address, ip_network
-from itertools import accumulate
 from typing import NamedTuple
 
 from virt_forward import ports
@@ -106,7 +104,7 @@ def conflicts(index: Iterable[Row], forwards: Iterable[Forward]) -> dict[Forward
     for forward in forwards:
         place = (forward.proto, str(forward.address or ""), forward.dev or "", str(forward.source or ""))
         groups.setdefault(place, []).append(forward)
-    wanted = {place: _Spans(group) for place, group in groups.items()}
+    wanted = {place: ports.Spans(group) for place, group in groups.items()}
     found: dict[Forward, str] = {}
     for row in index if wanted else ():
         if row.kind not in (PORT, HELD):
@@ -116,20 +114,6 @@ def conflicts(index: Iterable[Row], forwards: Iterable[Forward]) -> dict[Forward
             port = max(forward.start, int(row.start))
             found.setdefault(forward, f"host port {forward.proto}/{port} is taken by guest {row.label}")
     return found
-
-
-class _Spans:
-    """Forwards of one protocol and place, in order; usually none overlaps another."""
-
-    def __init__(self, forwards: Iterable[Forward]) -> None:
-        self._forwards = sorted(forwards, key=lambda forward: forward.start)
-        # The highest port so far: in order even where forwards do overlap.
-        self._reached = list(accumulate((forward.end for forward in self._forwards), max))
-
-    def overlapping(self, start: int, end: int) -> list[Forward]:
-        first = bisect_left(self._reached, start)
-        last = bisect_right(self._forwards, end, key=lambda forward: forward.start)
-        return [forward for forward in self._forwards[first:last] if start <= forward.end]
 
 
 def seat_conflict(index: Iterable[Row], guest: Guest) -> str | None:

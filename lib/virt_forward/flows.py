@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator
 from ipaddress import ip_address
 from typing import NamedTuple
 
+from virt_forward import ports
 from virt_forward.model import Address, Forward, Guest, Seat
 
 Pair = tuple[Forward, Seat]
@@ -55,37 +56,43 @@ def pairs(guest: Guest | None) -> set[Pair]:
 
 def stale(flows: Iterable[Flow], gone: Iterable[Pair]) -> Iterator[Flow]:
     """Yield the flows that went through one of the pairs that are no more."""
-    gone = tuple(gone)
+    groups = _grouped(((forward.proto, seat.ip, forward.address), forward) for forward, seat in gone)
     for flow in flows:
-        if any(_went_through(flow, forward, seat) for forward, seat in gone):
+        places = ((flow.proto, flow.answering, address) for address in (None, flow.destination))
+        found = (forward for place in places for forward in _on_port(groups, place, flow))
+        if flow.destination != flow.answering and any(_leads(flow, forward) for forward in found):
             yield flow
 
 
-def _went_through(flow: Flow, forward: Forward, seat: Seat) -> bool:
-    port = forward.to + flow.destination_port - forward.start
-    return (
-        _entered(flow, forward)
-        and flow.answering == seat.ip
-        and flow.answering_port == port
-        and flow.destination != seat.ip
-    )
+def _leads(flow: Flow, forward: Forward) -> bool:
+    return flow.answering_port == forward.to + flow.destination_port - forward.start
 
 
-def _entered(flow: Flow, forward: Forward) -> bool:
-    return (
-        flow.proto == forward.proto
-        and forward.start <= flow.destination_port <= forward.end
-        and forward.address in (None, flow.destination)
-    )
+Place = tuple[object, ...]
+
+
+def _grouped(forwards: Iterable[tuple[Place, Forward]]) -> dict[Place, ports.Spans]:
+    groups: dict[Place, list[Forward]] = {}
+    for place, forward in forwards:
+        groups.setdefault(place, []).append(forward)
+    return {place: ports.Spans(group) for place, group in groups.items()}
+
+
+def _on_port(groups: dict[Place, ports.Spans], place: Place, flow: Flow) -> list[Forward]:
+    group = groups.get(place)
+    return group.overlapping(flow.destination_port, flow.destination_port) if group else []
 
 
 def knocked(flows: Iterable[Flow], come: Iterable[Pair], own: frozenset[Address]) -> Iterator[Flow]:
     """Yield UDP flows to the host's own port that were there before its forward was."""
-    wanted = [(forward, seat) for forward, seat in come if forward.proto == "udp"]
+    groups = _grouped(
+        ((forward.proto, seat.ip.version, forward.address), forward)
+        for forward, seat in come
+        if forward.proto == "udp"
+    )
     for flow in flows:
-        unchanged = flow.answering == flow.destination and flow.destination in own
-        if unchanged and any(
-            _entered(flow, forward) and seat.ip.version == flow.destination.version
-            for forward, seat in wanted
-        ):
-            yield flow
+        if flow.answering == flow.destination and flow.destination in own:
+            version = flow.destination.version
+            places = ((flow.proto, version, address) for address in (None, flow.destination))
+            if any(_on_port(groups, place, flow) for place in places):
+                yield flow

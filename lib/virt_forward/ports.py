@@ -2,7 +2,7 @@
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Protocol, TypeVar
 
 from virt_forward.model import MAX_PORT, Declaration, Forward, PortForward, Range, Subnet
@@ -95,6 +95,21 @@ def subtract(span: Span, holes: Sequence[Span]) -> list[Span]:
             pieces.append((left, hole_start - 1))
         left = hole_end + 1
     return [*pieces, (left, end)] if left <= end else pieces
+
+
+class Spans:
+    """Forwards in order of their ports; quick to search where few or none of them overlap."""
+
+    def __init__(self, forwards: Iterable[Forward]) -> None:
+        self._forwards = sorted(forwards, key=lambda forward: forward.start)
+        # The highest port so far: in order even where forwards do overlap.
+        self._reached = list(accumulate((forward.end for forward in self._forwards), max))
+
+    def overlapping(self, start: int, end: int) -> list[Forward]:
+        """Return those that have a port of ``start``..``end``."""
+        first = bisect_left(self._reached, start)
+        last = bisect_right(self._forwards, end, key=lambda forward: forward.start)
+        return [forward for forward in self._forwards[first:last] if start <= forward.end]
 
 
 def collide(one: Forward, other: Forward) -> bool:
