@@ -61,7 +61,7 @@ def _answers(kernel: socket.socket) -> Iterator[tuple[int, int, bool]]:
             length, kind, *_ = _HEADER.unpack_from(data)
             if kind == NLMSG_DONE:
                 return
-            if kind == NLMSG_ERROR:
+            if kind == NLMSG_ERROR or length < _HEADER.size + _MESSAGE.size:
                 raise OSError("the kernel has no sock_diag for this protocol")
             yield _socket(data[_HEADER.size : length])
             data = data[length + 3 & ~3 :]
