@@ -5,7 +5,7 @@ from ipaddress import ip_address
 from typing import NamedTuple
 
 from virt_forward import ports
-from virt_forward.model import Address, Forward, Guest, Seat
+from virt_forward.model import ORIGINS, Address, Forward, Guest, Seat
 
 Pair = tuple[Forward, Seat]
 
@@ -51,48 +51,69 @@ def pairs(guest: Guest | None) -> set[Pair]:
     """Return every forward of a running guest with each seat that serves it."""
     if guest is None or guest.phase != "running":
         return set()
-    return {(forward, seat) for forward in guest.forwards for seat in guest.seats_for(forward)}
+    # How an address was learned is nothing to a connection.
+    return {
+        (forward, seat._replace(origin=ORIGINS[-1]))
+        for forward in guest.forwards
+        for seat in guest.seats_for(forward)
+    }
 
 
-def stale(flows: Iterable[Flow], gone: Iterable[Pair]) -> Iterator[Flow]:
-    """Yield the flows that went through one of the pairs that are no more."""
-    groups = _grouped(((forward.proto, seat.ip, forward.address), forward) for forward, seat in gone)
+def stale(flows: Iterable[Flow], before: Iterable[Pair], after: Iterable[Pair]) -> Iterator[Flow]:
+    """Yield the flows that went through a pair of ``before`` and that ``after`` would send elsewhere.
+
+    Judged flow by flow: a range that is split or made longer is another forward, and its flows stay.
+    """
+    was, now = _Pairs(before), _Pairs(after)
     for flow in flows:
-        places = ((flow.proto, flow.answering, address) for address in (None, flow.destination))
-        found = (forward for place in places for forward in _on_port(groups, place, flow))
-        if flow.destination != flow.answering and any(_leads(flow, forward) for forward in found):
+        if any(_goes_to(flow, *pair) for pair in was.entered(flow)) and not _stays(flow, now):
             yield flow
 
 
-def _leads(flow: Flow, forward: Forward) -> bool:
-    return flow.answering_port == forward.to + flow.destination_port - forward.start
+def _stays(flow: Flow, pairs: "_Pairs") -> bool:
+    """Tell whether the first pair that ``flow`` meets, the most special first, sends it where it goes."""
+    met = sorted(pairs.entered(flow), key=lambda pair: ports.specificity(pair[0]))
+    for forward, seat in met:
+        if _is_from(flow, forward):
+            if _goes_to(flow, forward, seat):
+                return True
+            if forward.dev is None:
+                return False
+            # conntrack does not know by which device a flow came: the next pair may be the flow's.
+    return False
 
 
-Place = tuple[object, ...]
+def _is_from(flow: Flow, forward: Forward) -> bool:
+    return forward.source is None or flow.source in forward.source
 
 
-def _grouped(forwards: Iterable[tuple[Place, Forward]]) -> dict[Place, ports.Spans]:
-    groups: dict[Place, list[Forward]] = {}
-    for place, forward in forwards:
-        groups.setdefault(place, []).append(forward)
-    return {place: ports.Spans(group) for place, group in groups.items()}
+def _goes_to(flow: Flow, forward: Forward, seat: Seat) -> bool:
+    port = forward.to + flow.destination_port - forward.start
+    return flow.answering == seat.ip and flow.answering_port == port and flow.destination != seat.ip
 
 
-def _on_port(groups: dict[Place, ports.Spans], place: Place, flow: Flow) -> list[Forward]:
-    group = groups.get(place)
-    return group.overlapping(flow.destination_port, flow.destination_port) if group else []
+class _Pairs:
+    """Pairs by what they listen on: each flow looks at those of its port alone."""
+
+    def __init__(self, pairs: Iterable[Pair]) -> None:
+        groups: dict[tuple[object, ...], dict[Forward, list[Pair]]] = {}
+        for forward, seat in pairs:
+            place = (forward.proto, seat.ip.version, forward.address)
+            groups.setdefault(place, {}).setdefault(forward, []).append((forward, seat))
+        self._groups = {place: (ports.Spans(group), group) for place, group in groups.items()}
+
+    def entered(self, flow: Flow) -> Iterator[Pair]:
+        """Yield the pairs that may have let a flow in, or may let it in now."""
+        for address in (flow.destination, None):
+            spans, pairs = self._groups.get((flow.proto, flow.answering.version, address), (None, {}))
+            for forward in spans.overlapping(flow.destination_port, flow.destination_port) if spans else ():
+                yield from pairs[forward]
 
 
 def knocked(flows: Iterable[Flow], come: Iterable[Pair], own: frozenset[Address]) -> Iterator[Flow]:
     """Yield UDP flows to the host's own port that were there before its forward was."""
-    groups = _grouped(
-        ((forward.proto, seat.ip.version, forward.address), forward)
-        for forward, seat in come
-        if forward.proto == "udp"
-    )
+    wanted = _Pairs(pair for pair in come if pair[0].proto == "udp")
     for flow in flows:
-        if flow.answering == flow.destination and flow.destination in own:
-            version = flow.destination.version
-            places = ((flow.proto, version, address) for address in (None, flow.destination))
-            if any(_on_port(groups, place, flow) for place in places):
-                yield flow
+        unchanged = flow.answering == flow.destination and flow.destination in own
+        if unchanged and any(wanted.entered(flow)):
+            yield flow

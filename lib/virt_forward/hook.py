@@ -7,20 +7,28 @@ journal; to stderr as well where libvirt shows it, which is where a start is ref
 import os
 import sys
 
-from virt_forward import claims, log
-from virt_forward.addresses import resolve
+from virt_forward import claims, log, process
+from virt_forward.addresses import attachments, resolve
 from virt_forward.config import Config
 from virt_forward.engine import Engine, judged
-from virt_forward.errors import LockTimeout, VirtForwardError
+from virt_forward.errors import LockTimeout, NftError, NftUnusableError, VirtForwardError
 from virt_forward.events import Action, Event, parse_event
 from virt_forward.model import Domain, Guest, Phase
 from virt_forward.quick import known
 from virt_forward.settings import load_config, load_config_or_last
 from virt_forward.store import Store
 
+SECONDS = 15.0
+"""How long an event may take as a whole: libvirtd waits for the hook, without a limit of its own."""
+
+RESTORE_SECONDS = 60.0
+"""How long after ``restore begin`` a ``prepare begin`` may be that of the restore. libvirt calls one right
+after the other, unless it finds that it cannot restore the guest; then nothing follows."""
+
 
 def main(driver: str, arguments: list[str], data: bytes) -> int:
     """Do what an event asks for, and return the exit status that libvirt is to see."""
+    process.limit(SECONDS)
     event = parse_event(driver, arguments)
     try:
         _handle(event, data)
@@ -96,7 +104,7 @@ def _mark_restoring(data: bytes, store: Store) -> None:
 
 def _prepare(name: str, data: bytes, store: Store) -> None:
     uuid = _uuid(data)
-    restoring = _is_restoring(name, Engine(store, Config()).known(uuid))
+    restoring = _is_restoring(name, Engine(store, Config()).known(uuid), store)
     try:
         _guest_event(Action.CLAIM, data, store)
     except LockTimeout:
@@ -110,9 +118,12 @@ def _prepare(name: str, data: bytes, store: Store) -> None:
         _drop_quietly(uuid, store)
 
 
-def _is_restoring(name: str, guest: Guest | None) -> bool:
+def _is_restoring(name: str, guest: Guest | None, store: Store) -> bool:
+    """Tell whether the start of a guest is a restore, by the mark that its ``restore begin`` has left."""
     # libvirt restores no guest under a name that it does not have any more; the mark of that one is left.
-    return guest is not None and guest.phase == "restoring" and guest.name == name
+    if guest is None or guest.phase != "restoring" or guest.name != name:
+        return False
+    return store.age_of_guest(guest.uuid) < RESTORE_SECONDS
 
 
 def _guest_event(action: Action, data: bytes, store: Store) -> None:
@@ -159,11 +170,24 @@ def _claim(domain: Domain, store: Store) -> None:
         others = claims.without(engine.index(), [domain.uuid])
         settled = judged(others, guest, None, judge)
         error = foreign_macs(domain) or _conflicting(settled)
-        if error and config.on_error != "warn" and not _is_restoring(domain.name, before):
-            engine.change({domain.uuid: None})
+        if error and config.on_error != "warn" and not _is_restoring(domain.name, before, store):
+            _change_claims(engine, domain.uuid, None)
             raise error
-        engine.change({domain.uuid: settled})
+        _change_claims(engine, domain.uuid, settled)
     _log_conflicts(settled)
+
+
+def _change_claims(engine: Engine, uuid: str, guest: Guest | None) -> None:
+    """Make a guest that does not run yet what it is to be; its rules may wait.
+
+    What nft refuses then is another guest's, and no reason against this one's start.
+    """
+    try:
+        engine.change({uuid: guest})
+    except NftUnusableError:
+        raise
+    except NftError as error:
+        log.error(f"{error}; the next event tries again")
 
 
 def _open(domain: Domain, store: Store) -> None:
@@ -205,11 +229,11 @@ def _resolved(
     from virt_forward import hostfacts, hostports
 
     networks = [nic.source for nic in domain.nics if nic.type == "network"]
-    facts = hostfacts.facts(store.networks() if networks else (), networks)
+    facts = hostfacts.facts(config, store.networks() if networks else (), networks)
     known = Engine(store, config).known(domain.uuid) if phase == "running" else None
     judge, spared = hostports.port_judge(
         config,
-        resolve.places(domain.nics, facts),
+        attachments.places(domain.nics, facts),
         hosts=domain.declaration.hosts if domain.declaration else (),
         held=known.forwards if known else (),
     )

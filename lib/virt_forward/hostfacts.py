@@ -10,9 +10,10 @@ from types import MappingProxyType
 
 from virt_forward.addresses import leases, networkd
 from virt_forward.addresses.asking import Heard
-from virt_forward.addresses.resolve import Bridge, Facts
+from virt_forward.addresses.attachments import Bridge, Facts
+from virt_forward.config import Config
 from virt_forward.errors import VirtForwardError
-from virt_forward.model import Address, Network, Reservation, Sighting
+from virt_forward.model import Address, Network, Reservation, Seat, Sighting
 from virt_forward.process import run
 
 LIBVIRT_NETWORKS = "/run/libvirt/network"
@@ -24,6 +25,7 @@ Interfaces = dict[str, list[IPv4Interface | IPv6Interface]]
 
 
 def facts(
+    config: Config,
     known: Iterable[Network],
     wanted: Iterable[str] = (),
     heard: Heard = NOTHING_HEARD,
@@ -44,6 +46,7 @@ def facts(
         tuple(networks.values()),
         cache(lambda name: bridge(name, interfaces, files(), heard.get(name, ()))),
         own,
+        config.learn,
     )
 
 
@@ -56,8 +59,9 @@ def bridge(
     return Bridge(
         tuple(addresses),
         configured.leases,
-        cache(lambda: (*dhcp_leases(name), *(Reservation(seen.ip, seen.mac) for seen in reversed(heard)))),
+        cache(lambda: dhcp_leases(name)),
         cache(lambda: neighbours(name)),
+        tuple(reversed(heard)),
         uplink=name in default_route_devices(),
     )
 
@@ -80,6 +84,15 @@ def dhcp_leases(bridge_name: str) -> tuple[Reservation, ...]:
 def neighbours(bridge_name: str) -> leases.Neighbours:
     """Return the neighbour table of a bridge; empty where the bridge does not exist."""
     return leases.neighbours(run(["ip", "-j", "neighbour", "show", "dev", bridge_name]).stdout)
+
+
+def confirm_neighbour(seat: Seat) -> None:
+    """Make the kernel ask a neighbour whether it is still there, as if it had a packet for it.
+
+    NTF_USE of rtnetlink(7): an entry that has not been confirmed lately is asked by ARP or ND
+    after five seconds, and fails where nobody answers. No entry is made or changed.
+    """
+    run(["ip", "neighbour", "change", str(seat.ip), "dev", seat.bridge, "use"])
 
 
 def default_route_devices() -> set[str]:

@@ -7,7 +7,7 @@ from functools import cache
 from typing import NamedTuple
 
 from virt_forward import claims, ports, sockets
-from virt_forward.addresses.resolve import Place
+from virt_forward.addresses.attachments import Place
 from virt_forward.config import Config
 from virt_forward.hostfacts import Interfaces, names, read_interfaces, text
 from virt_forward.model import Address, Forward, HostAddress, PortForward, Proto, Subnet

@@ -4,16 +4,12 @@ import json
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from virt_forward.errors import NftError
+from virt_forward.errors import NftError, NftUnusableError
 from virt_forward.process import run
 from virt_forward.ruleset.names import TABLE
 
 TIMEOUT = 20.0
 """Seconds; the largest tables load in a second or two."""
-
-
-class NftUnusableError(NftError):
-    """nft is missing or hangs: another attempt with other words would be no better."""
 
 
 class Parts(NamedTuple):

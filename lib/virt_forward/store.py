@@ -64,7 +64,7 @@ class Store:
     @contextlib.contextmanager
     def lock(self, seconds: float | None = None) -> Iterator[None]:
         """Hold the lock; raises LockTimeout after ``seconds``, StateError where it cannot be had."""
-        limit = LOCK_SECONDS if seconds is None else seconds
+        limit = process.left(LOCK_SECONDS if seconds is None else seconds)
         fd = self._locked(limit, time.monotonic() + limit)
         process.held.add(fd)
         try:
@@ -172,6 +172,13 @@ class Store:
             raise StateError(f"{where}: is the record of another guest, {guest.uuid}")
         return guest
 
+    def age_of_guest(self, uuid: str) -> float:
+        """Return how many seconds ago a guest's record was written; infinity where there is none."""
+        try:
+            return abs(time.time() - os.stat(self._at("guests", f"{uuid}.json")).st_mtime)
+        except OSError:
+            return float("inf")
+
     def guests(self) -> tuple[list[Guest], list[StateError]]:
         """Return all records, and what is wrong with those that are damaged."""
         found, errors = [], []
@@ -246,7 +253,7 @@ def _flock(fd: int, limit: float, until: float) -> None:
     """Wait for the lock in the kernel's queue, which is fair, for a bounded time."""
 
     def expired(_signal: int, _frame: FrameType | None) -> None:
-        raise LockTimeout(f"another virt-forward process has held the lock for {limit:g} seconds")
+        raise LockTimeout(f"another virt-forward process has held the lock for {limit:.2g} seconds")
 
     before = signal.signal(signal.SIGALRM, expired)
     # Zero would switch the timer off; one that rings just before the wait begins has to ring again.

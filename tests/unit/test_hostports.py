@@ -10,7 +10,7 @@ import pytest
 from unit.build import MAC, forward
 from unit.counted import Looks
 from virt_forward import claims, hostports, ports
-from virt_forward.addresses.resolve import Bridge, Place
+from virt_forward.addresses.attachments import Bridge, Place
 from virt_forward.config import Config, ReservedPort
 from virt_forward.hostports import Listening
 from virt_forward.model import (
