@@ -11,7 +11,7 @@ from virt_forward import claims, log, process
 from virt_forward.addresses import attachments, resolve
 from virt_forward.config import Config
 from virt_forward.engine import Engine, judged
-from virt_forward.errors import LockTimeout, NftError, NftUnusableError, VirtForwardError
+from virt_forward.errors import LockTimeout, NftError, NftUnusableError, StateError, VirtForwardError
 from virt_forward.events import Action, Event, parse_event
 from virt_forward.model import Domain, Guest, Phase
 from virt_forward.quick import known
@@ -205,6 +205,9 @@ def _open(domain: Domain, store: Store) -> None:
             engine.change({domain.uuid: settled})
     except LockTimeout:
         store.leave(domain.uuid, judged((), guest, None, judge))
+        raise
+    except StateError:
+        store.leave_started(domain.uuid)
         raise
     _log_conflicts(settled)
 

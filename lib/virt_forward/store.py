@@ -31,6 +31,10 @@ LOCK_SECONDS = 15.0
 """How long a hook waits for its turn. libvirtd waits for the hook, without a limit of its own."""
 
 
+STARTED = ".started"
+"""How the name of a change ends that was left without a record: the guest that is prepared runs."""
+
+
 class Left(NamedTuple):
     """A change that was left: the file's name, whose change it is, and what the guest is to be."""
 
@@ -204,6 +208,10 @@ class Store:
         name = f"{uuid}.{time.monotonic_ns():020}.{os.getpid()}"
         self.write(f"todo/{name}.json", records.dump_guest(guest) if guest else "")
 
+    def leave_started(self, uuid: str) -> None:
+        """Leave word that a guest which is recorded as prepared runs now: an empty file needs no space."""
+        self.write(f"todo/{uuid}.{time.monotonic_ns():020}.{os.getpid()}{STARTED}.json", "")
+
     def left(self) -> tuple[list[Left], list[StateError]]:
         """Return the changes that were left, the oldest of each guest first, and what cannot be read."""
         found, errors = [], []
@@ -211,7 +219,12 @@ class Store:
             uuid, path = name.partition(".")[0], f"todo/{name}.json"
             text = self.read(path)
             try:
-                found.append(Left(name, uuid, self._checked(uuid, text, path) if text else None))
+                if name.endswith(STARTED):
+                    guest = self.guest(uuid)
+                    running = guest and guest._replace(phase="running")
+                    found.append(Left(name, uuid if running else "", running))
+                else:
+                    found.append(Left(name, uuid, self._checked(uuid, text, path) if text else None))
             except StateError as error:
                 errors.append(error)
                 found.append(Left(name, "", None))

@@ -226,6 +226,18 @@ def test_a_full_run_directory_and_a_flushed_table(small: World) -> None:
     small.assert_right("web")
 
 
+def test_start_in_a_full_run_directory_is_made_good_by_the_next_event(small: World) -> None:
+    small.start("web")
+    assert small.event("db", "prepare").status == 0
+    ballast = fill(small)
+    done = small.event("db", "started")
+    assert done.status == 0
+    assert "No space left" in done.reasons
+    ballast.unlink()
+    small.start("late")
+    small.assert_right("web", "db", "late")
+
+
 def test_a_read_only_run_directory(small: World) -> None:
     small.start("web", "db", "mail")
     run(["mount", "-o", "remount,ro", small.run_dir])
