@@ -102,22 +102,20 @@ def without(index: Iterable[Row], uuids: Iterable[str]) -> Index:
 
 def conflicts(index: Iterable[Row], forwards: Iterable[Forward]) -> dict[Forward, str]:
     """Return which of ``forwards`` collide with a claim in the index, and why."""
-    wanted: dict[tuple[str, str, str, str], list[Forward]] = {}
+    groups: dict[tuple[str, str, str, str], list[Forward]] = {}
     for forward in forwards:
         place = (forward.proto, str(forward.address or ""), forward.dev or "", str(forward.source or ""))
-        wanted.setdefault(place, []).append(forward)
+        groups.setdefault(place, []).append(forward)
+    wanted = {place: ports.Spans(group) for place, group in groups.items()}
     found: dict[Forward, str] = {}
-    for row in index:
+    for row in index if wanted else ():
+        if row.kind not in (PORT, HELD):
+            continue
         mine = wanted.get((row.proto, row.address, row.dev, row.source))
-        if mine and row.kind in (PORT, HELD):
-            for forward in _overlapping(mine, int(row.start), int(row.end)):
-                port = max(forward.start, int(row.start))
-                found.setdefault(forward, f"host port {forward.proto}/{port} is taken by guest {row.label}")
+        for forward in mine.overlapping(int(row.start), int(row.end)) if mine else ():
+            port = max(forward.start, int(row.start))
+            found.setdefault(forward, f"host port {forward.proto}/{port} is taken by guest {row.label}")
     return found
-
-
-def _overlapping(forwards: Iterable[Forward], start: int, end: int) -> list[Forward]:
-    return [forward for forward in forwards if forward.start <= end and start <= forward.end]
 
 
 def seat_conflict(index: Iterable[Row], guest: Guest) -> str | None:

@@ -4,7 +4,7 @@ import contextlib
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
-from virt_forward import ask, claims, hostfacts, libvirt_api
+from virt_forward import ask, claims, hostfacts, hostports, libvirt_api
 from virt_forward.addresses import asking, attachments, resolve
 from virt_forward.config import Config
 from virt_forward.engine import Engine, judged
@@ -94,13 +94,20 @@ def _running(
     domains = [domain for domain in (_parsed(state, errors) for state in states) if domain]
     names = {nic.source for domain in domains for nic in domain.nics if nic.type == "network"}
     facts = hostfacts.facts(config, store.networks(), names)
-    listening = hostfacts.listening_now()
+    listening = hostports.listening_now()
     found: dict[str, Running] = {}
     for domain in domains:
-        judge, spared = hostfacts.port_judge(config, attachments.places(domain.nics, facts), listening)
+        before = known.get(domain.uuid)
+        judge, spared = hostports.port_judge(
+            config,
+            attachments.places(domain.nics, facts),
+            listening,
+            hosts=domain.declaration.hosts if domain.declaration else (),
+            held=before.forwards if before else (),
+        )
         try:
             guest = resolve.resolve(domain, facts, config, "running", spared)
-            guest = resolve.remembering(guest, known.get(domain.uuid), facts)
+            guest = resolve.remembering(guest, before, facts)
             found[domain.uuid] = Running(guest, judge)
         except VirtForwardError as error:
             errors.append(MetadataError(domain, error.messages))

@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 
 from unit import strategies as make
 from unit.build import forward, guest, seat, uuid_of
+from unit.counted import Looks
 from virt_forward import claims, ports
 from virt_forward.claims import GATEWAY, HELD, LAN, OUT, PORT, SEAT, Row
-from virt_forward.model import LEARNED, ORIGINS, Guest, Origin
+from virt_forward.model import LEARNED, ORIGINS, Forward, Guest, Origin
 
 A = guest("a", forward(80))
 # Another guest's seat would be a conflict of its own.
@@ -227,3 +228,23 @@ def test_a_name_never_breaks_the_index(name: str) -> None:
     assert isinstance(row, Row)
     assert row.uuid == uuid_of("odd")
     assert row.label.isprintable()
+
+
+@given(st.lists(make.forwards(), max_size=8), st.lists(make.forwards(), max_size=8))
+def test_conflicts_are_what_a_look_at_every_pair_finds(mine: list[Forward], theirs: list[Forward]) -> None:
+    others = index_of(guest("b", *theirs))
+    found = claims.conflicts(others, mine)
+    assert set(found) == {one for one in mine for other in theirs if ports.collide(one, other)}
+    for one, reason in found.items():
+        first = next(other for other in theirs if ports.collide(one, other))
+        assert reason == f"host port {one.proto}/{max(one.start, first.start)} is taken by guest b"
+
+
+@pytest.mark.parametrize("meet", [True, False])
+def test_conflicts_look_at_no_more_than_what_meets(meet: bool) -> None:
+    looks, number = Looks(), 1000
+    spans = range(1000, 1000 + 10 * number, 10)
+    mine = looks.forwards(forward(port) for port in spans)
+    theirs = index_of(guest("b", *(forward(port if meet else port + 5) for port in spans)))
+    assert len(claims.conflicts(theirs, mine)) == (number if meet else 0)
+    assert looks.number < 50 * number

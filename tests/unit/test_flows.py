@@ -7,6 +7,7 @@ from ipaddress import ip_address
 import pytest
 
 from unit.build import forward, guest, seat
+from unit.counted import Looks
 from virt_forward.flows import Flow, knocked, pairs, parse, stale
 from virt_forward.model import Forward
 
@@ -138,3 +139,15 @@ def test_what_knocked_elsewhere_is_left_alone() -> None:
     # passing through, not to the host; and already translated by somebody else
     assert not list(knocked([flow("udp 192.0.2.2:1 > 203.0.113.1:53 < 203.0.113.1:53")], [udp], OWN))
     assert not list(knocked([flow("udp 192.0.2.2:1 > 192.0.2.1:53 < 198.51.100.7:53")], [udp], OWN))
+
+
+def test_the_cost_is_that_of_the_flows_not_of_flows_times_forwards() -> None:
+    looks, number = Looks(), 1000
+    ports = range(1, 2 * number, 2)
+    forwards = [(one, seat()) for one in looks.forwards(forward(port, proto="udp") for port in ports)]
+    through = [flow(f"udp 192.0.2.2:1 > 192.0.2.1:{port} < 198.51.100.200:{port}") for port in ports]
+    to_host = [flow(f"udp 192.0.2.2:1 > 192.0.2.1:{port} < 192.0.2.1:{port}") for port in ports]
+    assert list(stale([*through, *to_host], forwards, [])) == through
+    assert list(stale(through, forwards, forwards)) == []
+    assert list(knocked([*through, *to_host], forwards, OWN)) == to_host
+    assert looks.number < 400 * number
