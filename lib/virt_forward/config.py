@@ -100,7 +100,7 @@ def parse_config(text: str, path: str = DEFAULT_PATH) -> Config:
 
     try:
         document = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # a TOMLDecodeError is a ValueError
         raise VirtForwardError(f"{path}: {error}", "the format is TOML, https://toml.io") from None
     found: dict[str, Any] = {}
     errors = list(_read(document, found, text, path))
