@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from ipaddress import ip_address
 
+import pytest
+
 from unit.build import forward, guest, seat
 from virt_forward.flows import Flow, knocked, pairs, parse, stale
 
@@ -39,6 +41,22 @@ def test_real_output() -> None:
         flow("udp 2001:db8:1::2:40003 > 2001:db8:1::1:5000 < 2001:db8:10::200:6000"),
         flow("sctp 192.0.2.2:40004 > 192.0.2.1:9899 < 198.51.100.200:9899"),
     ]
+
+
+@pytest.mark.parametrize(
+    ("part", "damaged"),
+    [
+        ("src=192.0.2.2 dst", "src=192.0.2 dst"),
+        ("dst=192.0.2.1 sport", "dst= sport"),
+        ("sport=40000", "sport="),
+        ("dport=8080", "dport=65536"),
+        ("dport=8080", "dport=-1"),
+        ("src=198.51.100.200", "src=198.51.100.2000"),
+    ],
+)
+def test_parse_passes_over_a_damaged_line(part: str, damaged: str) -> None:
+    assert part in LISTING.splitlines()[0]
+    assert list(parse(LISTING.replace(part, damaged, 1))) == list(parse(LISTING))[1:]
 
 
 def test_only_a_running_guest_has_pairs() -> None:
