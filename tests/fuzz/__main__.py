@@ -70,7 +70,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def limit(inputs: int | None, seconds: float) -> Callable[[int], bool]:
     until = time.monotonic() + seconds
-    return (lambda count: time.monotonic() < until) if inputs is None else (lambda count: count < inputs)
+    return lambda count: time.monotonic() < until if inputs is None else count < inputs
 
 
 def row(outcome: Outcome) -> str:
@@ -80,8 +80,14 @@ def row(outcome: Outcome) -> str:
 
 def total(outcomes: Sequence[Outcome]) -> Outcome:
     """Add up outcomes; a line that two targets reach counts twice."""
-    sums = [sum(outcome[field] for outcome in outcomes) for field in (1, 2, 3, 4)]
-    return Outcome("total", *sums, tuple(f for outcome in outcomes for f in outcome.failures))
+    return Outcome(
+        "total",
+        sum(outcome.inputs for outcome in outcomes),
+        sum(outcome.kept for outcome in outcomes),
+        sum(outcome.lines for outcome in outcomes),
+        sum(outcome.edges for outcome in outcomes),
+        tuple(failure for outcome in outcomes for failure in outcome.failures),
+    )
 
 
 def tell(name: str, failure: Failure) -> None:

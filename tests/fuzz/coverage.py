@@ -43,7 +43,7 @@ class Coverage:
             self.edges |= self._now
         return new
 
-    def _enter(self, frame: FrameType, event: str, argument: Any) -> Callable[..., Any] | None:
+    def _enter(self, frame: FrameType, _event: str, _argument: Any) -> Callable[..., Any] | None:
         base = self._bases.get(frame.f_code)
         if base is None:
             base = self._bases[frame.f_code] = self._base(frame.f_code.co_filename)
@@ -55,7 +55,7 @@ class Coverage:
             return 0
         return self._files.setdefault(path, (len(self._files) + 1) * STRIDE)
 
-    def _line(self, frame: FrameType, event: str, argument: Any) -> Callable[..., Any]:
+    def _line(self, frame: FrameType, event: str, _argument: Any) -> Callable[..., Any]:
         if event == "line":
             here = self._bases[frame.f_code] + frame.f_lineno
             self._now.add(self._last * STRIDE * STRIDE + here)

@@ -59,7 +59,8 @@ DNSMASQ = texts(test_leases.DNSMASQ)
 NEIGHBOURS = texts(test_leases.NEIGHBOURS)
 NETWORK_FILES = texts(
     test_networkd.PERSONS_FILE,
-    "[Match]\nName=!br* vir?r[0-9]\nMACAddress=52-54-00-9A-8A-D1\nType=bridge\n[Address]\nAddress=10.0.0.1/8 \\\n",
+    "[Match]\nName=!br* vir?r[0-9]\nMACAddress=52-54-00-9A-8A-D1\nType=bridge\n"
+    "[Address]\nAddress=10.0.0.1/8 \\\n",
     "[Match]\nKind=bridge\nName=\nName=virbr0\n[Network]\nAddress=0.0.0.0/24\nAddress=\nAddress=fd00::1/64\n",
 )
 DOMAINS = (
