@@ -92,7 +92,9 @@ def _end(chance: Random, data: bytes, _pool: Sequence[bytes], _words: Sequence[b
 
 def _again(chance: Random, data: bytes, _pool: Sequence[bytes], _words: Sequence[bytes]) -> bytes:
     part = _part(chance, data)
-    return _replace(data, slice(part.start, part.start), data[part] * chance.choice((1, 2, 50, 2000)))
+    return _replace(
+        data, slice(part.start, part.start), data[part] * chance.choice((1, 1, 1, 1, 2, 2, 50, 2000))
+    )
 
 
 def _move(chance: Random, data: bytes, _pool: Sequence[bytes], _words: Sequence[bytes]) -> bytes:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterable
 from ipaddress import ip_address
+from xml.sax.saxutils import quoteattr
 
 from golden.case import CASES
 from libvirtnet import DATA
@@ -38,6 +40,15 @@ def neighbour(mac: str, ip: str, *, kind: int = 28, family: int = 2) -> bytes:
     return struct.pack("=IHHII", 16 + len(body), kind, 0, 0, 0) + body
 
 
+def domain_on(network: str, macs: Iterable[str]) -> bytes:
+    """Write a guest with a forward and a NIC on a network for each of ``macs``."""
+    source = f"<source network={quoteattr(network)}/>"
+    nics = (f"<interface type='network'><mac address={quoteattr(mac)}/>{source}</interface>" for mac in macs)
+    return domain_xml(FORWARD.decode(), "".join(nics))
+
+
+FORWARD = forwards_xml('<vf:portForward proto="tcp"><vf:range start="80"/></vf:portForward>')
+
 ARP = (REPLY, REPLY + bytes(18))
 DHCP = (
     dhcp(),
@@ -65,7 +76,7 @@ NETWORK_FILES = texts(
 )
 DOMAINS = (
     *golden("*.xml"),
-    domain_xml(forwards_xml('<vf:portForward proto="tcp"><vf:range start="80"/></vf:portForward>').decode()),
+    domain_xml(FORWARD.decode()),
     domain_xml(),
     b"<domstatus>" + domain_xml() + b"</domstatus>",
 )

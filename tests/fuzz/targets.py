@@ -8,13 +8,23 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import suppress
-from ipaddress import IPv4Address, IPv6Address
 
 from fuzz import seeds
 from fuzz.engine import Target
-from unit.nft_grammar import assert_spoken
+from fuzz.invariants import (
+    are_leases,
+    are_listeners,
+    are_sightings,
+    is_address,
+    is_guest,
+    is_mac,
+    is_network,
+    is_port,
+    is_told,
+    is_wire_address,
+)
 from unit.test_nft_text import resolved
 from unit.test_schema import assert_agreement
 from virt_forward import claims, config, events, flows, journal, quick, records, report, sockets
@@ -26,100 +36,12 @@ from virt_forward.errors import StateError, VirtForwardError
 from virt_forward.metadata import values, xml
 from virt_forward.metadata.domain import parse_domain
 from virt_forward.metadata.network import parse_network
-from virt_forward.model import (
-    MAX_PORT,
-    ORIGINS,
-    PROTOS,
-    Address,
-    Forward,
-    Guest,
-    Network,
-    Reservation,
-    Sighting,
-)
-from virt_forward.ruleset import names, skeleton, table
+from virt_forward.model import PROTOS
+from virt_forward.ruleset import skeleton, table
 from virt_forward.watch import kernel_events
 
 NOWHERE = "/nonexistent"
 """A run directory without records."""
-
-# What is true of values, whatever they were parsed from.
-
-
-def is_address(ip: Address) -> None:
-    assert isinstance(ip, (IPv4Address, IPv6Address))
-    assert values.address(str(ip)) == ip
-
-
-def is_wire_address(ip: Address) -> None:
-    """The same of what a kernel or a frame says, where an IPv4-mapped address is possible."""
-    assert isinstance(ip, (IPv4Address, IPv6Address))
-
-
-def is_mac(mac: str) -> None:
-    assert values.mac(mac) == mac
-
-
-def is_port(port: int, least: int = 1) -> None:
-    assert least <= port <= MAX_PORT
-
-
-def are_sightings(found: Iterable[Sighting | None]) -> None:
-    for seen in found:
-        if seen is not None:
-            is_wire_address(seen.ip)
-            is_mac(seen.mac)
-            assert seen.origin in ORIGINS
-
-
-def are_leases(found: Iterable[Reservation]) -> None:
-    for lease in found:
-        is_address(lease.ip)
-        assert not lease.ip.is_link_local
-        is_mac(lease.mac or "")
-
-
-def is_forward(forward: Forward) -> None:
-    assert forward.proto in PROTOS
-    for port in (forward.start, forward.end, forward.to, forward.to + forward.end - forward.start):
-        is_port(port)
-    assert forward.start <= forward.end
-    assert forward.dev is None or values.is_dev(forward.dev)
-    assert forward.mac is None or values.mac(forward.mac)
-
-
-def is_guest(guest: Guest) -> None:
-    """Check all that may become of a guest: its record, its claims and its rules."""
-    for forward in (*guest.forwards, *(forward for forward, _ in guest.conflicts)):
-        is_forward(forward)
-    for seat in guest.seats:
-        is_address(seat.ip)
-        assert values.is_dev(seat.bridge)
-    assert records.load_guest(records.dump_guest(guest), "x") == guest
-    rows = claims.rows(guest)
-    assert claims.parse_index(claims.render_index(rows)) == rows
-    for configuration in (Config(), Config(hairpin=False)):
-        include = table.whole([guest], configuration, 1)
-        for paragraph in include.paragraphs:
-            assert_spoken(paragraph)
-        assert table.parse(table.text(include), configuration) == include
-
-
-def is_network(network: Network) -> None:
-    values.uuid(network.uuid)
-    for lease in network.reservations:
-        is_address(lease.ip)
-    assert records.load_network(records.dump_network(network), "x") == network
-
-
-def is_told(error: VirtForwardError) -> None:
-    """Check what a person gets to see of an error at the exits."""
-    assert error.messages
-    for message in (*error.messages, error.hint):
-        shown = names.label(message)
-        assert shown.isprintable()
-        assert len(shown) <= 1000
-
 
 # Parsers that raise the package's own error, and what is true of what they return.
 
@@ -160,9 +82,15 @@ def forwards(data: bytes) -> None:
 
 def network(data: bytes) -> None:
     try:
-        is_network(parse_network(data)[0])
+        found, port = parse_network(data)
     except VirtForwardError as error:
         is_told(error)
+        return
+    is_network(found)
+    macs = [lease.mac for lease in found.reservations if lease.mac] + ([port.mac] if port else [])
+    guest = resolved(seeds.domain_on(found.name, macs[:3]), (found,))
+    if guest:
+        is_guest(guest)
 
 
 def configuration(data: bytes) -> None:
@@ -244,14 +172,6 @@ def network_files(data: bytes) -> None:
     for lease in found.leases:
         is_address(lease.ip)
         is_mac(lease.mac or "")
-
-
-def are_listeners(found: Iterable[sockets.Listener]) -> None:
-    for listener in found:
-        assert listener.proto in PROTOS
-        is_wire_address(listener.address)
-        is_port(listener.port, 0)
-        assert listener.inode >= 0
 
 
 def inodes(data: bytes) -> None:
