@@ -11,6 +11,7 @@ from virt_forward.model import MAX_PORT, Proto
 DEFAULT_PATH = "/etc/virt-forward/config.toml"
 OnError = Literal["refuse", "warn"]
 Hairpin = bool | Literal["ports"]
+Learn = Literal["derived", "any", "never"]
 
 
 class ReservedPort(NamedTuple):
@@ -28,6 +29,7 @@ class Config(NamedTuple):
     hairpin: Hairpin = True
     reserved: tuple[ReservedPort, ...] = (ReservedPort("tcp", 22),)
     on_error: OnError = "refuse"
+    learn: Learn = "derived"
     admit: bool = True
     uri: str = "qemu:///system"
 
@@ -78,6 +80,13 @@ def _on_error(value: object) -> OnError:
     raise values.Bad('use "refuse" or "warn"')
 
 
+def _learn(value: object) -> Learn:
+    for word in get_args(Learn):
+        if value == word:
+            return word  # type: ignore[no-any-return]
+    raise values.Bad('use "derived", "any" or "never"')
+
+
 def _uri(value: object) -> str:
     if not isinstance(value, str) or not value:
         raise values.Bad('use a libvirt connection URI, as in "qemu:///system"')
@@ -87,6 +96,7 @@ def _uri(value: object) -> str:
 SECTIONS: dict[str, dict[str, Callable[[object], Any]]] = {
     "forward": {"uplinks": _uplinks, "localhost": _bool, "hairpin": _hairpin},
     "policy": {"reserved": _reserved, "on_error": _on_error},
+    "addresses": {"learn": _learn},
     "libvirt": {"admit": _bool, "uri": _uri},
 }
 

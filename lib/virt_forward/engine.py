@@ -16,7 +16,7 @@ from virt_forward.errors import NftError, StateError, VirtForwardError
 from virt_forward.journal import Guests
 from virt_forward.ledger import Ledger
 from virt_forward.model import Address, Guest
-from virt_forward.ruleset import skeleton, table
+from virt_forward.ruleset import names, skeleton, table
 from virt_forward.store import Store
 
 Changes = Mapping[str, Guest | None]
@@ -51,9 +51,16 @@ class Engine:
         """Return the index of claims, made anew from the records where it is not to be trusted."""
         return Ledger(self.store).index()
 
+    def guests(self) -> dict[str, Guest]:
+        """Return all guests by UUID, with the changes that were begun or left to others."""
+        return Ledger(self.store).merged()
+
     def known(self, uuid: str) -> Guest | None:
-        """Return what is known of a guest; a damaged record counts as nothing."""
+        """Return what is known of a guest, likewise; a damaged record counts as nothing."""
         ledger = Ledger(self.store)
+        for item in ledger.left()[0]:
+            if item.uuid == uuid:
+                return item.guest
         return ledger.pending.after[uuid] if uuid in ledger.pending.after else ledger.guest(uuid)
 
     def catch_up(self) -> None:
@@ -92,7 +99,7 @@ class Engine:
 
     def _begun(self, changes: Changes, afresh: bool) -> Work:
         ledger = Ledger(self.store, afresh=afresh)
-        work = self._freed(self._work(ledger, changes))
+        work = self._overruled(self._freed(self._work(ledger, changes)))
         try:
             ledger.begin(work.before, work.after, work.taken)
         except StateError as error:
@@ -145,14 +152,14 @@ class Engine:
     def settled(self, index: claims.Index, guest: Guest) -> Guest | None:
         """Return a guest as the host's facts are now, settled; None where they cannot be had."""
         from virt_forward import hostfacts
-        from virt_forward.addresses import resolve
+        from virt_forward.addresses import attachments, resolve
 
         try:
-            facts = hostfacts.facts(self.store.networks(), guest.networks)
+            facts = hostfacts.facts(self.config, self.store.networks(), guest.networks)
         except VirtForwardError as error:
             log.error(str(error))
             return None
-        judge, _ = hostfacts.port_judge(self.config, resolve.places(guest.nics, facts))
+        judge, _ = hostfacts.port_judge(self.config, attachments.places(guest.nics, facts))
         return judged(index, resolve.reseat(guest, facts), self.known(guest.uuid), judge)
 
     def _freed(self, work: Work) -> Work:
@@ -166,6 +173,16 @@ class Engine:
             if settled and settled != guest:
                 before[uuid], after[uuid] = guest, settled
         return work._replace(before=before, after=after)
+
+    def _overruled(self, work: Work) -> Work:
+        """Return the work with those guests added that had learned an address which now is another's."""
+        guests = [guest for guest in work.after.values() if guest]
+        lost = claims.overruled(claims.without(work.claimed, work.after), guests)
+        known = {uuid: guest for uuid in sorted(lost) if (guest := work.ledger.guest(uuid))}
+        now = {uuid: claims.without_seats(guest, lost[uuid]) for uuid, guest in known.items()}
+        work = work._replace(before={**work.before, **known}, after={**work.after, **now})
+        _tell_of_lost_seats(work)
+        return work
 
     def _apply(self, work: Work, after: claims.Index) -> table.Include:
         if work.include is None or not work.include.paragraphs:
@@ -233,12 +250,26 @@ class Engine:
 
     def _end_flows(self, work: Work) -> None:
         was = (*work.before.values(), *work.ledger.pending.before.values())
-        old = {pair for guest in was for pair in flows.pairs(guest)}
-        new = {pair for guest in work.after.values() for pair in flows.pairs(guest)}
+        old = frozenset(pair for guest in was for pair in flows.pairs(guest))
+        new = frozenset(pair for guest in work.after.values() for pair in flows.pairs(guest))
         gateways = {ip for guest in work.after.values() if guest for ip in guest.gateways}
-        problem = conntrack.end_flows(old - new, new - old, self.own - gateways)
+        problem = conntrack.end_flows(old, new, self.own - gateways)
         if problem:
             log.warning(problem)
+
+
+def _tell_of_lost_seats(work: Work) -> None:
+    """Log which guests that run do without an address that they had learned."""
+    for uuid, now in work.after.items():
+        was = work.before.get(uuid)
+        if was and now and was.nics == now.nics and was.phase == now.phase == "running":
+            kept = {(seat.ip.version, seat.mac, seat.bridge) for seat in now.seats}
+            for seat in was.seats:
+                if (seat.ip.version, seat.mac, seat.bridge) not in kept:
+                    log.warning(
+                        f"guest {names.quoted(now.name)}: address {seat.ip} on {seat.bridge} ({seat.origin}) "
+                        "is given up, as another has it; its forwards wait"
+                    )
 
 
 def judged(index: Iterable[claims.Row], guest: Guest, before: Guest | None, judge: claims.Judge) -> Guest:

@@ -8,7 +8,7 @@ import os
 import sys
 
 from virt_forward import claims, log
-from virt_forward.addresses import resolve
+from virt_forward.addresses import attachments, resolve
 from virt_forward.config import Config
 from virt_forward.engine import Engine, judged
 from virt_forward.errors import LockTimeout, VirtForwardError
@@ -17,6 +17,10 @@ from virt_forward.model import Domain, Guest, Phase
 from virt_forward.quick import known
 from virt_forward.settings import load_config, load_config_or_last
 from virt_forward.store import Store
+
+RESTORE_SECONDS = 60.0
+"""How long after ``restore begin`` a ``prepare begin`` may be that of the restore. libvirt calls one right
+after the other, unless it finds that it cannot restore the guest; then nothing follows."""
 
 
 def main(driver: str, arguments: list[str], data: bytes) -> int:
@@ -96,7 +100,7 @@ def _mark_restoring(data: bytes, store: Store) -> None:
 
 def _prepare(name: str, data: bytes, store: Store) -> None:
     uuid = _uuid(data)
-    restoring = _is_restoring(name, Engine(store, Config()).known(uuid))
+    restoring = _is_restoring(name, Engine(store, Config()).known(uuid), store)
     try:
         _guest_event(Action.CLAIM, data, store)
     except LockTimeout:
@@ -110,9 +114,12 @@ def _prepare(name: str, data: bytes, store: Store) -> None:
         _drop_quietly(uuid, store)
 
 
-def _is_restoring(name: str, guest: Guest | None) -> bool:
+def _is_restoring(name: str, guest: Guest | None, store: Store) -> bool:
+    """Tell whether the start of a guest is a restore, by the mark that its ``restore begin`` has left."""
     # libvirt restores no guest under a name that it does not have any more; the mark of that one is left.
-    return guest is not None and guest.phase == "restoring" and guest.name == name
+    if guest is None or guest.phase != "restoring" or guest.name != name:
+        return False
+    return store.age_of_guest(guest.uuid) < RESTORE_SECONDS
 
 
 def _guest_event(action: Action, data: bytes, store: Store) -> None:
@@ -159,7 +166,7 @@ def _claim(domain: Domain, store: Store) -> None:
         others = claims.without(engine.index(), [domain.uuid])
         settled = judged(others, guest, None, judge)
         error = foreign_macs(domain) or _conflicting(settled)
-        if error and config.on_error != "warn" and not _is_restoring(domain.name, before):
+        if error and config.on_error != "warn" and not _is_restoring(domain.name, before, store):
             engine.change({domain.uuid: None})
             raise error
         engine.change({domain.uuid: settled})
@@ -205,8 +212,8 @@ def _resolved(
     from virt_forward import hostfacts
 
     networks = [nic.source for nic in domain.nics if nic.type == "network"]
-    facts = hostfacts.facts(store.networks() if networks else (), networks)
-    judge, spared = hostfacts.port_judge(config, resolve.places(domain.nics, facts))
+    facts = hostfacts.facts(config, store.networks() if networks else (), networks)
+    judge, spared = hostfacts.port_judge(config, attachments.places(domain.nics, facts))
     guest = resolve.resolve(domain, facts, config, phase, spared)
     if phase == "running":
         # A libvirtd that restarts is no reason to forget an address that only the guest's traffic told.

@@ -12,10 +12,10 @@ from types import MappingProxyType
 from virt_forward import claims, ports, sockets
 from virt_forward.addresses import leases, networkd
 from virt_forward.addresses.asking import Heard
-from virt_forward.addresses.resolve import Bridge, Facts, Place
+from virt_forward.addresses.attachments import Bridge, Facts, Place
 from virt_forward.config import Config
 from virt_forward.errors import VirtForwardError
-from virt_forward.model import Address, Forward, Network, PortForward, Reservation, Sighting
+from virt_forward.model import Address, Forward, Network, PortForward, Reservation, Seat, Sighting
 from virt_forward.process import run
 
 LIBVIRT_NETWORKS = "/run/libvirt/network"
@@ -27,6 +27,7 @@ Interfaces = dict[str, list[IPv4Interface | IPv6Interface]]
 
 
 def facts(
+    config: Config,
     known: Iterable[Network],
     wanted: Iterable[str] = (),
     heard: Heard = NOTHING_HEARD,
@@ -47,6 +48,7 @@ def facts(
         tuple(networks.values()),
         cache(lambda name: bridge(name, interfaces, files(), heard.get(name, ()))),
         own,
+        config.learn,
     )
 
 
@@ -59,8 +61,9 @@ def bridge(
     return Bridge(
         tuple(addresses),
         configured.leases,
-        cache(lambda: (*dhcp_leases(name), *(Reservation(seen.ip, seen.mac) for seen in reversed(heard)))),
+        cache(lambda: dhcp_leases(name)),
         cache(lambda: neighbours(name)),
+        tuple(reversed(heard)),
         uplink=name in default_route_devices(),
     )
 
@@ -83,6 +86,15 @@ def dhcp_leases(bridge_name: str) -> tuple[Reservation, ...]:
 def neighbours(bridge_name: str) -> leases.Neighbours:
     """Return the neighbour table of a bridge; empty where the bridge does not exist."""
     return leases.neighbours(run(["ip", "-j", "neighbour", "show", "dev", bridge_name]).stdout)
+
+
+def confirm_neighbour(seat: Seat) -> None:
+    """Make the kernel ask a neighbour whether it is still there, as if it had a packet for it.
+
+    NTF_USE of rtnetlink(7): an entry that has not been confirmed lately is asked by ARP or ND
+    after five seconds, and fails where nobody answers. No entry is made or changed.
+    """
+    run(["ip", "neighbour", "change", str(seat.ip), "dev", seat.bridge, "use"])
 
 
 def default_route_devices() -> set[str]:

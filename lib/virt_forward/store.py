@@ -172,6 +172,13 @@ class Store:
             raise StateError(f"{where}: is the record of another guest, {guest.uuid}")
         return guest
 
+    def age_of_guest(self, uuid: str) -> float:
+        """Return how many seconds ago a guest's record was written; infinity where there is none."""
+        try:
+            return abs(time.time() - os.stat(self._at("guests", f"{uuid}.json")).st_mtime)
+        except OSError:
+            return float("inf")
+
     def guests(self) -> tuple[list[Guest], list[StateError]]:
         """Return all records, and what is wrong with those that are damaged."""
         found, errors = [], []

@@ -14,8 +14,8 @@ from faults.edges import Outcome, Steps, missing, refused
 from faults.world import NAMES, World, xml_of
 from lab import person
 from lab.proc import REPO, eventually, run
-from lab.xml import domain, uuid_of
-from virt_forward import conntrack, journal, nft, records, store
+from lab.xml import Network, domain, network_hook, uuid_of
+from virt_forward import conntrack, hook, journal, nft, records, refresh, store, teardown
 from virt_forward.model import Guest
 
 pytestmark = pytest.mark.root
@@ -436,6 +436,38 @@ def test_the_last_word_counts_of_what_was_left(two: World, held: Path) -> None:
     two.lab.host._undo.close()
     two.start("late")
     two.assert_right("db", "mail", "late")
+
+
+NETWORK_EVENT = network_hook(Network("default", "virbr9", "bridge"), port_of="mail").encode()
+OTHERS_WORK: dict[str, Callable[[], object]] = {
+    "verify": lambda: refresh.verify(store.Store()),
+    "network event": lambda: hook.main("network", ["default", "port-created", "begin", "-"], NETWORK_EVENT),
+}
+
+
+@pytest.mark.parametrize("work", OTHERS_WORK.values(), ids=OTHERS_WORK)
+def test_queued_change_is_not_undone_by_other_work_on_the_guest(
+    two: World, held: Path, work: Callable[[], object]
+) -> None:
+    impatiently(two, "mail", "started")
+    impatiently(two, "web", "stopped")
+    two.lab.host._undo.close()
+    assert two.apart(lambda: int(bool(work()))).status == 0
+    two.assert_right("db", "mail")
+
+
+def test_teardown_opens_no_guest_whose_start_was_queued(two: World, held: Path) -> None:
+    impatiently(two, "mail", "started")
+    two.lab.host._undo.close()
+    assert two.apart(teardown.main).status == 0
+    two.assert_right()
+
+
+def test_sync_does_not_open_a_guest_whose_start_was_queued_before_it_ended(two: World, held: Path) -> None:
+    impatiently(two, "mail", "started")
+    two.lab.host._undo.close()
+    assert two.sync("web", "db").status == 0
+    two.assert_right("web", "db")
 
 
 def test_a_guest_left_for_later_takes_no_port_of_the_host(two: World, held: Path) -> None:

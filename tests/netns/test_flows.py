@@ -125,6 +125,19 @@ def test_a_repeated_event_cuts_nothing(cast: Cast) -> None:
     assert [answers(talk) for talk in talks] == ["web"] * 4
 
 
+def test_range_that_is_made_longer_or_loses_a_port_cuts_no_other_flow(cast: Cast) -> None:
+    cast.scene.start("web", *declared("5000-5020"))
+    talks = [cast.client.conversation(family.host, 5005, proto) for family, proto in KINDS]
+    assert [answers(talk) for talk in talks] == ["web"] * 4
+    before = {proto: identities(cast, proto) for proto in ("tcp", "udp")}
+    for ranges in (("5000-5030",), ("5000-5030", "!5010"), ("5004-5006",), ("5000-5004", "5005-5020")):
+        cast.scene.event("web", "reconnect", *declared(*ranges))
+        assert {proto: identities(cast, proto) for proto in before} == before
+    assert [answers(talk) for talk in talks] == ["web"] * 4
+    cast.scene.event("web", "reconnect", *declared("5000-5004"))
+    assert {proto: identities(cast, proto) for proto in before} == {proto: set() for proto in before}
+
+
 @both
 def test_a_udp_client_that_knocked_before_the_start_gets_through_after(cast: Cast, family: Family) -> None:
     with stateful(cast):

@@ -14,7 +14,8 @@ from unit.build import domain_xml, forward, guest
 from unit.nft_grammar import assert_spoken
 from unit.test_records import DELETE, EVIL, FULL, changed, paths
 from unit.world import Event, World, events
-from virt_forward.addresses.resolve import Bridge, Facts, resolve
+from virt_forward.addresses.attachments import Bridge, Facts
+from virt_forward.addresses.resolve import resolve
 from virt_forward.config import Config
 from virt_forward.errors import StateError, VirtForwardError
 from virt_forward.metadata.domain import parse_domain

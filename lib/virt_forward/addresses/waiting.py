@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from virt_forward.addresses.resolve import Facts, Place, places
+from virt_forward.addresses.attachments import Facts, Place, places
 from virt_forward.model import Forward, Guest, Network, fits
 
 

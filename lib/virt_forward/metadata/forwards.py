@@ -195,15 +195,3 @@ def _contradictions(declaration: Declaration) -> Iterator[str]:
                 "keep one, or give each its mac"
             )
         seen.add(key)
-    yield from _family_clashes(declaration)
-
-
-def _family_clashes(declaration: Declaration) -> Iterator[str]:
-    for item in declaration.port_forwards:
-        limit = item.address or item.source
-        versions = {h.ip.version for h in declaration.hosts if item.mac is None or h.mac in (None, item.mac)}
-        if limit is not None and versions and limit.version not in versions:
-            yield (
-                f"<portForward>: {limit} is IPv{limit.version}, but no <host> gives the guest an "
-                f"IPv{limit.version} address; add one, or remove the other <host> elements"
-            )
