@@ -9,7 +9,7 @@ from functools import cache, lru_cache
 from ipaddress import ip_address, ip_network
 from typing import NamedTuple
 
-from virt_forward import ports
+from virt_forward import ports, text
 from virt_forward.model import LEARNED, ORIGINS, Address, Forward, Guest, Proto, Seat, Subnet, rank
 from virt_forward.ruleset import names
 
@@ -20,7 +20,7 @@ the host on a guest's bridge, and the host's own address there."""
 
 
 class Row(NamedTuple):
-    """One line of the index. ``label`` is the guest's name made safe for messages.
+    """One line of the index. ``label`` is the guest's name as messages have it.
 
     For a seat, ``address`` and ``dev`` are the guest's address and bridge, and ``origin``
     tells where the address was learned; for a lan,
@@ -68,7 +68,7 @@ def rows(guest: Guest) -> Index:
 
 
 def _rows(guest: Guest) -> Iterator[Row]:
-    who = (guest.uuid, names.label(guest.name), names.suffix(guest.name, guest.uuid))
+    who = (guest.uuid, text.word(guest.name), names.suffix(guest.name, guest.uuid))
     running = guest.phase == "running"
     for forward in guest.forwards:
         yield _port_row(PORT if running and guest.seats_for(forward) else HELD, who, forward)

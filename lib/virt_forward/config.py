@@ -7,6 +7,7 @@ from typing import Any, Literal, NamedTuple, get_args
 from virt_forward.errors import VirtForwardError
 from virt_forward.metadata import values
 from virt_forward.model import MAX_PORT, Proto
+from virt_forward.text import output, plain
 
 DEFAULT_PATH = "/etc/virt-forward/config.toml"
 OnError = Literal["refuse", "warn"]
@@ -111,7 +112,8 @@ def parse_config(text: str, path: str = DEFAULT_PATH) -> Config:
     try:
         document = tomllib.loads(text)
     except (ValueError, RecursionError) as error:  # a TOMLDecodeError is a ValueError
-        raise VirtForwardError(f"{path}: {error}", "the format is TOML, https://toml.io") from None
+        told = f"{path}: {output(str(error))}"
+        raise VirtForwardError(told, "the format is TOML, https://toml.io") from None
     found: dict[str, Any] = {}
     errors = list(_read(document, found, text, path))
     if errors:
@@ -123,7 +125,7 @@ def _read(document: dict[str, Any], found: dict[str, Any], text: str, path: str)
     for section, table in document.items():
         where = f"{path}:{_line(text, section)}"
         if section not in SECTIONS:
-            yield f"{where}: unknown section [{section}]; known: {', '.join(SECTIONS)}"
+            yield f"{where}: unknown section [{plain(section)}]; known: {', '.join(SECTIONS)}"
         elif not isinstance(table, dict):
             yield f"{where}: {section} is a section; write [{section}] and its keys below"
         else:
@@ -135,7 +137,7 @@ def _read_section(
 ) -> Iterator[str]:
     keys = SECTIONS[section]
     for key, value in table.items():
-        where = f"{path}:{_line(text, section, key)}: [{section}] {key}"
+        where = f"{path}:{_line(text, section, key)}: [{section}] {plain(key)}"
         if key not in keys:
             yield f"{where}: unknown key; known: {', '.join(keys)}"
             continue

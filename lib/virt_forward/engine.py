@@ -10,13 +10,13 @@ import os
 from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
-from virt_forward import admit, bridgeports, claims, conntrack, flows, localnet, log, nft
+from virt_forward import admit, bridgeports, claims, conntrack, flows, localnet, log, nft, text
 from virt_forward.config import Config
-from virt_forward.errors import NftError, StateError, VirtForwardError
+from virt_forward.errors import NftError, NftUnusableError, StateError, VirtForwardError
 from virt_forward.journal import Guests
 from virt_forward.ledger import Ledger
 from virt_forward.model import Address, Guest
-from virt_forward.ruleset import names, skeleton, table
+from virt_forward.ruleset import skeleton, table
 from virt_forward.store import Store
 
 Changes = Mapping[str, Guest | None]
@@ -46,6 +46,7 @@ class Engine:
         self.store = store
         self.config = config
         self.own = own
+        self.rebuilt = False
 
     def index(self) -> claims.Index:
         """Return the index of claims, made anew from the records where it is not to be trusted."""
@@ -84,6 +85,7 @@ class Engine:
         good = work.ledger.put(work.before, work.after)
         loopback = self._loopback_bridges(after)
         self._guarded(lambda: localnet.switch_off(self.store, loopback))
+        self.rebuilt = False
         include = self._apply(work, after)
         self._guarded(lambda: localnet.switch_on(self.store, loopback))
         self._guarded(lambda: self._follow_ports(work))
@@ -198,7 +200,7 @@ class Engine:
                 nft.apply(table.transaction(work.include, change))
             else:
                 nft.delete_table()
-        except nft.NftUnusableError:
+        except NftUnusableError:
             raise
         except NftError as error:
             log.warning(f"the table is not as it was left ({error}); it is made anew")
@@ -220,6 +222,7 @@ class Engine:
         )
 
     def _make_anew(self, work: Work) -> table.Include:
+        self.rebuilt = True
         guests: Guests = {**work.ledger.guests(), **work.after}
         # Never one that a table somebody saved and loaded again may have by chance.
         revision = work.include.revision + 1 if work.include else int.from_bytes(os.urandom(3))
@@ -241,7 +244,7 @@ class Engine:
             return
         try:
             nft.apply(table.rebuild(include, self.config, found.chains))
-        except nft.NftUnusableError:
+        except NftUnusableError:
             raise
         except NftError as error:
             # Another version's table may have maps of other types: then nothing but a new one will do.
@@ -252,10 +255,26 @@ class Engine:
         was = (*work.before.values(), *work.ledger.pending.before.values())
         old = frozenset(pair for guest in was for pair in flows.pairs(guest))
         new = frozenset(pair for guest in work.after.values() for pair in flows.pairs(guest))
-        gateways = {ip for guest in work.after.values() if guest for ip in guest.gateways}
-        problem = conntrack.end_flows(old, new, self.own - gateways)
+        # While there was no table, clients may have opened UDP flows to the host's own ports.
+        everybody = {**work.ledger.guests(), **work.after} if self.rebuilt else work.after
+        added = frozenset(pair for guest in everybody.values() for pair in flows.pairs(guest))
+        knocking = added if self.rebuilt else added - old
+        gateways = {ip for guest in everybody.values() if guest for ip in guest.gateways}
+        problem = conntrack.end_flows(old, new, knocking, self._own_addresses(knocking) - gateways)
         if problem:
             log.warning(problem)
+
+    def _own_addresses(self, knocking: Iterable[flows.Pair]) -> frozenset[Address]:
+        """Return the host's addresses, where UDP flows to them may have to end."""
+        if self.own or not any(forward.proto == "udp" for forward, _ in knocking):
+            return self.own
+        from virt_forward import hostfacts
+
+        try:
+            return hostfacts.own_addresses()
+        except VirtForwardError as error:
+            log.warning(str(error))
+            return frozenset()
 
 
 def _tell_of_lost_seats(work: Work) -> None:
@@ -267,7 +286,7 @@ def _tell_of_lost_seats(work: Work) -> None:
             for seat in was.seats:
                 if (seat.ip.version, seat.mac, seat.bridge) not in kept:
                     log.warning(
-                        f"guest {names.quoted(now.name)}: address {seat.ip} on {seat.bridge} ({seat.origin}) "
+                        f"guest {text.quote(now.name)}: address {seat.ip} on {seat.bridge} ({seat.origin}) "
                         "is given up, as another has it; its forwards wait"
                     )
 

@@ -2,6 +2,8 @@
 
 import syslog
 
+from virt_forward import text
+
 
 def error(message: str) -> None:
     """Log something that a person should look at."""
@@ -20,4 +22,4 @@ def info(message: str) -> None:
 
 def _log(priority: int, message: str) -> None:
     syslog.openlog("virt-forward", syslog.LOG_PID, syslog.LOG_DAEMON)
-    syslog.syslog(priority, message.replace("\0", "?").encode("utf-8", "replace").decode())
+    syslog.syslog(priority, text.line(message))

@@ -18,6 +18,7 @@ from virt_forward.model import (
     Seat,
     Subnet,
 )
+from virt_forward.text import output
 
 VERSION = 1
 
@@ -67,7 +68,7 @@ def _load(text: str, where: str, build: Callable[[dict[str, Any]], T]) -> T:
             raise ValueError(f"version {document['version']} is not {VERSION}")
         return build(document)
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
-        reason = " ".join(str(error).split())
+        reason = output(str(error))
         raise StateError(f"{where}: is no record of ours: {type(error).__name__} {reason}") from None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -72,6 +73,18 @@ def test_without_nft_no_guest_with_forwards_starts_and_it_is_said_why(two: World
     two.stop("late")
 
 
+def test_what_nft_refuses_of_one_guest_refuses_no_other_guests_start(two: World) -> None:
+    """web's end could not be told to the kernel; late has no part in that."""
+    failing = Steps(1, program("nft"), refused(5), forever=True)
+    assert two.event("web", "stopped", failing).status == 0
+    done = two.event("late", "prepare", Steps(1, program("nft"), refused(5), forever=True))
+    assert (done.status, done.err) == (0, "")
+    assert "nft refused" in done.reasons
+    assert two.event("late", "started").status == 0
+    two.stop("mail")
+    two.assert_right("db", "late")
+
+
 def hanging(folder: Path, name: str) -> Callable[[], None]:
     """Put a program of that name first that never ends, and make us less patient with it."""
     program = folder / name
@@ -101,6 +114,23 @@ def test_a_program_that_hangs_is_given_up(two: World, tmp_path: Path, name: str,
     two.start("late")
     running = ["web", "db", "late"] if operation == "stopped" else ["web", "db", "mail", "late"]
     two.assert_right(*running, why=done)
+
+
+@pytest.mark.parametrize("name", ["ip", "nft"])
+def test_hook_has_one_deadline_for_all_that_it_runs(two: World, tmp_path: Path, name: str) -> None:
+    """Programs that each use up a time of their own would keep libvirtd waiting for the sum."""
+    hanging(tmp_path, name)
+
+    def patch() -> None:
+        os.environ["PATH"] = f"{tmp_path}:{os.environ['PATH']}"
+        vars(hook)["SECONDS"] = 1
+
+    done = two.event("mail", "started", patch=patch)
+    assert done.status == 0
+    # Far less than a program has by itself.
+    assert re.search(rf"{name} did not finish within (0\.\d+|1) seconds", done.reasons), done
+    two.start("late")
+    two.assert_kept("web", "db", "late")
 
 
 def test_a_hook_that_dies_while_nft_works_lets_nobody_overtake_it(two: World, tmp_path: Path) -> None:
@@ -194,6 +224,18 @@ def test_a_full_run_directory_and_a_flushed_table(small: World) -> None:
     ballast.unlink()
     small.stop("db")
     small.assert_right("web")
+
+
+def test_start_in_a_full_run_directory_is_made_good_by_the_next_event(small: World) -> None:
+    small.start("web")
+    assert small.event("db", "prepare").status == 0
+    ballast = fill(small)
+    done = small.event("db", "started")
+    assert done.status == 0
+    assert "No space left" in done.reasons
+    ballast.unlink()
+    small.start("late")
+    small.assert_right("web", "db", "late")
 
 
 def test_a_read_only_run_directory(small: World) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from ipaddress import IPv4Address, IPv6Address
 
 from unit.nft_grammar import assert_spoken
-from virt_forward import claims, records
+from virt_forward import claims, records, text
 from virt_forward.config import Config
 from virt_forward.errors import VirtForwardError
 from virt_forward.metadata import values
@@ -21,7 +21,7 @@ from virt_forward.model import (
     Reservation,
     Sighting,
 )
-from virt_forward.ruleset import names, table
+from virt_forward.ruleset import table
 from virt_forward.sockets import Listener
 
 
@@ -102,7 +102,8 @@ def is_network(network: Network) -> None:
 def is_told(error: VirtForwardError) -> None:
     """Check that a person gets to see one line of bounded length for each thing that is wrong."""
     assert error.messages
-    for message in (*error.messages, error.hint):
-        shown = names.label(message)
-        assert shown.isprintable()
-        assert len(shown) <= 1000
+    shown = list(text.lines(error.messages))
+    assert len(shown) <= text.MAX_LINES + 1
+    for line in (*shown, text.line(error.hint)):
+        assert line.isprintable()
+        assert len(line) <= text.MAX_LINE

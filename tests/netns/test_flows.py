@@ -155,6 +155,22 @@ def test_a_udp_client_that_knocked_before_the_start_gets_through_after(cast: Cas
         eventually(lambda: answers(talk) == "web", "the guest answers the client that knocked")
 
 
+@both
+def test_udp_client_that_knocked_while_the_table_was_flushed_gets_through_after(
+    cast: Cast, family: Family
+) -> None:
+    cast.scene.start("web", port_forward("5353:80", proto="udp"))
+    cast.scene.start("db", port_forward("5354:80", proto="udp"))
+    cast.host.run(["nft", "flush", "ruleset"])
+    with stateful(cast):
+        talks = [cast.client.conversation(family.host, port, "udp") for port in (5353, 5354)]
+        assert [answers(talk) for talk in talks] == [None, None]
+        # The event of one guest restores the table of all.
+        cast.scene.event("web", "reconnect", port_forward("5353:80", proto="udp"))
+        for talk, name in zip(talks, ("web", "db"), strict=True):
+            eventually(lambda talk=talk, name=name: answers(talk) == name, f"{name} answers")  # type: ignore[misc]
+
+
 def test_a_forward_that_moves_takes_its_clients_along(cast: Cast) -> None:
     cast.scene.start("web", *declared("8080:80"))
     talks = opened(cast, cast.client)

@@ -123,7 +123,8 @@ def test_drop_in_loads_what_a_hook_is_writing_meanwhile(scene: Scene, key: str) 
     new = re.sub(r"(revision \{ )\d+", r"\g<1>4711", old)
     (line,) = commands(key)
     words = shlex.split(line[1:].replace("/run/virt-forward", str(scene.lab.run_dir)))
-    hook = ["flock", lock, "sh", "-c", f"touch {scene.lab.dir}/held; sleep 0.5; mv {include}.new {include}"]
+    script = f"touch {scene.lab.dir}/held; sleep 0.5; mv {include}.new {include}"
+    hook: list[str | Path] = ["flock", lock, "sh", "-c", script]
     (scene.lab.run_dir / "ruleset.nft.new").write_text(new)
     writing = scene.lab.host.background(hook, scene.lab.dir / "hook.log")
     eventually((scene.lab.dir / "held").exists, "the hook has the lock")

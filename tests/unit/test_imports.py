@@ -14,6 +14,9 @@ PACKAGE = Path(virt_forward.__file__).parent
 PURE = (
     *(
         "errors",
+        "text",
+        "vetoes",
+        "absent",
         "model",
         "ports",
         "spec",

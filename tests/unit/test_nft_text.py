@@ -90,7 +90,9 @@ def test_what_networks_come_to(bridge: str, ip: str) -> None:
     forwards = '<portForward proto="tcp"><range start="80"/></portForward>'
     metadata = f'<forwards xmlns="urn:virt-forward:1">{forwards}</forwards>'
     found = resolved(domain_xml(metadata, nic), (parse_network(xml.encode())[0],))
-    assert found
+    assert (found is None) == (bridge not in ("", "virbr1"))  # a name that nft cannot have is refused
+    if found is None:
+        return
     spoken([found])
     assert bool(found.seats) == (bridge == "virbr1" and ip == "192.0.2.9")
 

@@ -246,7 +246,10 @@ def test_the_smallest_networks_have_no_broadcast_address(prefix: str) -> None:
         ((Nic(MAC, "direct"),), "it is on the LAN already"),
         ((), "it has no NIC on a bridge or libvirt network"),
         ((Nic(MAC, "hostdev"),), "it has no NIC on a bridge or libvirt network"),
-        ((Nic(MAC, "bridge", "no such name!"),), "it has no NIC on a bridge or libvirt network"),
+        (
+            (Nic(MAC, "bridge", "no such name!"),),
+            'its bridge has the name "no such name!", which cannot be served; rename it',
+        ),
     ],
 )
 def test_a_guest_that_cannot_be_served_is_told_what_serves_it(nics: tuple[Nic, ...], said: str) -> None:

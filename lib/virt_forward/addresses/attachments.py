@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable
 from ipaddress import IPv4Interface, IPv6Interface
 from typing import NamedTuple
 
+from virt_forward import text
 from virt_forward.addresses.leases import Neighbours
 from virt_forward.config import Learn
 from virt_forward.metadata import values
@@ -62,11 +63,26 @@ def places(nics: Iterable[Nic], facts: Facts) -> list[Place]:
     """Return the NICs that are on a bridge of the host, in document order."""
     found = []
     for nic in nics:
-        network = network_of(nic, facts.networks)
-        bridge = network.bridge if network else nic.source if nic.type == "bridge" else ""
+        bridge = _bridge(nic, facts)
         if values.is_dev(bridge):
-            found.append(Place(nic, bridge, network, facts.bridges(bridge)))
+            found.append(Place(nic, bridge, network_of(nic, facts.networks), facts.bridges(bridge)))
     return found
+
+
+def misnamed(nics: Iterable[Nic], facts: Facts) -> list[str]:
+    """Return in words which bridges of a guest have a name that nft or this program cannot take."""
+    bridges = dict.fromkeys(
+        bridge for nic in nics if (bridge := _bridge(nic, facts)) and not values.is_dev(bridge)
+    )
+    right = "rename it to 1 to 15 letters, digits or _.@+-"
+    return [
+        f"its bridge has the name {text.quote(bridge)}, which cannot be served; {right}" for bridge in bridges
+    ]
+
+
+def _bridge(nic: Nic, facts: Facts) -> str:
+    network = network_of(nic, facts.networks)
+    return network.bridge if network else nic.source if nic.type == "bridge" else ""
 
 
 def network_of(nic: Nic, networks: Iterable[Network]) -> Network | None:

@@ -2,8 +2,8 @@
 
 from collections.abc import Callable, Iterator
 
-from virt_forward import ports
-from virt_forward.addresses.attachments import Facts, Place, belongs, network_of, places
+from virt_forward import ports, text
+from virt_forward.addresses.attachments import Facts, Place, belongs, misnamed, network_of, places
 from virt_forward.addresses.endpoints import endpoints
 from virt_forward.config import Config
 from virt_forward.errors import VirtForwardError
@@ -30,7 +30,7 @@ def resolve(
     errors = [*_unserved(domain, found, facts), *_fenced(declaration, config)]
     errors += _strangers(declaration, found, facts)
     if errors:
-        raise VirtForwardError(f'guest "{domain.name}": {error}' for error in errors)
+        raise VirtForwardError(f"guest {text.quote(domain.name)}: {error}" for error in errors)
     guest = Guest(
         uuid=domain.uuid,
         name=domain.name,
@@ -60,14 +60,25 @@ def remembering(guest: Guest, known: Guest | None, facts: Facts) -> Guest:
     return reseat(guest._replace(seats=known.seats), facts) if known else guest
 
 
+def unserved(domain: Domain, facts: Facts) -> list[str]:
+    """Return why a domain is on no bridge of the host where it could be served; empty where it is on one."""
+    return list(_unserved(domain, places(domain.nics, facts), facts))
+
+
 def _unserved(domain: Domain, found: list[Place], facts: Facts) -> Iterator[str]:
     networks = {nic.source: network_of(nic, facts.networks) for nic in domain.nics if nic.type == "network"}
     # A network that is not known, or has no bridge yet, may have one by the time the guest runs.
-    if found or any(network is None or network.mode not in DIRECT for network in networks.values()):
+    if found:
+        return
+    wrong = misnamed(domain.nics, facts)
+    if wrong:
+        yield from wrong
+        return
+    if any(network is None or network.mode not in DIRECT for network in networks.values()):
         return
     kinds = {nic.type for nic in domain.nics}
     if networks:
-        names = ", ".join(f'"{name}"' for name in networks)
+        names = ", ".join(map(text.quote, networks))
         yield f"its network {names} puts it on the LAN directly, where it needs no forwards"
         return
     if "user" in kinds:
