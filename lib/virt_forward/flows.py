@@ -1,11 +1,12 @@
 """Connections that conntrack knows: which of them a change of the table leaves behind."""
 
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from ipaddress import ip_address
 from typing import NamedTuple
 
 from virt_forward import ports
-from virt_forward.model import ORIGINS, Address, Forward, Guest, Seat
+from virt_forward.model import MAX_PORT, ORIGINS, Address, Forward, Guest, Seat
 
 Pair = tuple[Forward, Seat]
 
@@ -34,17 +35,30 @@ def parse(text: str, wanted: frozenset[str] = frozenset()) -> Iterator[Flow]:
         fields = [
             word.partition("=")[2] for word in words if word.startswith(("src=", "dst=", "sport=", "dport="))
         ]
+        # A line that was cut off is passed over, too.
         if len(fields) == 8:
-            src, dst, sport, dport, reply_src, _, reply_sport, _ = fields
-            yield Flow(
-                words[0],
-                ip_address(src),
-                ip_address(dst),
-                int(sport),
-                int(dport),
-                ip_address(reply_src),
-                int(reply_sport),
-            )
+            with suppress(ValueError):
+                yield _flow(words[0], fields)
+
+
+def _flow(proto: str, fields: list[str]) -> Flow:
+    src, dst, sport, dport, reply_src, _, reply_sport, _ = fields
+    return Flow(
+        proto,
+        ip_address(src),
+        ip_address(dst),
+        _port(sport),
+        _port(dport),
+        ip_address(reply_src),
+        _port(reply_sport),
+    )
+
+
+def _port(text: str) -> int:
+    port = int(text)
+    if not 0 <= port <= MAX_PORT:
+        raise ValueError(f"{port} is no port")
+    return port
 
 
 def pairs(guest: Guest | None) -> set[Pair]:

@@ -1,11 +1,12 @@
 """Sockets on which the host itself listens: /proc/net text to values, and whom they stand against."""
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from ipaddress import IPv4Address, IPv6Address
 from typing import NamedTuple
 
 from virt_forward import ports
-from virt_forward.model import Address, Forward, Proto
+from virt_forward.model import MAX_PORT, Address, Forward, Proto
 
 LISTEN = {"tcp": "0A", "udp": "07"}
 """Socket states in /proc/net: TCP_LISTEN, and what an unconnected UDP socket shows (TCP_CLOSE)."""
@@ -54,12 +55,16 @@ class Reach(NamedTuple):
 
 
 def parse(proto: Proto, text: str) -> Iterator[Listener]:
-    """Yield the listeners in the text of /proc/net/tcp, tcp6, udp or udp6 (proc_net_tcp.rst)."""
+    """Yield the listeners in the text of /proc/net/tcp, tcp6, udp or udp6 (proc_net_tcp.rst).
+
+    A line that is damaged is passed over, here and below.
+    """
     for line in text.splitlines()[1:]:
         fields = line.split()
         if len(fields) > 9 and fields[3] == LISTEN[proto]:
             host, _, port = fields[1].rpartition(":")
-            yield Listener(proto, _address(host), int(port, 16), int(fields[9]))
+            with suppress(ValueError, OverflowError):
+                yield _listener(proto, _address(host), int(port, 16), int(fields[9]))
 
 
 def parse_sctp(text: str) -> Iterator[Listener]:
@@ -70,7 +75,14 @@ def parse_sctp(text: str) -> Iterator[Listener]:
         fields = line.split()
         if len(fields) > 8 and fields[3] == "10":
             for host in fields[8:]:
-                yield Listener("sctp", ip_address(host), int(fields[5]), int(fields[7]))
+                with suppress(ValueError):
+                    yield _listener("sctp", ip_address(host), int(fields[5]), int(fields[7]))
+
+
+def _listener(proto: Proto, address: Address, port: int, inode: int) -> Listener:
+    if not 0 <= port <= MAX_PORT or inode < 0:
+        raise ValueError(f"no port, or no inode: {port}, {inode}")
+    return Listener(proto, address, port, inode)
 
 
 def _address(digits: str) -> Address:

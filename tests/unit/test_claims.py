@@ -210,7 +210,11 @@ GOOD = claims.render_index(index_of(A))
 
 
 @pytest.mark.parametrize(
-    "text", ["x", "\n", GOOD[:-1], GOOD[:-20], GOOD + "more", GOOD.replace("\t", " "), "\0\n"]
+    "text",
+    [
+        *("x", "\n", GOOD[:-1], GOOD[:-20], GOOD + "more", GOOD.replace("\t", " "), "\0\n"),
+        *(GOOD.replace("\n", end, 1) for end in ("\v", "\r", "\u2028")),
+    ],
 )
 def test_a_damaged_index_is_noticed(text: str) -> None:
     with pytest.raises(ValueError, match="the index of claims is damaged"):

@@ -45,6 +45,22 @@ def test_real_output() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("part", "damaged"),
+    [
+        ("src=192.0.2.2 dst", "src=192.0.2 dst"),
+        ("dst=192.0.2.1 sport", "dst= sport"),
+        ("sport=40000", "sport="),
+        ("dport=8080", "dport=65536"),
+        ("dport=8080", "dport=-1"),
+        ("src=198.51.100.200", "src=198.51.100.2000"),
+    ],
+)
+def test_parse_passes_over_a_damaged_line(part: str, damaged: str) -> None:
+    assert part in LISTING.splitlines()[0]
+    assert list(parse(LISTING.replace(part, damaged, 1))) == list(parse(LISTING))[1:]
+
+
 def test_only_a_running_guest_has_pairs() -> None:
     web = guest("web", forward(80), forward(53, address="2001:db8::1"))
     assert [(one, seat.ip) for one, seat in pairs(web)] == [(web.forwards[0], web.seats[0].ip)]

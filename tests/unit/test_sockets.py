@@ -75,6 +75,30 @@ def test_udp_sockets_that_are_connected_listen_to_nobody_else() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("part", "damaged"),
+    [
+        ("00000000:0016 ", "0000000000000000:0016 "),
+        ("00000000:0016 ", "-0000001:0016 "),
+        ("00000000:0016 ", "00000000: "),
+        (":0016 ", ":10000 "),
+        (" 21001 ", " x "),
+        (" 21001 ", " -1 "),
+    ],
+)
+def test_parse_passes_over_a_damaged_line(part: str, damaged: str) -> None:
+    assert part in TCP
+    assert list(parse("tcp", TCP.replace(part, damaged, 1))) == list(parse("tcp", TCP))[1:]
+
+
+@pytest.mark.parametrize(
+    ("part", "damaged"), [(" 9901 ", " 65536 "), (" 24003 ", " - "), ("0.0.0.0", "0.0.0")]
+)
+def test_parse_sctp_passes_over_a_damaged_line(part: str, damaged: str) -> None:
+    assert part in SCTP
+    assert list(parse_sctp(SCTP.replace(part, damaged))) == list(parse_sctp(SCTP))[:2]
+
+
 def test_sctp() -> None:
     assert list(parse_sctp(SCTP)) == [
         listener("sctp", "192.0.2.10", 9899, 24001),
