@@ -148,13 +148,21 @@ def _parsed(state: DomainState, errors: list[VirtForwardError]) -> Domain | None
 def _settle(
     running: Mapping[str, Running], now: Mapping[str, Guest], moved: set[str]
 ) -> dict[str, Guest | None]:
-    """Return the guests to write; who has a claim already keeps it before anybody new."""
+    """Return the guests to write. What a running guest has already is not given to another one."""
     others = [guest for uuid, guest in now.items() if uuid in moved or uuid not in running]
-    index = tuple(row for guest in others for row in claims.rows(guest))
-    order = sorted((uuid for uuid in running if uuid not in moved), key=lambda uuid: (uuid not in now, uuid))
+    order = sorted((uuid for uuid in running if uuid not in moved), key=lambda uuid: _turn(uuid, now))
+    wanted = claims.reconciled((*others, *(running[uuid].guest for uuid in order)))[len(others) :]
+    held = claims.Held(row for guest in others for row in claims.rows(guest))
+    for guest in wanted:
+        held.add(claims.rows(claims.incumbent(guest, now.get(guest.uuid))))
     settled: dict[str, Guest | None] = {}
-    for guest in claims.reconciled((*others, *(running[uuid].guest for uuid in order)))[len(others) :]:
-        upheld = judged(index, guest, now.get(guest.uuid), running[guest.uuid].judge)
-        index += claims.rows(upheld)
+    for guest in wanted:
+        upheld = judged(held.near(guest), guest, now.get(guest.uuid), running[guest.uuid].judge)
+        held.add(claims.rows(upheld))
         settled[guest.uuid] = upheld
     return settled
+
+
+def _turn(uuid: str, now: Mapping[str, Guest]) -> tuple[bool, bool, str]:
+    """Return a sort key: who has all that it wants comes first, then who was kept out, then who is new."""
+    return uuid not in now, uuid in now and bool(now[uuid].conflicts), uuid

@@ -143,6 +143,16 @@ def test_one_guest_at_most_has_a_learned_address_and_the_strongest_does(
     assert claims.reconciled(found) == found
 
 
+@given(st.lists(make.guests(), min_size=1, max_size=5), make.guests())
+def test_claims_near_a_guest_settle_it_as_all_claims_do(others: list[Guest], item: Guest) -> None:
+    others = [other for other in others if other.uuid != item.uuid]
+    index = index_of(*others)
+    near = claims.Held(index).near(item)
+    assert claims.settle(near, item) == claims.settle(index, item)
+    assert set(near) <= set(index)
+    assert claims.Held((*index, *claims.rows(item))).near(item) == near
+
+
 def test_what_the_judge_says_comes_first_and_can_be_taken_back() -> None:
     judged = claims.settle((), A, lambda item: "no" if item.start == 80 else None)
     assert judged.conflicts == ((forward(80), "no"),)
