@@ -28,8 +28,8 @@ def _not_from_the_wire(guest: Guest, asked: Iterable[Place]) -> list[str]:
     nics = {(place.nic.mac, place.bridge) for place in asked}
     trusted = [seat for seat in guest.seats if seat.origin not in LEARNED and (seat.mac, seat.bridge) in nics]
     return [
-        f"beside its {seat.origin} address {seat.ip} the guest's own answers and the neighbour table count only "
-        "for an address that derives from its MAC address ([addresses] learn in the configuration)"
+        f"beside its {seat.origin} address {seat.ip} the guest's own answers and the neighbour table count "
+        "only for an address that derives from its MAC address ([addresses] learn in the configuration)"
         for seat in trusted[:1]
     ]
 
