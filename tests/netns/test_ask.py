@@ -15,6 +15,7 @@ import pytest
 from lab import netns, payload
 from lab.netns import BRIDGE, GATEWAY4, GATEWAY6, GUEST4, GUEST6, GUEST_MAC, HOST4, Lab, Ns
 from lab.proc import eventually
+from netns.support import bridge_netfilter
 from unit.test_asking import dhcp, echo
 from virt_forward import ask, hostfacts
 from virt_forward.addresses.asking import Question
@@ -33,6 +34,8 @@ FOUND = Sighting(ip_address(GUEST4), GUEST_MAC, "probed")
 @pytest.fixture(scope="module")
 def lab() -> Iterator[Lab]:
     with netns.lab() as made:
+        # A frame that br_netfilter turns around on the bridge would not be masqueraded.
+        bridge_netfilter(made.host, False)
         made.guest()
         made.guest("db", "10.10.0.201", None, SIBLING)
         made.guest("none", None, None, NO_ADDRESS)
@@ -172,7 +175,8 @@ def test_forwarded_packet_from_port_67_is_no_lease(
         watched.bind((BRIDGE, ask.ETH_P_ALL))
         found = heard(lab, lambda: send_and_see(ns, text, (host, port), watched), FOUR._replace(mac=mac))
     # Masqueraded to the guest's own udp/68 it is as true as a packet to that guest can be.
-    assert found == ([LEASE._replace(ip=ip_address(GUEST4))] if (place, port, mac) == TRUE else [])
+    leases = [seen for seen in found if seen.origin == "leased"]
+    assert leases == ([LEASE._replace(ip=ip_address(GUEST4))] if (place, port, mac) == TRUE else [])
 
 
 TRUE = ("db", 68, GUEST_MAC)

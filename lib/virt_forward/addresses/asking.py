@@ -139,7 +139,10 @@ def echo_answer(frame: bytes, own: Collection[Address], identifier: int) -> Sigh
     kind, code, _, found = struct.unpack_from("!BBHH", frame, HEADER + 40)
     if (frame[HEADER + 6], kind, code, found) != (ICMPV6, ECHO_REPLY, 0, identifier):
         return None
-    source, target = IPv6Address(frame[HEADER + 8 : HEADER + 24]), IPv6Address(frame[HEADER + 24 : HEADER + 40])
+    source, target = (
+        IPv6Address(frame[HEADER + 8 : HEADER + 24]),
+        IPv6Address(frame[HEADER + 24 : HEADER + 40]),
+    )
     if target not in own or source.is_link_local:
         return None
     return Sighting(source, frame[6:12].hex(":"), "probed")

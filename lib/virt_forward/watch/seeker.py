@@ -174,7 +174,9 @@ class Seeker:
         except OSError as error:
             if bridge not in self._told:
                 self._told.add(bridge)
-                log.warning(f"watch: guests on {bridge} cannot be asked for their addresses: {error.strerror}")
+                log.warning(
+                    f"watch: guests on {bridge} cannot be asked for their addresses: {error.strerror}"
+                )
             return
         self._told.discard(bridge)
         self._ears[bridge, version] = ear
