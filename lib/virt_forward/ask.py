@@ -74,7 +74,7 @@ def filter6(identifier: int) -> Sequence[Step]:
 
 
 class Ear:
-    """A socket on a bridge, for one IP version. Raises OSError where the bridge is not there, or we may not listen.
+    """A socket on a bridge, for one IP version. Raises OSError where there is none, or we may not listen.
 
     For IPv4 it sees what comes in and what leaves, for the sake of DHCP; for IPv6 what comes in alone.
     """
@@ -99,7 +99,7 @@ class Ear:
         return self._socket.fileno()
 
     def ask(self, question: Question) -> None:
-        """Ask a question of the ear's IP version: by ARP the NIC alone, by an echo request all on the bridge."""
+        """Ask a question of the ear's IP version: by ARP the NIC alone, by ICMPv6 all on the bridge."""
         with contextlib.suppress(OSError):
             if self.version == 6:
                 self._ask_all(question)

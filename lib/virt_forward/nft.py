@@ -1,6 +1,7 @@
 """The only caller of nft."""
 
 import json
+import re
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -88,6 +89,14 @@ def dispatches() -> bool:
     """Tell whether our table still looks for forwards: ``nft flush table`` takes the rules alone."""
     result = run(["nft", "list", "chain", *TABLE.split(), "dispatch"], timeout=TIMEOUT)
     return result.status == 0 and "vmap" in result.stdout
+
+
+def revision() -> int | None:
+    """Return the revision of our table; None where there is none, or where it does not look for forwards."""
+    words = f"list chain {TABLE} dispatch; list set {TABLE} revision"
+    result = run(["nft", words], timeout=TIMEOUT)
+    found = re.search(r"elements = \{ (\d+) \}", result.stdout)
+    return int(found[1]) if result.status == 0 and "vmap" in result.stdout and found else None
 
 
 def scratch_listing(text: str) -> str:

@@ -7,6 +7,7 @@ import select
 import socket
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from ipaddress import ip_address, ip_network
 from typing import Any, TypeVar
 
@@ -18,7 +19,7 @@ from lab.proc import eventually
 from netns.support import bridge_netfilter
 from unit.test_asking import dhcp, echo
 from virt_forward import ask, hostfacts
-from virt_forward.addresses.asking import Question
+from virt_forward.addresses.asking import ETH_P_ARP, ETH_P_IPV6, Question
 from virt_forward.model import Reservation, Sighting
 from virt_forward.watch.seeker import Seeker
 
@@ -204,7 +205,7 @@ def _left(watched: socket.socket, text: bytes) -> bool:
 
 
 def arp_reply(mac: str, ip: str) -> bytes:
-    """Return an ARP reply to the host's address on the bridge; the hardware address of that does not matter."""
+    """Return an ARP reply to the host's address on the bridge."""
     start = bytes.fromhex("0001 0800 06 04 0002" + mac.replace(":", ""))
     return start + ip_address(ip).packed + bytes(6) + ip_address(GATEWAY4).packed
 
@@ -215,7 +216,7 @@ def bridge_mac(lab: Lab) -> str:
 
 def test_arp_reply_of_the_asked_nic_is_heard(lab: Lab) -> None:
     reply = arp_reply(GUEST_MAC, "10.10.0.99")
-    found = heard(lab, lambda: frame(lab, "web", reply, ask.ETH_P_ARP, bridge_mac(lab)))
+    found = heard(lab, lambda: frame(lab, "web", reply, ETH_P_ARP, bridge_mac(lab)))
     assert found == [Sighting(ip_address("10.10.0.99"), GUEST_MAC, "probed")]
 
 
@@ -235,12 +236,12 @@ def test_arp_reply_that_answers_nothing_is_not_heard(
     lab: Lab, place: str, mac: str, ip: str, to: str | None
 ) -> None:
     reply = arp_reply(mac, ip)
-    assert heard(lab, lambda: frame(lab, place, reply, ask.ETH_P_ARP, to or bridge_mac(lab))) == []
+    assert heard(lab, lambda: frame(lab, place, reply, ETH_P_ARP, to or bridge_mac(lab))) == []
 
 
 def test_the_kernel_passes_nothing_else_on(lab: Lab) -> None:
     """What other packets are on the bridge must not wake the service."""
-    ears = [on_host(lab, lambda version=version: ask.Ear(BRIDGE, version)) for version in (4, 6)]
+    ears = [on_host(lab, partial(ask.Ear, BRIDGE, version)) for version in (4, 6)]
     try:
         frame(lab, BRIDGE, ack(sport=53))
         frame(lab, BRIDGE, ack(dport=5000))
@@ -248,10 +249,10 @@ def test_the_kernel_passes_nothing_else_on(lab: Lab) -> None:
         frame(lab, BRIDGE, ack()[:6] + b"\x00\x01" + ack()[8:])
         frame(lab, BRIDGE, ack()[:6] + b"\x20\x00" + ack()[8:])
         frame(lab, BRIDGE, bytes(60), 0x88B5)
-        frame(lab, BRIDGE, arp_reply(GUEST_MAC, "10.10.0.99"), ask.ETH_P_ARP)
-        frame(lab, "web", arp_reply(GUEST_MAC, "10.10.0.99"), ask.ETH_P_ARP)
+        frame(lab, BRIDGE, arp_reply(GUEST_MAC, "10.10.0.99"), ETH_P_ARP)
+        frame(lab, "web", arp_reply(GUEST_MAC, "10.10.0.99"), ETH_P_ARP)
         foreign = echo(GUEST6, GATEWAY6, ident=ears[1]._identifier ^ 1)[14:]
-        frame(lab, "web", foreign, ask.ETH_P_IPV6, bridge_mac(lab))
+        frame(lab, "web", foreign, ETH_P_IPV6, bridge_mac(lab))
         for ear in ears:
             with pytest.raises(BlockingIOError):
                 ear._socket.recv(2048)
@@ -311,7 +312,7 @@ def test_unasked_arp_reply_is_not_heard(lab: Lab, seeker: Seeker) -> None:
     on_host(lab, lambda: seeker.seek([FOUR._replace(mac=NO_ADDRESS)]))
     turns(lab, seeker, 70)
     reply = arp_reply(NO_ADDRESS, "10.10.0.99")
-    frame(lab, "none", reply, ask.ETH_P_ARP, bridge_mac(lab))
+    frame(lab, "none", reply, ETH_P_ARP, bridge_mac(lab))
     assert not turns(lab, seeker, 2)
 
 

@@ -186,7 +186,8 @@ def test_echo_reply_tells_the_address_of_the_sender(frame: bytes, found: bool) -
 
 def dhcp(
     options: bytes = b"\x35\x01\x05\xff", *, op: int = 2, sport: int = 67, dport: int = 68,
-    ip: str = "198.51.100.77", source: str = str(GATEWAYS[0]), target: str = "255.255.255.255", mac: str = MAC,
+    ip: str = "198.51.100.77", source: str = str(GATEWAYS[0]), target: str = "255.255.255.255",
+    mac: str = MAC,
 ) -> bytes:  # fmt: skip
     """Return an IPv4 packet as a DHCP server sends it."""
     message = struct.pack("!BBBBIHH", op, 1, 6, 0, 7, 0, 0) + bytes(4) + ip_address(ip).packed + bytes(8)

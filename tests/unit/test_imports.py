@@ -30,7 +30,8 @@ PURE = (
 """Modules, and packages with all in them: bytes to values to text, and nothing else."""
 
 EDGES = {
-    "subprocess": {"process", "watch.kernel_events"},  # the service also listens to what never ends
+    # The service also listens to what never ends, and asks libvirt by a process that it can end.
+    "subprocess": {"process", "watch.kernel_events", "watch.syncing"},
     "syslog": {"log"},
     "libvirt": {"libvirt_api", "watch.libvirt_events"},
 }
