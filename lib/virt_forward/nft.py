@@ -92,11 +92,10 @@ def dispatches() -> bool:
 
 
 def revision() -> int | None:
-    """Return the revision of our table; None where there is none, or where it does not look for forwards."""
-    words = f"list chain {TABLE} dispatch; list set {TABLE} revision"
-    result = run(["nft", words], timeout=TIMEOUT)
-    found = re.search(r"elements = \{ (\d+) \}", result.stdout)
-    return int(found[1]) if result.status == 0 and "vmap" in result.stdout and found else None
+    """Return the revision of our table, None where there is none."""
+    result = run(["nft", "list", "set", *TABLE.split(), "revision"], timeout=TIMEOUT)
+    found = re.search(r"elements = \{ (0x[0-9a-f]+) \}", result.stdout)
+    return int(found[1], 16) if result.status == 0 and found else None
 
 
 def scratch_listing(text: str) -> str:

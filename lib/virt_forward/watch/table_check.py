@@ -17,5 +17,7 @@ def intact(store: Store) -> bool:
         return False
     top = text.partition("\n\n")[0]
     found = re.search(r"\brevision \{ (\d+) \}\Z", top.rstrip("\n"))
-    # Without forwards that are open there is no table.
-    return nft.revision() == (int(found[1]) if found else None)
+    if found is None:
+        # Without forwards that are open there is no table.
+        return nft.revision() is None
+    return nft.revision() == int(found[1]) and nft.dispatches()
