@@ -104,6 +104,7 @@ def test_hung_libvirtd_keeps_nothing_from_being_restored(
 def test_service_ends_while_libvirtd_hangs(
     service: Background, empty: Host, hung: Callable[[], None]
 ) -> None:
+    eventually(lambda: empty.run(["pgrep", "-f", "nft monitor"], check=False).out, "the service has begun")
     pid = service_pid(empty)
     hung()
     empty.run(["kill", "-HUP", str(pid)])
