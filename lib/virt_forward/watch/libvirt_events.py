@@ -43,6 +43,10 @@ class LibvirtEvents:
             everything, self._everything = self._everything, False
         return found, everything
 
+    def connected(self) -> bool:
+        """Tell whether events come; when they begin to, ``take`` tells that all domains need a look."""
+        return self._opened is not None
+
     def daemon_runs(self) -> bool:
         """Tell whether asking libvirt starts no daemon that somebody has stopped."""
         return libvirt_api.daemon_runs(self._uri)

@@ -39,6 +39,9 @@ LOOK_SECONDS = 30.0
 READY_SECONDS = 5.0
 """How long the first sync may keep us from telling that we are ready."""
 
+SYNC_SECONDS = 0.25
+"""How long to wait after a sync before the next: a guest that starts causes a handful of events."""
+
 HEARD_SECONDS, NEIGHBOUR_SECONDS = 0.25, 1.0
 """How far apart the refreshes are, at least, that come of leases and answers, and of the neighbour
 table: guests cause these events, and must not keep the host busy."""
@@ -60,13 +63,14 @@ class Service:
         self.jobs = {
             "table": Job(),
             "look": Job(),
-            "libvirt": Job(),
+            "libvirt": Job(SYNC_SECONDS),
             "addresses": Job(HEARD_SECONDS),
             "neighbours": Job(NEIGHBOUR_SECONDS),
             "chains": Job(),
         }
         self.domains: set[str] = set()
         self.everything = True
+        self._synced = False
         self._ready_at = self._look_at = self._leases_at = 0.0
         self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         for fd in (self.libvirt.fd, self.neighbours.fileno(), self._wake_fd):
@@ -119,8 +123,10 @@ class Service:
         return self.jobs[name].at() <= time.monotonic()
 
     def _tell_ready(self) -> None:
-        synced = not self.jobs["libvirt"].wanted and not self.syncing.busy()
-        if self._ready_at < math.inf and (synced or time.monotonic() >= self._ready_at):
+        """Tell it once: after the first sync, or where that is not to come soon."""
+        if self._ready_at == math.inf:
+            return
+        if self._synced or time.monotonic() >= self._ready_at or not self.libvirt.daemon_runs():
             notify("READY=1")
             self._ready_at = math.inf
 
@@ -140,6 +146,9 @@ class Service:
         if self._wake_fd in ready:
             with contextlib.suppress(BlockingIOError):
                 os.eventfd_read(self._wake_fd)
+        if self.ending:
+            # systemd ends our children along with us, which is no news.
+            return
         if self.watched.follow(self.store):
             self.seeker.seek(self.watched.questions)
         self._collect_libvirt(ready)
@@ -156,6 +165,7 @@ class Service:
             domains, everything = self.libvirt.take()
             self._note_domains(None if everything else domains)
         if ended := self.syncing.ended():
+            self._synced = True
             now = time.monotonic()
             if ended.failure:
                 self._note_domains(ended.only)
@@ -225,8 +235,8 @@ class Service:
     def _do_libvirt(self) -> None:
         only, self.domains = None if self.everything else self.domains, set()
         self.everything = False
-        # A daemon that is stopped stays so; once it runs we are connected, and look at everything.
-        if not self.libvirt.daemon_runs():
+        # Where libvirt is away, nobody is asked: once we are connected we look at everything.
+        if not self.libvirt.connected():
             return
         try:
             self.syncing.start(only)
