@@ -12,7 +12,7 @@ from libvirtnet import DATA
 from unit import test_flows, test_leases, test_network, test_networkd, test_records, test_sockets
 from unit.build import MAC, domain_xml, forward, forwards_xml, guest
 from unit.test_admit import OURS
-from unit.test_asking import REPLY, dhcp
+from unit.test_asking import REPLY, dhcp, echo, framed
 from unit.test_forwards import CONTRADICTIONS, ERRORS
 from virt_forward import claims, journal, records
 from virt_forward.config import Config
@@ -50,11 +50,12 @@ def domain_on(network: str, macs: Iterable[str]) -> bytes:
 FORWARD = forwards_xml('<vf:portForward proto="tcp"><vf:range start="80"/></vf:portForward>')
 
 ARP = (REPLY, REPLY + bytes(18))
+ECHO = (echo(), echo(kind=128))
 DHCP = (
-    dhcp(),
-    dhcp(b"\x00\x00\x36\x04\xc6\x33\x64\x01\x35\x01\x05\x33\x04\x00\x00\x0e\x10\xff"),
-    b"\x46" + dhcp()[1:20] + bytes(4) + dhcp()[20:],
-    dhcp(b"\x35\x01\x02\xff"),
+    framed(dhcp()),
+    framed(dhcp(b"\x00\x00\x36\x04\xc6\x33\x64\x01\x35\x01\x05\x33\x04\x00\x00\x0e\x10\xff")),
+    framed(b"\x46" + dhcp()[1:20] + bytes(4) + dhcp()[20:]),
+    framed(dhcp(b"\x35\x01\x02\xff")),
 )
 NETLINK = (
     neighbour(MAC, "198.51.100.200") + neighbour(MAC, "2001:db8::1", family=10),

@@ -25,6 +25,7 @@ from fuzz.invariants import (
     is_told,
     is_wire_address,
 )
+from unit.test_asking import ECHO_ID, GATEWAYS
 from unit.test_nft_text import resolved
 from unit.test_schema import assert_agreement
 from virt_forward import claims, config, events, flows, journal, quick, records, report, sockets
@@ -152,9 +153,10 @@ def admitted(data: bytes) -> None:
 
 
 def neighbour_events(data: bytes) -> None:
-    for mac, ip in kernel_events.neighbours(data):
-        is_mac(mac)
-        is_wire_address(ip)
+    for neighbour in kernel_events.neighbours(data):
+        is_wire_address(neighbour.ip)
+        if neighbour.mac or not neighbour.gone:
+            is_mac(neighbour.mac)
 
 
 def monitor(data: bytes) -> None:
@@ -242,8 +244,9 @@ LEASE_TIME = 1795380000.0
 
 TARGETS = (
     # from the wire and from netlink
-    Target("arp", lambda data: are_sightings([asking.arp_answer(data)]), seeds.ARP),
-    Target("dhcp", lambda data: are_sightings([asking.dhcp_answer(data)]), seeds.DHCP),
+    Target("arp", lambda data: are_sightings([asking.arp_answer(data, GATEWAYS)]), seeds.ARP),
+    Target("echo", lambda data: are_sightings([asking.echo_answer(data, GATEWAYS, ECHO_ID)]), seeds.ECHO),
+    Target("dhcp", lambda data: are_sightings([asking.dhcp_answer(data, GATEWAYS)]), seeds.DHCP),
     Target("netlink", neighbour_events, seeds.NETLINK),
     Target("nft-monitor", monitor, seeds.MONITOR),
     # what DHCP servers, networkd and libvirt write
