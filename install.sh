@@ -321,7 +321,7 @@ demo() {
 need_namespaces() {
     local why capabilities
     local -r remedy='run the demo on a machine, real or virtual, or in a privileged container'
-    why=$(unshare --mount --net mount -t tmpfs virt-forward-demo /run 2>&1) ||
+    why=$(unshare --mount --net mount -n -t tmpfs virt-forward-demo /run 2>&1) ||
         fail "namespaces cannot be made here (${why%%$'\n'*}): $remedy"
     capabilities=$(sed -n 's/^CapEff:[[:space:]]*//p' /proc/self/status)
     ((16#$capabilities >> 12 & 1)) || fail "networks cannot be set up here (no CAP_NET_ADMIN): $remedy"

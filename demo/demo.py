@@ -136,8 +136,9 @@ def private_run() -> None:
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.unshare(CLONE_NEWNS):
         raise DemoError(f"a mount namespace cannot be made: {os.strerror(ctypes.get_errno())}")
-    must(["mount", "--make-rprivate", "/"])
-    must(["mount", "-t", "tmpfs", "-o", "mode=0755", "virt-forward-demo", "/run"])
+    # Without -n it leaves notes of its own in /run/mount.
+    must(["mount", "-n", "--make-rprivate", "/"])
+    must(["mount", "-n", "-t", "tmpfs", "-o", "mode=0755", "virt-forward-demo", "/run"])
     WORK.mkdir(mode=0o700)
 
 
