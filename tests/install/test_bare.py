@@ -13,7 +13,7 @@ ABSENT = ("python3", "sysctl", "ps", "sudo", "nft", "ip", "conntrack", "systemct
 STEPS = f"""
 set -eu
 for program in {" ".join(ABSENT)}; do ! command -v $program || exit 9; done
-listing() {{ find /usr/local /run /opt /root /tmp /etc/systemd -path '/usr/local/lib/python*' -prune -o -print | sort; }}
+listing() {{ find /usr/local /run /opt /root /tmp /etc/systemd | grep -v /usr/local/lib/python | sort; }}
 listing >/root/before
 {SOURCE}/install.sh --demo
 listing | diff /root/before -
@@ -43,7 +43,7 @@ def test_demo_install_and_uninstall_on_a_bare_debian(suite: str) -> None:
         (
             READ_ONLY,
             "mknod",
-            "forwarding cannot be switched on here (tee: /proc/sys/net/ipv4/ip_forward: Read-only",
+            "forwarding cannot be switched on here (tee: /proc/sys/net/ipv4/ip_forward: ",
         ),
         ("", "sys_admin", "namespaces cannot be made here (unshare: unshare failed: Operation not permitted"),
         ("", "net_admin", "networks cannot be set up here (no CAP_NET_ADMIN"),

@@ -1,4 +1,4 @@
-"""An installation or removal that ends by SIGKILL before any one of its commands: --uninstall still leaves nothing."""
+"""An installation or removal killed before any one of its commands: --uninstall still leaves nothing."""
 
 from __future__ import annotations
 

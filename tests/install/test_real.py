@@ -109,7 +109,7 @@ done
     assert out.splitlines() == [*installed, "-q stop virt-forward", *calls]
 
 
-# Units as systemd knows them: one whose file has gone cannot be disabled, and one that is not loaded not stopped.
+# As systemd has it: without its file a unit cannot be disabled, and one that is not loaded cannot be stopped.
 SYSTEMCTL = """
 mkdir -p /run/systemd/system /usr/local/bin
 cat >/usr/local/bin/systemctl <<'EOF'
