@@ -14,8 +14,8 @@ HERE = Path(__file__).parent
 SUITES = ("bookworm", "trixie")
 # What a test may install is fetched beforehand and waits where apt keeps it; not one of them is installed.
 FETCHED = ("python3", "python3-lxml", "python3-libvirt", "nftables", "conntrack", "iproute2")
-FETCH = (
-    f"apt-get -qq update && apt-get -qq install --download-only --no-install-recommends {' '.join(FETCHED)}"
+FETCH = "apt-get -qq update && apt-get -qq install --download-only --no-install-recommends " + " ".join(
+    FETCHED
 )
 ENV = {"PATH": netns.PATH, "HOME": "/root"}
 
@@ -26,7 +26,13 @@ def rootfs(suite: str) -> Path:
 
 
 def _bootstrap(suite: str, folder: Path) -> None:
-    words = ["mmdebstrap", "--mode=root", "--variant=minbase", "--format=directory", "--quiet"]
+    words: list[str | Path] = [
+        "mmdebstrap",
+        "--mode=root",
+        "--variant=minbase",
+        "--format=directory",
+        "--quiet",
+    ]
     run([*words, "--dpkgopt=force-unsafe-io", suite, folder, MIRROR], timeout=600)
     shutil.copy("/etc/resolv.conf", folder / "etc/resolv.conf")
     # A fresh one has Debian's own apt configuration, which keeps what it fetches.
@@ -39,5 +45,5 @@ def run_bare(suite: str, argv: Sequence[str], *, check: bool = True, timeout: fl
     It has no network: apt finds what was fetched.
     """
     own = ["--mount", "--net", "--pid", "--fork", "--kill-child", "--mount-proc", "--uts", "--ipc"]
-    enter = ["unshare", *own, "bash", HERE / "bare.sh", rootfs(suite), REPO, SOURCE]
+    enter: list[str | Path] = ["unshare", *own, "bash", HERE / "bare.sh", rootfs(suite), REPO, SOURCE]
     return run([*enter, *argv], env=ENV, check=check, timeout=timeout)
