@@ -5,31 +5,16 @@ Each test runs twice: with the hooks and ``virt-forward sync`` alone, and with t
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 
 from lab import frames
 from lab.frames import BROADCAST, REPLY, REQUEST
-from lab.netns import BRIDGE, GATEWAY4, HOST4, Lab
+from lab.netns import BRIDGE, GATEWAY4, HOST4
 from lab.proc import eventually
-from lab.watching import service
-from netns.trust import APP4, DB4, MACS, OTHER4, TRAP4, UDP, WEB4, Guests, pages, repeated
+from netns.trust import DB4, MACS, OTHER4, TRAP4, UDP, WEB4, Guests, pages, repeated
 
 pytestmark = pytest.mark.root
 NOBODY = {None}
-
-
-@pytest.fixture(params=["sync", "service"])
-def guests(lab: Lab, request: pytest.FixtureRequest) -> Iterator[Guests]:
-    made = Guests(lab)
-    made.address(made.app, APP4)
-    made.start("app", APP4)
-    if request.param == "sync":
-        yield made
-        return
-    with service(lab) as made.service:
-        yield made
 
 
 def learned(guests: Guests) -> None:

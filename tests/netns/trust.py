@@ -61,6 +61,12 @@ class Guests:
             self._hook(name, "started", metadata, nic)
         return done
 
+    def declare(self, name: str, *hosts: str) -> None:
+        """Edit the metadata of a guest that runs; the service sees it, else ``sync`` does."""
+        self.driver.has(name, forwards(*map(host_ip, hosts), PAGE[name]), (Nic(BRIDGE, MACS[name]),))
+        if self.service:
+            self.service.look()
+
     def _hook(self, name: str, operation: str, metadata: str, nic: Nic, *, check: bool = True) -> Done:
         sub, phase = PHASES[operation]
         text = domain(name, metadata, [nic], phase)
