@@ -4,13 +4,13 @@ The index is derived from the records and kept beside them as text, so that one 
 event need not read every other guest's record.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from functools import cache, lru_cache
 from ipaddress import ip_address, ip_network
 from typing import NamedTuple
 
-from virt_forward import ports
-from virt_forward.model import Address, Forward, Guest, Proto, Subnet
+from virt_forward import ports, text
+from virt_forward.model import LEARNED, ORIGINS, Address, Forward, Guest, Proto, Seat, Subnet, rank
 from virt_forward.ruleset import names
 
 PORT, HELD, OUT, SEAT, LAN, GATEWAY = "port", "held", "out", "seat", "lan", "gateway"
@@ -20,9 +20,10 @@ the host on a guest's bridge, and the host's own address there."""
 
 
 class Row(NamedTuple):
-    """One line of the index. ``label`` is the guest's name made safe for messages.
+    """One line of the index. ``label`` is the guest's name as messages have it.
 
-    For a seat, ``address`` and ``dev`` are the guest's address and bridge; for a lan,
+    For a seat, ``address`` and ``dev`` are the guest's address and bridge, and ``origin``
+    tells where the address was learned; for a lan,
     ``source`` and ``dev`` are the subnet and the bridge; for a gateway, ``address`` is it.
     """
 
@@ -36,6 +37,7 @@ class Row(NamedTuple):
     address: str = ""
     dev: str = ""
     source: str = ""
+    origin: str = ""
 
 
 Index = tuple[Row, ...]
@@ -64,14 +66,14 @@ def rows(guest: Guest) -> Index:
 
 
 def _rows(guest: Guest) -> Iterator[Row]:
-    who = (guest.uuid, names.label(guest.name), names.suffix(guest.name, guest.uuid))
+    who = (guest.uuid, text.word(guest.name), names.suffix(guest.name, guest.uuid))
     running = guest.phase == "running"
     for forward in guest.forwards:
         yield _port_row(PORT if running and guest.seats_for(forward) else HELD, who, forward)
     for forward, _ in guest.conflicts:
         yield _port_row(OUT, who, forward)
     for seat in guest.seats:
-        yield Row(SEAT, *who, address=str(seat.ip), dev=seat.bridge)
+        yield Row(SEAT, *who, address=str(seat.ip), dev=seat.bridge, origin=seat.origin)
     if running and guest.seats and (guest.forwards or guest.isolate):
         for subnet, bridge in guest.lans:
             yield Row(LAN, *who, dev=bridge, source=str(subnet))
@@ -119,12 +121,61 @@ def _overlapping(forwards: Iterable[Forward], start: int, end: int) -> list[Forw
 
 
 def seat_conflict(index: Iterable[Row], guest: Guest) -> str | None:
-    """Return why a guest's address is already another guest's on the same bridge, or None."""
-    mine = {(str(seat.ip), seat.bridge) for seat in guest.seats}
+    """Return why an address that was written down for a guest is written down for another one, or None."""
+    mine = {(str(seat.ip), seat.bridge) for seat in guest.seats if seat.origin not in LEARNED}
     for row in index:
-        if row.kind == SEAT and (row.address, row.dev) in mine:
+        if row.kind == SEAT and row.origin not in LEARNED and (row.address, row.dev) in mine:
             return f"address {row.address} on {row.dev} is already that of guest {row.label}"
     return None
+
+
+def undisputed(index: Iterable[Row], guest: Guest) -> tuple[Seat, ...]:
+    """Return a guest's seats less the learned ones that another guest has by an origin no weaker."""
+    lost = {
+        (row.address, row.dev)
+        for row in index
+        if row.kind == SEAT
+        for seat in guest.seats
+        if (row.address, row.dev) == (str(seat.ip), seat.bridge) and ORIGINS.index(row.origin) <= rank(seat)
+    }
+    return without_seats(guest, lost).seats
+
+
+def overruled(index: Iterable[Row], guests: Iterable[Guest]) -> dict[str, set[tuple[str, str]]]:
+    """Return the learned seats in the index that one of ``guests`` overrules: (address, bridge) by UUID."""
+    mine: dict[tuple[str, str], int] = {}
+    for seat in (seat for guest in guests for seat in guest.seats):
+        place = (str(seat.ip), seat.bridge)
+        mine[place] = min(mine.get(place, rank(seat)), rank(seat))
+    found: dict[str, set[tuple[str, str]]] = {}
+    for row in index:
+        place = (row.address, row.dev)
+        if row.kind == SEAT and row.origin in LEARNED and mine.get(place, 99) < ORIGINS.index(row.origin):
+            found.setdefault(row.uuid, set()).add(place)
+    return found
+
+
+def without_seats(guest: Guest, lost: Container[tuple[str, str]]) -> Guest:
+    """Return a guest less its learned seats at some (address, bridge)."""
+    kept = (s for s in guest.seats if s.origin not in LEARNED or (str(s.ip), s.bridge) not in lost)
+    return guest._replace(seats=tuple(kept))
+
+
+def reconciled(guests: Iterable[Guest]) -> list[Guest]:
+    """Return guests, each less the learned addresses that another one has by a stronger origin.
+
+    Of equals, the one that comes first keeps it.
+    """
+    guests = list(guests)
+    best: dict[tuple[str, str], tuple[int, int]] = {}
+    for number, guest in enumerate(guests):
+        for seat in guest.seats:
+            place, claim = (str(seat.ip), seat.bridge), (rank(seat), number)
+            best[place] = min(best.get(place, claim), claim)
+    return [
+        without_seats(guest, {place for place, (_, owner) in best.items() if owner != number})
+        for number, guest in enumerate(guests)
+    ]
 
 
 def settle(index: Iterable[Row], guest: Guest, judge: Judge = lambda _: None) -> Guest:
@@ -144,7 +195,7 @@ def settle(index: Iterable[Row], guest: Guest, judge: Judge = lambda _: None) ->
             good.append(forward)
         else:
             bad.append((forward, reason))
-    seats = () if blocked else guest.seats
+    seats = () if blocked else undisputed(index, guest)
     return guest._replace(forwards=tuple(good), conflicts=tuple(bad), seats=seats)
 
 

@@ -4,7 +4,8 @@ from collections.abc import Iterable, Iterator
 from ipaddress import ip_address
 from typing import NamedTuple
 
-from virt_forward.model import Address, Forward, Guest, Seat
+from virt_forward import ports
+from virt_forward.model import ORIGINS, Address, Forward, Guest, Seat
 
 Pair = tuple[Forward, Seat]
 
@@ -50,18 +51,43 @@ def pairs(guest: Guest | None) -> set[Pair]:
     """Return every forward of a running guest with each seat that serves it."""
     if guest is None or guest.phase != "running":
         return set()
-    return {(forward, seat) for forward in guest.forwards for seat in guest.seats_for(forward)}
+    # How an address was learned is nothing to a connection.
+    return {
+        (forward, seat._replace(origin=ORIGINS[-1]))
+        for forward in guest.forwards
+        for seat in guest.seats_for(forward)
+    }
 
 
-def stale(flows: Iterable[Flow], gone: Iterable[Pair]) -> Iterator[Flow]:
-    """Yield the flows that went through one of the pairs that are no more."""
-    gone = tuple(gone)
+def stale(flows: Iterable[Flow], before: Iterable[Pair], after: Iterable[Pair]) -> Iterator[Flow]:
+    """Yield the flows that went through a pair of ``before`` and that ``after`` would send elsewhere.
+
+    Judged flow by flow: a range that is split or made longer is another forward, and its flows stay.
+    """
+    before = tuple(before)
+    after = sorted(after, key=lambda pair: ports.specificity(pair[0]))
     for flow in flows:
-        if any(_went_through(flow, forward, seat) for forward, seat in gone):
+        if any(_goes_to(flow, forward, seat) for forward, seat in before) and not _stays(flow, after):
             yield flow
 
 
-def _went_through(flow: Flow, forward: Forward, seat: Seat) -> bool:
+def _stays(flow: Flow, pairs: Iterable[Pair]) -> bool:
+    """Tell whether the first pair that ``flow`` meets, the most special first, sends it where it goes."""
+    for forward, seat in pairs:
+        if seat.ip.version == flow.answering.version and _entered(flow, forward) and _is_from(flow, forward):
+            if _goes_to(flow, forward, seat):
+                return True
+            if forward.dev is None:
+                return False
+            # conntrack does not know by which device a flow came: the next pair may be the flow's.
+    return False
+
+
+def _is_from(flow: Flow, forward: Forward) -> bool:
+    return forward.source is None or flow.source in forward.source
+
+
+def _goes_to(flow: Flow, forward: Forward, seat: Seat) -> bool:
     port = forward.to + flow.destination_port - forward.start
     return (
         _entered(flow, forward)

@@ -9,14 +9,15 @@ from functools import cache
 from ipaddress import IPv4Interface, IPv6Interface, ip_interface
 from types import MappingProxyType
 
-from virt_forward import claims, ports, sockets
+from virt_forward import absent, claims, ports, sockets, vetoes
 from virt_forward.addresses import leases, networkd
 from virt_forward.addresses.asking import Heard
-from virt_forward.addresses.resolve import Bridge, Facts, Place
+from virt_forward.addresses.attachments import Bridge, Facts, Place
 from virt_forward.config import Config
 from virt_forward.errors import VirtForwardError
-from virt_forward.model import Address, Forward, Network, PortForward, Reservation, Sighting
+from virt_forward.model import Address, Forward, Network, PortForward, Reservation, Seat, Sighting
 from virt_forward.process import run
+from virt_forward.text import output
 
 LIBVIRT_NETWORKS = "/run/libvirt/network"
 """Where libvirt keeps the status of its active networks, as NAME.xml."""
@@ -27,6 +28,7 @@ Interfaces = dict[str, list[IPv4Interface | IPv6Interface]]
 
 
 def facts(
+    config: Config,
     known: Iterable[Network],
     wanted: Iterable[str] = (),
     heard: Heard = NOTHING_HEARD,
@@ -47,6 +49,7 @@ def facts(
         tuple(networks.values()),
         cache(lambda name: bridge(name, interfaces, files(), heard.get(name, ()))),
         own,
+        config.learn,
     )
 
 
@@ -59,8 +62,9 @@ def bridge(
     return Bridge(
         tuple(addresses),
         configured.leases,
-        cache(lambda: (*dhcp_leases(name), *(Reservation(seen.ip, seen.mac) for seen in reversed(heard)))),
+        cache(lambda: dhcp_leases(name)),
         cache(lambda: neighbours(name)),
+        tuple(reversed(heard)),
         uplink=name in default_route_devices(),
     )
 
@@ -83,6 +87,15 @@ def dhcp_leases(bridge_name: str) -> tuple[Reservation, ...]:
 def neighbours(bridge_name: str) -> leases.Neighbours:
     """Return the neighbour table of a bridge; empty where the bridge does not exist."""
     return leases.neighbours(run(["ip", "-j", "neighbour", "show", "dev", bridge_name]).stdout)
+
+
+def confirm_neighbour(seat: Seat) -> None:
+    """Make the kernel ask a neighbour whether it is still there, as if it had a packet for it.
+
+    NTF_USE of rtnetlink(7): an entry that has not been confirmed lately is asked by ARP or ND
+    after five seconds, and fails where nobody answers. No entry is made or changed.
+    """
+    run(["ip", "neighbour", "change", str(seat.ip), "dev", seat.bridge, "use"])
 
 
 def default_route_devices() -> set[str]:
@@ -116,9 +129,7 @@ def port_judge(
     def judge(forward: Forward) -> str | None:
         for item in config.reserved:
             if item.proto == forward.proto and forward.start <= item.port <= forward.end:
-                return (
-                    f"host port {item.proto}/{item.port} is reserved by the configuration ([policy] reserved)"
-                )
+                return vetoes.reserved(item.proto, item.port)
         listener = next(meeting(forward), None)
         return None if listener is None else _taken(listener)
 
@@ -132,9 +143,8 @@ def port_judge(
 
 
 def _taken(listener: sockets.Listener) -> str:
-    name = socket_owner(listener.inode)
-    by = f"{name} on the host" if name else "the host"
-    return f"host port {listener.proto}/{listener.port} is taken by {by}, which listens on {listener.address}"
+    program = socket_owner(listener.inode)
+    return vetoes.listening(listener.proto, listener.port, listener.address, program)
 
 
 def listeners() -> Iterator[sockets.Listener]:
@@ -165,15 +175,26 @@ def own_addresses() -> frozenset[Address]:
     return frozenset(address.ip for addresses in read_interfaces().values() for address in addresses)
 
 
+def here() -> absent.Host:
+    """Return what a forward can listen on."""
+    import socket
+
+    words = ["route", "show", "table", "local", "type", "local"]
+    routes = (absent.parse_local_routes(run(["ip", "-j", family, *words]).stdout) for family in ("-4", "-6"))
+    devices = frozenset(name for _, name in socket.if_nameindex())
+    return absent.Host(own_addresses(), tuple(subnet for found in routes for subnet in found), devices)
+
+
 def read_interfaces() -> Interfaces:
     """Return the addresses of every interface, as ip-address(8) tells them."""
     result = run(["ip", "-j", "address", "show"])
     if result.status:
         raise VirtForwardError(
-            f"ip: {result.stderr.strip() or result.status}", "install the package iproute2"
+            f"ip: {output(result.stderr) or result.status}", "install the package iproute2"
         )
     found: Interfaces = {}
-    for link in json.loads(result.stdout or "[]"):
+    # ip writes control characters in the name of an interface as they are.
+    for link in json.loads(result.stdout or "[]", strict=False):
         for item in link.get("addr_info", []):
             if "local" in item:
                 address = ip_interface(f"{item['local']}/{item['prefixlen']}")

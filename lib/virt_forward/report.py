@@ -3,8 +3,8 @@
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal, NamedTuple
 
-from virt_forward import ports
-from virt_forward.addresses import waiting
+from virt_forward import absent, ports, text
+from virt_forward.addresses import attachments, resolve, waiting
 from virt_forward.model import Domain, Forward, Guest, Network
 from virt_forward.ruleset import guest as guest_block
 from virt_forward.ruleset import names
@@ -21,6 +21,7 @@ class Line(NamedTuple):
     uuid: str
     forward: Forward
     guest: tuple[str, ...]
+    origins: tuple[str, ...]
     state: State
     reason: str | None = None
     packets: int = 0
@@ -38,23 +39,28 @@ def counters(items: Iterable[Mapping[str, Any]] | None) -> Counters:
     return found
 
 
-def lines(
-    domain: Domain,
-    active: bool,
-    record: Guest | None,
-    kernel: Counters,
-    networks: tuple[Network, ...] = (),
-) -> list[Line]:
+class Seen(NamedTuple):
+    """What lines are judged by; ``host`` is what forwards can listen on, None where that is not known."""
+
+    kernel: Counters
+    networks: tuple[Network, ...] = ()
+    host: absent.Host | None = None
+
+
+def lines(domain: Domain, active: bool, record: Guest | None, seen: Seen) -> list[Line]:
     """Return the lines of one domain: every declared forward, and every other one that is still there."""
     declared = ports.expand(domain.declaration) if domain.declaration else ()
     if not active:
         hosts = tuple(str(host.ip) for host in domain.declaration.hosts) if domain.declaration else ()
-        return [Line(domain.name, domain.uuid, forward, hosts, "inactive") for forward in declared]
+        origins = ("declared",) * len(hosts)
+        return [Line(domain.name, domain.uuid, forward, hosts, origins, "inactive") for forward in declared]
     guest = record or Guest(domain.uuid, domain.name)
     known = [*guest.forwards, *(forward for forward, _ in guest.conflicts)]
-    found = [_line(domain, guest, forward, kernel, networks) for forward in known]
+    found = [_line(domain, guest, forward, seen) for forward in known]
     found = [_undeclared(line) if _gone(line, declared) else line for line in found]
-    return found + [_missing(domain, forward) for forward in declared if not _within(forward, known)]
+    why = _unopened(domain, record, seen.networks)
+    rest = [forward for forward in declared if not _within(forward, known)]
+    return found + [Line(domain.name, domain.uuid, forward, (), (), "missing", why) for forward in rest]
 
 
 def _within(forward: Forward, known: Iterable[Forward]) -> bool:
@@ -74,26 +80,27 @@ def _bare(forward: Forward) -> Forward:
     return forward._replace(start=0, end=0, to=0)
 
 
-def _missing(domain: Domain, forward: Forward) -> Line:
-    reason = "declared since the guest started; virt-forward sync opens it"
-    return Line(domain.name, domain.uuid, forward, (), "missing", reason)
+def _unopened(domain: Domain, record: Guest | None, networks: tuple[Network, ...]) -> str:
+    """Return why declared forwards of a running guest are not open."""
+    unserved = [] if record else resolve.unserved(domain, attachments.Facts(networks))
+    return "; ".join(unserved) or "declared since the guest started; virt-forward sync opens it"
 
 
-def _line(
-    domain: Domain, guest: Guest, forward: Forward, kernel: Counters, networks: tuple[Network, ...]
-) -> Line:
-    seats = tuple(str(seat.ip) for seat in guest.seats_for(forward))
-    line = Line(domain.name, domain.uuid, forward, seats, "active")
+def _line(domain: Domain, guest: Guest, forward: Forward, seen: Seen) -> Line:
+    seats = guest.seats_for(forward)
+    addresses, origins = tuple(str(seat.ip) for seat in seats), tuple(seat.origin for seat in seats)
+    line = Line(domain.name, domain.uuid, forward, addresses, origins, "active")
     conflicts = dict(guest.conflicts)
     if forward in conflicts:
         return line._replace(state="conflict", reason=conflicts[forward])
     if not seats:
-        return line._replace(state="waiting", reason=waiting.reason(guest, forward, networks))
+        return line._replace(state="waiting", reason=waiting.reason(guest, forward, seen.networks))
     chain = guest_block.count_chain(names.suffix(guest.name, guest.uuid))
-    counted = kernel.get((chain, guest_block.counter_comment(guest.forwards.index(forward))))
+    counted = seen.kernel.get((chain, guest_block.counter_comment(guest.forwards.index(forward))))
     if counted is None:
         return line._replace(state="missing", reason="not in the kernel; virt-forward sync restores it")
-    return line._replace(packets=counted[0], bytes=counted[1])
+    why = absent.reason(forward, seen.host) if seen.host else None
+    return line._replace(reason=why, packets=counted[0], bytes=counted[1])
 
 
 def _gone(line: Line, declared: Iterable[Forward]) -> bool:
@@ -119,8 +126,9 @@ def as_json(line: Line) -> dict[str, Any]:
         "end": forward.end,
         "to": forward.to,
         "guest": list(line.guest),
+        "origins": list(line.origins),
         "state": line.state,
-        "reason": line.reason,
+        "reason": text.line(line.reason) if line.reason else None,
         "packets": line.packets,
         "bytes": line.bytes,
     }

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from unit.world import Event, World
-from virt_forward.addresses.resolve import Bridge, Facts, resolve
+from virt_forward.addresses.attachments import Bridge, Facts
+from virt_forward.addresses.resolve import resolve
 from virt_forward.config import parse_config
 from virt_forward.metadata.domain import parse_domain
 from virt_forward.model import Guest, PortForward, Reservation

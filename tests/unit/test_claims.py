@@ -13,7 +13,7 @@ from unit import strategies as make
 from unit.build import forward, guest, seat, uuid_of
 from virt_forward import claims, ports
 from virt_forward.claims import GATEWAY, HELD, LAN, OUT, PORT, SEAT, Row
-from virt_forward.model import Guest
+from virt_forward.model import LEARNED, ORIGINS, Guest, Origin
 
 A = guest("a", forward(80))
 # Another guest's seat would be a conflict of its own.
@@ -92,6 +92,54 @@ def test_two_guests_with_one_address_on_a_bridge() -> None:
     assert second.conflicts == ((forward(81), reason),)
     elsewhere = guest("b", forward(81), seats=[seat(bridge="virbr9")])
     assert claims.settle(index_of(A), elsewhere) == elsewhere
+
+
+def of(name: str, origin: Origin, ip: str = "198.51.100.200") -> Guest:
+    return guest(name, forward({"a": 80, "b": 81}[name]), seats=[seat(ip)._replace(origin=origin)])
+
+
+FIRM: tuple[Origin, ...] = ("declared", "reserved")
+
+
+@pytest.mark.parametrize("second", ORIGINS)
+@pytest.mark.parametrize("first", ORIGINS)
+def test_of_two_guests_with_one_address_the_stronger_origin_has_it(first: Origin, second: Origin) -> None:
+    a, b = of("a", first), of("b", second)
+    settled = claims.settle(index_of(a), b)
+    overruled = claims.overruled(index_of(a), [settled])
+    if first in FIRM and second in FIRM:
+        assert (bool(settled.conflicts), settled.seats, overruled) == (True, (), {})
+    elif ORIGINS.index(second) < ORIGINS.index(first):
+        assert (settled, overruled) == (b, {a.uuid: {("198.51.100.200", "virbr0")}})
+    else:
+        # It waits for an address of its own; that refuses nobody's start.
+        assert (settled, overruled) == (b._replace(seats=()), {})
+    kept = [bool(item.seats) for item in claims.reconciled([a, b])]
+    assert kept == [
+        first in FIRM or ORIGINS.index(first) <= ORIGINS.index(second),
+        second in FIRM or ORIGINS.index(second) < ORIGINS.index(first),
+    ]
+
+
+def test_address_on_another_bridge_is_another_address() -> None:
+    a, b = of("a", "neighbour"), of("b", "declared")
+    b = b._replace(seats=(b.seats[0]._replace(bridge="virbr9"),))
+    assert claims.settle(index_of(a), b) == b
+    assert claims.overruled(index_of(a), [b]) == {}
+    assert claims.reconciled([a, b]) == [a, b]
+
+
+@given(st.permutations(range(5)), st.lists(st.sampled_from(ORIGINS), min_size=5, max_size=5))
+def test_one_guest_at_most_has_a_learned_address_and_the_strongest_does(
+    order: list[int], origins: list[Origin]
+) -> None:
+    found = claims.reconciled(
+        guest(str(number), seats=[seat()._replace(origin=origins[number])]) for number in order
+    )
+    held = [item.seats[0].origin for item in found if item.seats]
+    assert len([origin for origin in held if origin in LEARNED]) <= 1
+    assert min(held, key=ORIGINS.index) == min(origins, key=ORIGINS.index)
+    assert claims.reconciled(found) == found
 
 
 def test_what_the_judge_says_comes_first_and_can_be_taken_back() -> None:

@@ -14,6 +14,9 @@ PACKAGE = Path(virt_forward.__file__).parent
 PURE = (
     *(
         "errors",
+        "text",
+        "vetoes",
+        "absent",
         "model",
         "ports",
         "spec",
@@ -31,7 +34,6 @@ PURE = (
 
 EDGES = {
     "subprocess": {"process", "watch.kernel_events"},  # the service also listens to what never ends
-    "syslog": {"log"},
     "libvirt": {"libvirt_api", "watch.libvirt_events"},
 }
 """What only these modules of ours may import."""

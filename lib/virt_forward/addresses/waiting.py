@@ -2,7 +2,8 @@
 
 from collections.abc import Iterable
 
-from virt_forward.addresses.resolve import Facts, Place, places
+from virt_forward import text
+from virt_forward.addresses.attachments import Facts, Place, misnamed, places
 from virt_forward.model import Forward, Guest, Network, fits
 
 
@@ -26,17 +27,21 @@ def _nowhere(guest: Guest, forward: Forward, facts: Facts) -> str:
     nics = [nic for nic in guest.nics if forward.mac in (None, nic.mac)]
     if forward.mac and not nics:
         return f"the guest has no NIC with the MAC address {forward.mac}"
+    wrong = misnamed(nics, facts)
+    if wrong:
+        return "; ".join(wrong)
     bridges = {network.name: network.bridge for network in facts.networks}
     for nic in nics:
         if nic.type == "network":
             why = "has no bridge on this host" if nic.source in bridges else "is not active"
-            return f'the network "{nic.source}" of the guest {why}'
+            return f"the network {text.quote(nic.source)} of the guest {why}"
     return "the guest has no NIC on a bridge of this host"
 
 
 def _asked(place: Place) -> str:
     asked = ["<host> in its metadata"]
     if place.network:
-        asked.append(f'the reservations of network "{place.network.name}"')
+        asked.append(f"the reservations of network {text.quote(place.network.name)}")
     asked += ["networkd's static leases", "the DHCP leases of networkd and dnsmasq", "the neighbour table"]
-    return f"no address is known yet of {place.nic.mac} on {place.bridge}; asked were {', '.join(asked)}"
+    nic = f"{text.word(place.nic.mac)} on {place.bridge}"
+    return f"no address is known yet of {nic}; asked were {', '.join(asked)}"

@@ -9,6 +9,7 @@ from virt_forward.admit.plan import COMMENT, Decision, Family, Rule
 from virt_forward.errors import VirtForwardError
 from virt_forward.process import Result, run
 from virt_forward.ruleset.names import LABEL
+from virt_forward.text import output
 
 NAME = "iptables"
 CHAIN = "LIBVIRT_FWI"
@@ -78,5 +79,5 @@ def _iptables(family: Family, *words: str) -> Result:
 
 
 def _failure(family: Family, result: Result) -> VirtForwardError:
-    words = " ".join(result.stderr.split()) or f"exit status {result.status}"
-    return VirtForwardError(f"{_PROGRAMS[family]}, chain {CHAIN}: {words[:400]}")
+    words = output(result.stderr) or f"exit status {result.status}"
+    return VirtForwardError(f"{_PROGRAMS[family]}, chain {CHAIN}: {words}")

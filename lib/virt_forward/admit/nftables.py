@@ -9,6 +9,7 @@ from virt_forward.admit.plan import COMMENT, Decision, Family, Rule
 from virt_forward.errors import VirtForwardError
 from virt_forward.process import run
 from virt_forward.ruleset import names
+from virt_forward.text import output
 
 NAME = "nftables"
 TABLE, CHAIN = "libvirt_network", "guest_input"
@@ -20,8 +21,8 @@ def rules(family: Family) -> list[Rule]:
     if "No such file or directory" in result.stderr:
         return []
     if result.status:
-        words = " ".join(result.stderr.split()) or f"exit status {result.status}"
-        raise VirtForwardError(f"nft, chain {family} {TABLE} {CHAIN}: {words[:400]}")
+        words = output(result.stderr) or f"exit status {result.status}"
+        raise VirtForwardError(f"nft, chain {family} {TABLE} {CHAIN}: {words}")
     return parse(result.stdout)
 
 

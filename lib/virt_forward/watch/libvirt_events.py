@@ -6,7 +6,7 @@ import threading
 import time
 from typing import Any
 
-from virt_forward import log
+from virt_forward import log, text
 
 RETRY_SECONDS = (1, 2, 5, 10, 30)
 """Waits between attempts to reach a libvirt that is away."""
@@ -65,7 +65,7 @@ class LibvirtEvents:
             opened.registerCloseCallback(self._closed, None)
             self._register(opened)
         except self._libvirt.libvirtError as error:
-            log.warning(f"libvirt is not reachable at {self._uri}: {error}")
+            log.warning(f"libvirt is not reachable at {text.plain(self._uri)}: {text.output(str(error))}")
             return False
         self._opened = opened
         self._tell(None)

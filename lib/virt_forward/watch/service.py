@@ -8,7 +8,7 @@ import time
 from types import FrameType
 
 from virt_forward import hostfacts, log
-from virt_forward.addresses import asking, resolve
+from virt_forward.addresses import asking, attachments
 from virt_forward.admit.plan import chain_changed
 from virt_forward.errors import VirtForwardError
 from virt_forward.model import Address, Guest
@@ -114,8 +114,8 @@ class Service:
             self._guests = [guest for guest in self.store.guests()[0] if guest.phase == "running"]
             self._read_at = at
             networks = tuple(self.store.networks())
-            facts = resolve.Facts(networks)
-            bridges = {place.bridge for g in self._guests for place in resolve.places(g.nics, facts)}
+            facts = attachments.Facts(networks)
+            bridges = {place.bridge for g in self._guests for place in attachments.places(g.nics, facts)}
             self._lease_files = {path for bridge in bridges for path in hostfacts.lease_files(bridge)}
             self.seeker.seek(item for g in self._guests for item in asking.questions(g, networks))
         return self._guests
