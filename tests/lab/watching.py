@@ -93,7 +93,8 @@ class Service:
 
     def monitor(self) -> int:
         """Return the process number of its ``nft monitor``."""
-        children = Path(f"/proc/{self.running.pid}/task/{self.running.pid}/children").read_text().split()
+        tasks = Path(f"/proc/{self.running.pid}/task").iterdir()
+        children = [pid for task in tasks for pid in (task / "children").read_text().split()]
         return next(int(pid) for pid in children if b"monitor" in Path(f"/proc/{pid}/cmdline").read_bytes())
 
 
