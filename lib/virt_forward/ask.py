@@ -2,53 +2,93 @@
 
 import array
 import contextlib
+import os
 import socket
 import struct
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from select import POLLIN, poll
 
 from virt_forward.addresses import asking
-from virt_forward.addresses.asking import Heard, Question
-from virt_forward.model import Sighting
+from virt_forward.addresses.asking import ETH_P_ARP, ETH_P_IPV6, Heard, Question
+from virt_forward.model import Address, Sighting
 
-ETH_P_IP, ETH_P_ARP, ETH_P_ALL = 0x0800, 0x0806, 0x0003
+ETH_P_IP, ETH_P_ALL = 0x0800, 0x0003
 PACKET_HOST, PACKET_OUTGOING = 0, 4
 SO_ATTACH_FILTER = 26
-"""linux/if_ether.h, linux/if_packet.h (packet(7)), asm-generic/socket.h."""
+SKF_AD_PKTTYPE, SKF_AD_VLAN_TAG_PRESENT = 0xFFFFF004, 0xFFFFF030
+"""linux/if_ether.h, linux/if_packet.h (packet(7)), asm-generic/socket.h, linux/filter.h."""
 
-FILTER = (
-    (0x28, 0, 0, 0xFFFFF000),  # ldh proto (SKF_AD_OFF + SKF_AD_PROTOCOL)
-    (0x15, 8, 0, ETH_P_ARP),  # jeq arp
-    (0x15, 0, 9, ETH_P_IP),  # jeq ip, else drop
-    (0x30, 0, 0, 9),  # ldb the protocol in the IP header
-    (0x15, 0, 7, asking.UDP),  # jeq udp, else drop
-    (0x28, 0, 0, 6),  # ldh flags and fragment offset
-    (0x45, 5, 0, 0x1FFF),  # a later fragment: drop
-    (0xB1, 0, 0, 0),  # ldxb length of the IP header
-    (0x48, 0, 0, 0),  # ldh the source port
-    (0x15, 3, 2, asking.DHCP_SERVER),  # a DHCP server's: keep, else drop
-    (0x28, 0, 0, 6),  # ldh the ARP operation
+MOST_FRAMES = 256
+"""How many frames are read at once: whoever floods us does not keep us from other work."""
+
+Step = tuple[int, int, int, int]
+Ears = Mapping[tuple[str, int], "Ear"]
+"""The open ones, by bridge and IP version."""
+
+FILTER4: Sequence[Step] = (
+    (0x28, 0, 0, SKF_AD_VLAN_TAG_PRESENT),
+    (0x15, 0, 18, 0),  # in a VLAN, which is another network: drop
+    (0x28, 0, 0, 12),  # ldh type
+    (0x15, 12, 0, ETH_P_ARP),  # jeq arp
+    (0x15, 0, 15, ETH_P_IP),  # jeq ip, else drop
+    (0x28, 0, 0, SKF_AD_PKTTYPE),
+    (0x15, 0, 13, PACKET_OUTGOING),  # leaves by the bridge, else drop
+    (0x30, 0, 0, 14 + 9),  # ldb the protocol in the IP header
+    (0x15, 0, 11, asking.UDP),  # jeq udp, else drop
+    (0x28, 0, 0, 14 + 6),  # ldh flags and fragment offset
+    (0x45, 9, 0, 0x3FFF),  # a fragment: drop
+    (0xB1, 0, 0, 14),  # ldxb length of the IP header
+    (0x48, 0, 0, 14),  # ldh the source port
+    (0x15, 0, 6, asking.DHCP_SERVER),  # a DHCP server's, else drop
+    (0x48, 0, 0, 14 + 2),  # ldh the destination port
+    (0x15, 5, 4, asking.DHCP_CLIENT),  # to a DHCP client: keep, else drop
+    (0x28, 0, 0, SKF_AD_PKTTYPE),
+    (0x15, 0, 2, PACKET_HOST),  # to us, else drop
+    (0x28, 0, 0, 14 + 6),  # ldh the ARP operation
     (0x15, 1, 0, asking.REPLY),  # a reply: keep, else drop
     (0x06, 0, 0, 0),  # drop
     (0x06, 0, 0, 0xFFFF),  # keep
 )
 """What the kernel lets through to us of all the packets on a bridge (linux/filter.h, classic BPF)."""
 
-ECHO_REQUEST = struct.pack("!BBHHH", 128, 0, 0, 0, 1)
-"""ICMPv6 (RFC 4443); the kernel puts the checksum in."""
+
+def filter6(identifier: int) -> Sequence[Step]:
+    """Return the filter for echo replies of our own: of the IPv6 packets that come in at a bridge."""
+    return (
+        (0x28, 0, 0, SKF_AD_VLAN_TAG_PRESENT),
+        (0x15, 0, 10, 0),  # in a VLAN: drop
+        (0x28, 0, 0, SKF_AD_PKTTYPE),
+        (0x15, 0, 8, PACKET_HOST),  # to us, else drop
+        (0x28, 0, 0, 12),  # ldh type
+        (0x15, 0, 6, ETH_P_IPV6),  # jeq ipv6, else drop
+        (0x30, 0, 0, 14 + 6),  # ldb the next header
+        (0x15, 0, 4, asking.ICMPV6),  # jeq icmpv6, else drop
+        (0x30, 0, 0, 14 + 40),  # ldb the ICMPv6 type
+        (0x15, 0, 2, asking.ECHO_REPLY),  # jeq echo reply, else drop
+        (0x28, 0, 0, 14 + 44),  # ldh the identifier
+        (0x15, 1, 0, identifier),  # ours: keep, else drop
+        (0x06, 0, 0, 0),  # drop
+        (0x06, 0, 0, 0xFFFF),  # keep
+    )
 
 
 class Ear:
-    """A socket on a bridge. Raises OSError where the bridge is not there, or we may not listen."""
+    """A socket on a bridge, for one IP version. Raises OSError where there is none, or we may not listen.
 
-    def __init__(self, bridge: str) -> None:
+    For IPv4 it sees what comes in and what leaves, for the sake of DHCP; for IPv6 what comes in alone.
+    """
+
+    def __init__(self, bridge: str, version: int) -> None:
         self.bridge = bridge
-        self._socket = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC, 0)
+        self.version = version
+        self._identifier = int.from_bytes(os.urandom(2))
+        protocol = ETH_P_ALL if version == 4 else ETH_P_IPV6
+        self._socket = socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_CLOEXEC, 0)
         try:
             # Before it is bound, or it would begin with packets that nobody has filtered.
-            _attach(self._socket)
-            self._socket.bind((bridge, ETH_P_ALL))
+            _attach(self._socket, FILTER4 if version == 4 else filter6(self._identifier))
+            self._socket.bind((bridge, protocol))
             self._socket.setblocking(False)
         except OSError:
             self._socket.close()
@@ -59,80 +99,86 @@ class Ear:
         return self._socket.fileno()
 
     def ask(self, question: Question) -> None:
-        """Ask a NIC, and it alone, for its IPv4 address."""
-        target = bytes.fromhex(question.mac.replace(":", ""))
+        """Ask a question of the ear's IP version: by ARP the NIC alone, by ICMPv6 all on the bridge."""
         with contextlib.suppress(OSError):
-            for request in asking.arp_requests(question, self._socket.getsockname()[4]):
-                self._socket.sendto(request, (self.bridge, ETH_P_ARP, 0, 0, target))
+            if self.version == 6:
+                self._ask_all(question)
+                return
+            for frame in asking.arp_requests(question, self._socket.getsockname()[4]):
+                self._socket.sendto(frame, (self.bridge, ETH_P_ARP))
 
-    def read(self) -> list[Sighting]:
-        """Return what was heard since the last call, the newest last."""
-        found: list[Sighting | None] = []
+    def _ask_all(self, question: Question) -> None:
+        """Make all on the bridge answer, each from an IPv6 address of its own in the subnet."""
+        # ICMPv6 (RFC 4443); the kernel puts the checksum in.
+        request = struct.pack("!BBHHH", 128, 0, 0, self._identifier, 1)
+        with socket.socket(socket.AF_INET6, socket.SOCK_RAW, socket.IPPROTO_ICMPV6) as sender:
+            sender.bind((str(question.own), 0))
+            target = ("ff02::1", 0, 0, socket.if_nametoindex(self.bridge))
+            sender.sendto(request, socket.MSG_DONTWAIT, target)
+
+    def read(self, questions: Iterable[Question]) -> list[Sighting]:
+        """Return what was heard since the last call that answers one of these questions, the newest last."""
+        frames: list[bytes] = []
         with contextlib.suppress(OSError):
-            while True:
-                data, (_, protocol, kind, *_rest) = self._socket.recvfrom(2048)
-                if (protocol, kind) == (ETH_P_ARP, PACKET_HOST):
-                    found.append(asking.arp_answer(data))
-                elif (protocol, kind) == (ETH_P_IP, PACKET_OUTGOING):
-                    # Leases that the host itself gives out; what a guest claims to lease is no news.
-                    found.append(asking.dhcp_answer(data))
-        return [lease for lease in found if lease]
+            while len(frames) < MOST_FRAMES:
+                frames.append(self._socket.recv(2048))
+        if not frames:
+            return []
+        asked = [q for q in questions if (q.bridge, q.own.version) == (self.bridge, self.version)]
+        own = {ip for question in asked for ip in question.hosts()}
+        found = (self._sighting(frame, own) for frame in frames)
+        return [seen for seen in found if seen and any(asking.answers(seen, question) for question in asked)]
+
+    def _sighting(self, frame: bytes, own: Collection[Address]) -> Sighting | None:
+        # The filter has looked at the direction, which the frame itself does not tell.
+        if self.version == 6:
+            return asking.echo_answer(frame, own, self._identifier)
+        return asking.arp_answer(frame, own) or asking.dhcp_answer(frame, own)
 
     def close(self) -> None:
         """Close the socket."""
         self._socket.close()
 
 
-def _ask_all(question: Question) -> None:
-    """Make all on a bridge answer to an IPv6 address of their own subnet.
-
-    The kernel learns their addresses as they do, so that nobody needs to listen.
-    """
-    with (
-        contextlib.suppress(OSError),
-        socket.socket(socket.AF_INET6, socket.SOCK_RAW, socket.IPPROTO_ICMPV6) as sender,
-    ):
-        index = socket.if_nametoindex(question.bridge)
-        sender.bind((str(question.own), 0))
-        sender.sendto(ECHO_REQUEST, socket.MSG_DONTWAIT, ("ff02::1", 0, 0, index))
-
-
-def ask(question: Question, ears: Mapping[str, Ear]) -> None:
-    """Ask a question by the ear on its bridge, or without one where the kernel listens."""
-    if question.own.version == 6:
-        _ask_all(question)
-    elif question.bridge in ears:
-        ears[question.bridge].ask(question)
+def ask(questions: Iterable[Question], ears: Ears) -> None:
+    """Ask questions by the ears on their bridges; those without an ear are left out."""
+    asked: set[tuple[str, Address]] = set()
+    for question in questions:
+        ear = ears.get((question.bridge, question.own.version))
+        # By IPv6 one request is for every NIC on the bridge.
+        if ear and (ear.version == 4 or (question.bridge, question.own) not in asked):
+            asked.add((question.bridge, question.own))
+            ear.ask(question)
 
 
 def once(questions: Iterable[Question], seconds: float = 0.3) -> Heard:
     """Ask every question, wait for the answers, and return them; what cannot be asked is left out."""
     questions = tuple(questions)
-    ears: dict[str, Ear] = {}
+    ears: dict[tuple[str, int], Ear] = {}
     with contextlib.ExitStack() as closing:
-        for bridge in asking.listened(questions):
+        for bridge, version in asking.listened(questions):
             with contextlib.suppress(OSError):
-                ears[bridge] = closing.enter_context(contextlib.closing(Ear(bridge)))
-        for question in questions:
-            ask(question, ears)
-        return _answers(ears, time.monotonic() + seconds)
+                ear = closing.enter_context(contextlib.closing(Ear(bridge, version)))
+                ears[bridge, version] = ear
+        ask(questions, ears)
+        return _answers(questions, ears, time.monotonic() + seconds)
 
 
-def _answers(ears: dict[str, Ear], until: float) -> Heard:
+def _answers(questions: Sequence[Question], ears: Ears, until: float) -> Heard:
     heard: dict[str, tuple[Sighting, ...]] = {}
     poller = poll()
     for ear in ears.values():
         poller.register(ear.fileno(), POLLIN)
     while (left := until - time.monotonic()) > 0:
         poller.poll(left * 1000)
-        for bridge, ear in ears.items():
-            heard[bridge] = (*heard.get(bridge, ()), *ear.read())
+        for ear in ears.values():
+            heard[ear.bridge] = asking.joined(heard.get(ear.bridge, ()), ear.read(questions))
     return heard
 
 
-def _attach(packets: socket.socket) -> None:
-    program = array.array("B", b"".join(struct.pack("=HBBI", *step) for step in FILTER))
+def _attach(packets: socket.socket, steps: Sequence[Step]) -> None:
+    program = array.array("B", b"".join(struct.pack("=HBBI", *step) for step in steps))
     # struct sock_fprog: how many steps, and where they are; the kernel makes a copy.
     packets.setsockopt(
-        socket.SOL_SOCKET, SO_ATTACH_FILTER, struct.pack("@HP", len(FILTER), program.buffer_info()[0])
+        socket.SOL_SOCKET, SO_ATTACH_FILTER, struct.pack("@HP", len(steps), program.buffer_info()[0])
     )

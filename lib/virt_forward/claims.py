@@ -49,8 +49,10 @@ Judge = Callable[[Forward], str | None]
 @lru_cache(maxsize=1)
 def parse_index(text: str) -> Index:
     """Return the rows of an index file; raises ValueError where it is damaged."""
-    fields = [line.split("\t") for line in text.splitlines()]
-    if any(len(row) != len(Row._fields) for row in fields) or text[-1:] not in ("", "\n"):
+    # splitlines() would know more ends of a line than render_index() writes.
+    *lines, rest = text.split("\n")
+    fields = [line.split("\t") for line in lines]
+    if rest or any(len(row) != len(Row._fields) for row in fields):
         raise ValueError("the index of claims is damaged")
     return tuple(map(Row._make, fields))
 
@@ -102,22 +104,20 @@ def without(index: Iterable[Row], uuids: Iterable[str]) -> Index:
 
 def conflicts(index: Iterable[Row], forwards: Iterable[Forward]) -> dict[Forward, str]:
     """Return which of ``forwards`` collide with a claim in the index, and why."""
-    wanted: dict[tuple[str, str, str, str], list[Forward]] = {}
+    groups: dict[tuple[str, str, str, str], list[Forward]] = {}
     for forward in forwards:
         place = (forward.proto, str(forward.address or ""), forward.dev or "", str(forward.source or ""))
-        wanted.setdefault(place, []).append(forward)
+        groups.setdefault(place, []).append(forward)
+    wanted = {place: ports.Spans(group) for place, group in groups.items()}
     found: dict[Forward, str] = {}
-    for row in index:
+    for row in index if wanted else ():
+        if row.kind not in (PORT, HELD):
+            continue
         mine = wanted.get((row.proto, row.address, row.dev, row.source))
-        if mine and row.kind in (PORT, HELD):
-            for forward in _overlapping(mine, int(row.start), int(row.end)):
-                port = max(forward.start, int(row.start))
-                found.setdefault(forward, f"host port {forward.proto}/{port} is taken by guest {row.label}")
+        for forward in mine.overlapping(int(row.start), int(row.end)) if mine else ():
+            port = max(forward.start, int(row.start))
+            found.setdefault(forward, f"host port {forward.proto}/{port} is taken by guest {row.label}")
     return found
-
-
-def _overlapping(forwards: Iterable[Forward], start: int, end: int) -> list[Forward]:
-    return [forward for forward in forwards if forward.start <= end and start <= forward.end]
 
 
 def seat_conflict(index: Iterable[Row], guest: Guest) -> str | None:
@@ -172,10 +172,67 @@ def reconciled(guests: Iterable[Guest]) -> list[Guest]:
         for seat in guest.seats:
             place, claim = (str(seat.ip), seat.bridge), (rank(seat), number)
             best[place] = min(best.get(place, claim), claim)
-    return [
-        without_seats(guest, {place for place, (_, owner) in best.items() if owner != number})
-        for number, guest in enumerate(guests)
-    ]
+    lost: list[set[tuple[str, str]]] = [set() for _ in guests]
+    for number, guest in enumerate(guests):
+        places = {(str(seat.ip), seat.bridge) for seat in guest.seats}
+        lost[number] = {place for place in places if best[place][1] != number}
+    return [without_seats(guest, places) for guest, places in zip(guests, lost, strict=True)]
+
+
+def incumbent(guest: Guest, before: Guest | None) -> Guest:
+    """Return ``guest`` with those of its forwards alone that it had before."""
+    had = frozenset(before.forwards) if before else frozenset()
+    return guest._replace(forwards=tuple(f for f in guest.forwards if f in had), conflicts=(), seats=())
+
+
+class Held:
+    """The claims of many guests, to be asked for those that may stand against one."""
+
+    WIDE = 128
+    """Ports of a range from which it is kept as a range."""
+
+    def __init__(self, rows: Iterable[Row] = ()) -> None:
+        self._ports: dict[tuple[str, ...], dict[Row, None]] = {}
+        self._places: dict[tuple[str, ...], dict[Row, None]] = {}
+        self._wide: dict[tuple[str, ...], dict[Row, None]] = {}
+        self._seats: dict[tuple[str, str], dict[Row, None]] = {}
+        self.add(rows)
+
+    def add(self, rows: Iterable[Row]) -> None:
+        """Add claims; those that are there already change nothing."""
+        for row in rows:
+            if row.kind == SEAT:
+                self._seats.setdefault((row.address, row.dev), {})[row] = None
+            elif row.kind in (PORT, HELD):
+                self._add_ports(row)
+
+    def _add_ports(self, row: Row) -> None:
+        place = (row.proto, row.address, row.dev, row.source)
+        self._places.setdefault(place, {})[row] = None
+        start, end = int(row.start), int(row.end)
+        if end - start >= self.WIDE:
+            self._wide.setdefault(place, {})[row] = None
+        else:
+            for port in range(start, end + 1):
+                self._ports.setdefault((*place, str(port)), {})[row] = None
+
+    def near(self, guest: Guest) -> Index:
+        """Return the claims of others at the addresses and host ports that a guest declares."""
+        found: dict[Row, None] = {}
+        for seat in guest.seats:
+            found |= self._seats.get((str(seat.ip), seat.bridge), {})
+        for forward in (*guest.forwards, *(forward for forward, _ in guest.conflicts)):
+            found |= self._near(forward)
+        return tuple(row for row in found if row.uuid != guest.uuid)
+
+    def _near(self, forward: Forward) -> dict[Row, None]:
+        place = (forward.proto, str(forward.address or ""), forward.dev or "", str(forward.source or ""))
+        if forward.end - forward.start >= self.WIDE:
+            return self._places.get(place, {})
+        found = dict(self._wide.get(place, {}))
+        for port in range(forward.start, forward.end + 1):
+            found |= self._ports.get((*place, str(port)), {})
+        return found
 
 
 def settle(index: Iterable[Row], guest: Guest, judge: Judge = lambda _: None) -> Guest:

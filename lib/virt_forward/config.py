@@ -111,7 +111,7 @@ def parse_config(text: str, path: str = DEFAULT_PATH) -> Config:
 
     try:
         document = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # a TOMLDecodeError is a ValueError
         told = f"{path}: {output(str(error))}"
         raise VirtForwardError(told, "the format is TOML, https://toml.io") from None
     found: dict[str, Any] = {}

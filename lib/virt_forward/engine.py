@@ -153,7 +153,7 @@ class Engine:
 
     def settled(self, index: claims.Index, guest: Guest) -> Guest | None:
         """Return a guest as the host's facts are now, settled; None where they cannot be had."""
-        from virt_forward import hostfacts
+        from virt_forward import hostfacts, hostports
         from virt_forward.addresses import attachments, resolve
 
         try:
@@ -161,7 +161,8 @@ class Engine:
         except VirtForwardError as error:
             log.error(str(error))
             return None
-        judge, _ = hostfacts.port_judge(self.config, attachments.places(guest.nics, facts))
+        places = attachments.places(guest.nics, facts)
+        judge, _ = hostports.port_judge(self.config, places, hosts=guest.hosts)
         return judged(index, resolve.reseat(guest, facts), self.known(guest.uuid), judge)
 
     def _freed(self, work: Work) -> Work:

@@ -233,15 +233,21 @@ def _replug(domain: Domain, store: Store) -> None:
 def _resolved(
     domain: Domain, store: Store, config: Config, phase: Phase
 ) -> tuple[Guest, Engine, claims.Judge]:
-    from virt_forward import hostfacts
+    from virt_forward import hostfacts, hostports
 
     networks = [nic.source for nic in domain.nics if nic.type == "network"]
     facts = hostfacts.facts(config, store.networks() if networks else (), networks)
-    judge, spared = hostfacts.port_judge(config, attachments.places(domain.nics, facts))
+    known = Engine(store, config).known(domain.uuid) if phase == "running" else None
+    judge, spared = hostports.port_judge(
+        config,
+        attachments.places(domain.nics, facts),
+        hosts=domain.declaration.hosts if domain.declaration else (),
+        held=known.forwards if known else (),
+    )
     guest = resolve.resolve(domain, facts, config, phase, spared)
     if phase == "running":
         # A libvirtd that restarts is no reason to forget an address that only the guest's traffic told.
-        guest = resolve.remembering(guest, Engine(store, config).known(domain.uuid), facts)
+        guest = resolve.remembering(guest, known, facts)
     return guest, Engine(store, config, facts.own), judge
 
 

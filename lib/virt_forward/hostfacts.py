@@ -1,21 +1,20 @@
-"""What the host knows: interfaces, networkd's files, libvirt's networks, listening sockets. Reads only."""
+"""What the host knows: interfaces, networkd's files, libvirt's networks. Reads only."""
 
-import contextlib
 import json
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from ipaddress import IPv4Interface, IPv6Interface, ip_interface
 from types import MappingProxyType
 
-from virt_forward import absent, claims, ports, sockets, vetoes
+from virt_forward import absent
 from virt_forward.addresses import leases, networkd
 from virt_forward.addresses.asking import Heard
-from virt_forward.addresses.attachments import Bridge, Facts, Place
+from virt_forward.addresses.attachments import Bridge, Facts
 from virt_forward.config import Config
 from virt_forward.errors import VirtForwardError
-from virt_forward.model import Address, Forward, Network, PortForward, Reservation, Seat, Sighting
+from virt_forward.model import Address, Network, Reservation, Seat, Sighting
 from virt_forward.process import run
 from virt_forward.text import output
 
@@ -106,70 +105,6 @@ def default_route_devices() -> set[str]:
     return found | {words[9] for words in ipv6 if len(words) > 9 and words[:2] == ["0" * 32, "00"]} - {"lo"}
 
 
-def listening_now() -> Callable[[], tuple[sockets.Listener, ...]]:
-    """Return a function that reads the host's listening sockets once, when first asked."""
-    return cache(lambda: tuple(listeners()))
-
-
-def port_judge(
-    config: Config,
-    places: Iterable[Place],
-    listening: Callable[[], tuple[sockets.Listener, ...]] | None = None,
-) -> tuple[claims.Judge, Callable[[PortForward], list[ports.Span]]]:
-    """Return what stands against a forward on the host's side, and what a forward of every port spares."""
-    gateways = frozenset(ip for place in places if not place.facts.uplink for ip in place.gateways())
-    listening = listening or listening_now()
-    v6only = cache(v6only_inodes)
-
-    def meeting(forward: Forward) -> Iterator[sockets.Listener]:
-        return sockets.against(
-            listening(), forward, localhost=config.localhost, spared=gateways, v6only=v6only
-        )
-
-    def judge(forward: Forward) -> str | None:
-        for item in config.reserved:
-            if item.proto == forward.proto and forward.start <= item.port <= forward.end:
-                return vetoes.reserved(item.proto, item.port)
-        listener = next(meeting(forward), None)
-        return None if listener is None else _taken(listener)
-
-    def spared(item: PortForward) -> list[ports.Span]:
-        every = ports.expand_one(item)
-        taken = {listener.port for forward in every for listener in meeting(forward)}
-        taken |= {reserved.port for reserved in config.reserved if reserved.proto == item.proto}
-        return [(port, port) for port in sorted(taken)]
-
-    return judge, spared
-
-
-def _taken(listener: sockets.Listener) -> str:
-    program = socket_owner(listener.inode)
-    return vetoes.listening(listener.proto, listener.port, listener.address, program)
-
-
-def listeners() -> Iterator[sockets.Listener]:
-    """Yield the sockets on which the host listens, in this network namespace."""
-    yield from (item for name in ("tcp", "tcp6") for item in sockets.parse("tcp", text(f"/proc/net/{name}")))
-    yield from (item for name in ("udp", "udp6") for item in sockets.parse("udp", text(f"/proc/net/{name}")))
-    yield from sockets.parse_sctp(text("/proc/net/sctp/eps"))
-
-
-def v6only_inodes() -> frozenset[int]:
-    """Return the inodes of listening sockets that take IPv6 alone, which /proc does not tell."""
-    return sockets.parse_v6only(run(["ss", "-6Hlntue"]).stdout)
-
-
-def socket_owner(inode: int) -> str:
-    """Return the name of a process that has a socket open, or an empty string."""
-    wanted = f"socket:[{inode}]"
-    for pid in filter(str.isdigit, _names("/proc")):
-        for fd in _names(f"/proc/{pid}/fd"):
-            with contextlib.suppress(OSError):
-                if os.readlink(f"/proc/{pid}/fd/{fd}") == wanted:
-                    return text(f"/proc/{pid}/comm").strip()
-    return ""
-
-
 def own_addresses() -> frozenset[Address]:
     """Return all addresses of the host."""
     return frozenset(address.ip for addresses in read_interfaces().values() for address in addresses)
@@ -207,7 +142,7 @@ def networkd_files() -> dict[str, str]:
     paths: dict[str, str] = {}
     for directory in reversed(networkd.DIRECTORIES):
         paths |= {
-            name: os.path.join(directory, name) for name in _names(directory) if name.endswith(".network")
+            name: os.path.join(directory, name) for name in names(directory) if name.endswith(".network")
         }
     return {name: "\n".join(_with_dropins(name, path)) for name, path in paths.items()}
 
@@ -217,7 +152,7 @@ def _with_dropins(name: str, path: str) -> Iterator[str]:
     paths: dict[str, str] = {}
     for directory in reversed(networkd.DIRECTORIES):
         folder = os.path.join(directory, f"{name}.d")
-        paths |= {item: os.path.join(folder, item) for item in _names(folder) if item.endswith(".conf")}
+        paths |= {item: os.path.join(folder, item) for item in names(folder) if item.endswith(".conf")}
     yield from (text(paths[item]) for item in sorted(paths))
 
 
@@ -233,7 +168,8 @@ def _status_file(name: str) -> list[Network]:
         return []
 
 
-def _names(directory: str) -> list[str]:
+def names(directory: str) -> list[str]:
+    """Return the names in a directory; none where it does not exist or cannot be read."""
     try:
         return os.listdir(directory)
     except OSError:

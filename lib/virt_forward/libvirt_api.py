@@ -1,5 +1,7 @@
 """libvirt, by libvirt-python. Never imported by a hook: calling libvirt from one deadlocks."""
 
+import os
+import re
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
@@ -8,6 +10,12 @@ from virt_forward import text
 from virt_forward.errors import VirtForwardError
 
 LOOK = "see journalctl -u libvirtd (or virtqemud)"
+
+PID_FILES = "/run"
+"""Where libvirt's daemons have their pid files, as NAME.pid."""
+
+SYSTEMD = "/run/systemd/system"
+"""A directory that exists where systemd is the service manager (sd_booted(3))."""
 
 
 class DomainState(NamedTuple):
@@ -34,6 +42,29 @@ def connection(uri: str) -> Iterator[Any]:
         yield opened
     finally:
         opened.close()
+
+
+def daemon_runs(uri: str) -> bool:
+    """Tell whether a connection would start no daemon: systemd starts one as somebody connects to its socket.
+
+    Whoever has stopped libvirt means it, and its daemons end by themselves when idle. Where
+    systemd does not run, and for other than the host's own daemons, there is nothing to start.
+    """
+    driver = re.match(r"(\w+):///system(?![^?])", uri)
+    if not driver or not os.path.isdir(SYSTEMD):
+        return True
+    return any(_runs(name) for name in ("libvirtd", f"virt{driver[1]}d"))
+
+
+def _runs(daemon: str) -> bool:
+    """Tell whether the process runs that a daemon's pid file names; a killed daemon leaves the file."""
+    try:
+        with open(f"{PID_FILES}/{daemon}.pid", encoding="ascii") as file:
+            pid = int(file.read(20))
+        with open(f"/proc/{pid}/comm", encoding="utf-8", errors="replace") as file:
+            return file.read().rstrip("\n") == daemon
+    except (OSError, ValueError):
+        return False
 
 
 def _module() -> Any:

@@ -1,6 +1,6 @@
 """What the network hook tells: networks that come, change and go, and the guests on them."""
 
-from virt_forward import admit, claims, hostfacts
+from virt_forward import admit, claims, hostfacts, hostports
 from virt_forward.addresses.attachments import places
 from virt_forward.addresses.resolve import reseat
 from virt_forward.engine import Engine, judged
@@ -67,9 +67,12 @@ def _reseat(
     )
     engine = Engine(store, config, facts.own)
     changes: dict[str, Guest | None] = {}
+    listening = hostports.listening_now()
     for guest in guests:
         plugged = reseat(_plugged(guest, network, port, action), facts)
-        judge, _ = hostfacts.port_judge(engine.config, places(plugged.nics, facts))
+        judge, _ = hostports.port_judge(
+            engine.config, places(plugged.nics, facts), listening, hosts=plugged.hosts
+        )
         settled = judged(claims.without(engine.index(), [guest.uuid]), plugged, guest, judge)
         if settled != guest:
             changes[guest.uuid] = settled

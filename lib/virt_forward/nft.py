@@ -1,6 +1,7 @@
 """The only caller of nft."""
 
 import json
+import re
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -85,6 +86,13 @@ def dispatches() -> bool:
     """Tell whether our table still looks for forwards: ``nft flush table`` takes the rules alone."""
     result = run(["nft", "list", "chain", *TABLE.split(), "dispatch"], timeout=TIMEOUT)
     return result.status == 0 and "vmap" in result.stdout
+
+
+def revision() -> int | None:
+    """Return the revision of our table, None where there is none."""
+    result = run(["nft", "list", "set", *TABLE.split(), "revision"], timeout=TIMEOUT)
+    found = re.search(r"elements = \{ (0x[0-9a-f]+) \}", result.stdout)
+    return int(found[1], 16) if result.status == 0 and found else None
 
 
 def scratch_listing(text: str) -> str:

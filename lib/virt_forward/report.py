@@ -1,9 +1,10 @@
 """What is declared and what is true, a row a forward, from domains, records and nft's listing."""
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal, NamedTuple
 
-from virt_forward import absent, ports, text
+from virt_forward import absent, ports, spec, text
 from virt_forward.addresses import attachments, resolve, waiting
 from virt_forward.model import Domain, Forward, Guest, Network
 from virt_forward.ruleset import guest as guest_block
@@ -12,6 +13,9 @@ from virt_forward.ruleset import names
 State = Literal["active", "waiting", "conflict", "inactive", "missing"]
 Counters = Mapping[tuple[str, str], tuple[int, int]]
 """(chain, comment) to (packets, bytes)."""
+
+SHOWN = 3
+"""Of the gaps in the ports of a forward, so many are named."""
 
 
 class Line(NamedTuple):
@@ -57,27 +61,61 @@ def lines(domain: Domain, active: bool, record: Guest | None, seen: Seen) -> lis
     guest = record or Guest(domain.uuid, domain.name)
     known = [*guest.forwards, *(forward for forward, _ in guest.conflicts)]
     found = [_line(domain, guest, forward, seen) for forward in known]
-    found = [_undeclared(line) if _gone(line, declared) else line for line in found]
+    stated, parts = _Parts(declared), _Parts(known)
+    found = _less(declared, parts, [_undeclared(line) if _gone(line, stated) else line for line in found])
     why = _unopened(domain, record, seen.networks)
-    rest = [forward for forward in declared if not _within(forward, known)]
+    rest = [forward for forward in declared if not parts.within(forward)]
     return found + [Line(domain.name, domain.uuid, forward, (), (), "missing", why) for forward in rest]
 
 
-def _within(forward: Forward, known: Iterable[Forward]) -> bool:
-    """Tell whether a declared forward stands in the record, whole or less the ports the host keeps."""
-    return any(
-        part == forward
-        or (forward.start <= part.start and part.end <= forward.end and _same_but_ports(part, forward))
-        for part in known
-    )
+class _Parts:
+    """Forwards by everything but their ports, in the order of those."""
+
+    def __init__(self, forwards: Iterable[Forward]) -> None:
+        self._groups: dict[Forward, list[Forward]] = {}
+        for forward in sorted(forwards, key=_start):
+            self._groups.setdefault(_bare(forward), []).append(forward)
+
+    def within(self, forward: Forward) -> list[Forward]:
+        """Return those that are ``forward``, whole or less the ports the host keeps."""
+        group = self._groups.get(_bare(forward), [])
+        first = bisect_left(group, forward.start, key=_start)
+        last = bisect_right(group, forward.end, key=_start)
+        return [part for part in group[first:last] if part.end <= forward.end]
+
+    def holds(self, port: int, forward: Forward) -> bool:
+        """Tell whether one that is like ``forward`` has a port."""
+        group = self._groups.get(_bare(forward), [])
+        last = bisect_right(group, port, key=_start)
+        return last > 0 and port <= group[last - 1].end
 
 
-def _same_but_ports(one: Forward, other: Forward) -> bool:
-    return _bare(one) == _bare(other) and one.to - one.start == other.to - other.start
+def _start(forward: Forward) -> int:
+    return forward.start
 
 
 def _bare(forward: Forward) -> Forward:
-    return forward._replace(start=0, end=0, to=0)
+    return forward._replace(start=0, end=0, to=forward.to - forward.start)
+
+
+def _less(declared: Iterable[Forward], parts: _Parts, lines: list[Line]) -> list[Line]:
+    """Return the lines; the first open one of each declared forward tells which of its ports are not open."""
+    found = {line.forward: line for line in lines}
+    for forward in declared:
+        held = parts.within(forward)
+        first = next(
+            (part for part in held if found[part].state == "active" and not found[part].reason), None
+        )
+        left = ports.subtract((forward.start, forward.end), ports.merge((p.start, p.end) for p in held))
+        if first and left:
+            found[first] = found[first]._replace(reason=_without(left))
+    return list(found.values())
+
+
+def _without(spans: list[ports.Span]) -> str:
+    listed = ", ".join(spec.span(*span) for span in spans[:SHOWN])
+    more = f" and {len(spans) - SHOWN} more" if len(spans) > SHOWN else ""
+    return f"without {listed}{more}: used by the host, or declared since; virt-forward sync looks again"
 
 
 def _unopened(domain: Domain, record: Guest | None, networks: tuple[Network, ...]) -> str:
@@ -103,9 +141,8 @@ def _line(domain: Domain, guest: Guest, forward: Forward, seen: Seen) -> Line:
     return line._replace(reason=why, packets=counted[0], bytes=counted[1])
 
 
-def _gone(line: Line, declared: Iterable[Forward]) -> bool:
-    same = (forward for forward in declared if _same_but_ports(line.forward, forward))
-    return line.state == "active" and not any(d.start <= line.forward.start <= d.end for d in same)
+def _gone(line: Line, declared: _Parts) -> bool:
+    return line.state == "active" and not declared.holds(line.forward.start, line.forward)
 
 
 def _undeclared(line: Line) -> Line:

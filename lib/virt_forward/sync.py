@@ -4,7 +4,7 @@ import contextlib
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
-from virt_forward import ask, claims, hostfacts, libvirt_api
+from virt_forward import ask, claims, hostfacts, hostports, libvirt_api
 from virt_forward.addresses import asking, attachments, resolve
 from virt_forward.config import Config
 from virt_forward.engine import Engine, judged
@@ -94,13 +94,20 @@ def _running(
     domains = [domain for domain in (_parsed(state, errors) for state in states) if domain]
     names = {nic.source for domain in domains for nic in domain.nics if nic.type == "network"}
     facts = hostfacts.facts(config, store.networks(), names)
-    listening = hostfacts.listening_now()
+    listening = hostports.listening_now()
     found: dict[str, Running] = {}
     for domain in domains:
-        judge, spared = hostfacts.port_judge(config, attachments.places(domain.nics, facts), listening)
+        before = known.get(domain.uuid)
+        judge, spared = hostports.port_judge(
+            config,
+            attachments.places(domain.nics, facts),
+            listening,
+            hosts=domain.declaration.hosts if domain.declaration else (),
+            held=before.forwards if before else (),
+        )
         try:
             guest = resolve.resolve(domain, facts, config, "running", spared)
-            guest = resolve.remembering(guest, known.get(domain.uuid), facts)
+            guest = resolve.remembering(guest, before, facts)
             found[domain.uuid] = Running(guest, judge)
         except VirtForwardError as error:
             errors.append(MetadataError(domain, error.messages))
@@ -141,13 +148,21 @@ def _parsed(state: DomainState, errors: list[VirtForwardError]) -> Domain | None
 def _settle(
     running: Mapping[str, Running], now: Mapping[str, Guest], moved: set[str]
 ) -> dict[str, Guest | None]:
-    """Return the guests to write; who has a claim already keeps it before anybody new."""
+    """Return the guests to write. What a running guest has already is not given to another one."""
     others = [guest for uuid, guest in now.items() if uuid in moved or uuid not in running]
-    index = tuple(row for guest in others for row in claims.rows(guest))
-    order = sorted((uuid for uuid in running if uuid not in moved), key=lambda uuid: (uuid not in now, uuid))
+    order = sorted((uuid for uuid in running if uuid not in moved), key=lambda uuid: _turn(uuid, now))
+    wanted = claims.reconciled((*others, *(running[uuid].guest for uuid in order)))[len(others) :]
+    held = claims.Held(row for guest in others for row in claims.rows(guest))
+    for guest in wanted:
+        held.add(claims.rows(claims.incumbent(guest, now.get(guest.uuid))))
     settled: dict[str, Guest | None] = {}
-    for guest in claims.reconciled((*others, *(running[uuid].guest for uuid in order)))[len(others) :]:
-        upheld = judged(index, guest, now.get(guest.uuid), running[guest.uuid].judge)
-        index += claims.rows(upheld)
+    for guest in wanted:
+        upheld = judged(held.near(guest), guest, now.get(guest.uuid), running[guest.uuid].judge)
+        held.add(claims.rows(upheld))
         settled[guest.uuid] = upheld
     return settled
+
+
+def _turn(uuid: str, now: Mapping[str, Guest]) -> tuple[bool, bool, str]:
+    """Return a sort key: who has all that it wants comes first, then who was kept out, then who is new."""
+    return uuid not in now, uuid in now and bool(now[uuid].conflicts), uuid

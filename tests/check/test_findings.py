@@ -199,6 +199,19 @@ def test_includes_are_followed(text: str, flushes: bool, included: bool) -> None
     assert includes.included_after(text, OURS, read) is included
 
 
+def test_files_that_include_each_other_are_read_once_each() -> None:
+    asked: list[str] = []
+    everything = "".join(f"include '{number}.nft'\n" for number in range(10))
+
+    def read(pattern: str) -> list[tuple[str, str]]:
+        asked.append(pattern)
+        return [(pattern, f"flush ruleset\n{everything}" if pattern == "9.nft" else everything)]
+
+    assert includes.flushes(everything, read)
+    assert not includes.included_after(INCLUDE + everything, OURS, read)
+    assert len(asked) <= 2 * 11 * 10
+
+
 def test_a_listing_is_compared_by_its_parts() -> None:
     other = TABLE.replace("set own", "set other")
     assert listing.differences(listing.parse(TABLE), listing.parse(other)) == [

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import time
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -64,6 +66,92 @@ def test_a_libvirtd_that_restarts_is_followed(service: Background, web: Guest, e
 def test_a_flushed_ruleset_comes_back(service: Background, web: Guest, empty: Host) -> None:
     empty.run(["nft", "delete", "table", "inet", "virt-forward"])
     eventually(lambda: empty.fetch(8080) == WEB.page, "the table is back", timeout=3)
+
+
+@pytest.fixture
+def hung(empty: Host) -> Iterator[Callable[[], None]]:
+    """Return a function that makes libvirtd hang until the test ends, or the function is called again."""
+    pid = empty.read("/run/libvirtd.pid").strip()
+    signals = itertools.cycle(("-STOP", "-CONT"))
+
+    def toggle() -> None:
+        empty.run(["kill", next(signals), pid])
+
+    yield toggle
+    empty.run(["kill", "-CONT", pid])
+
+
+def test_hung_libvirtd_keeps_nothing_from_being_restored(
+    service: Background, web: Guest, empty: Host, hung: Callable[[], None]
+) -> None:
+    eventually(lambda: empty.fetch(8080) == WEB.page, "reached")
+    hung()
+    # It asks libvirt for everything, and waits for the answer.
+    empty.run(["kill", "-HUP", str(service_pid(empty))])
+    time.sleep(0.5)
+    for _ in range(2):
+        empty.run(["nft", "delete", "table", "inet", "virt-forward"])
+        eventually(lambda: empty.fetch(8080) == WEB.page, "the table is back", timeout=3)
+    hung()
+
+    def answers() -> bool:
+        edit(empty, "8080:80", "8084:80")
+        return empty.fetch(8084) == WEB.page
+
+    eventually(answers, "an edit counts once libvirtd goes on", timeout=10)
+
+
+def test_service_ends_while_libvirtd_hangs(
+    service: Background, empty: Host, hung: Callable[[], None]
+) -> None:
+    eventually(lambda: empty.run(["pgrep", "-f", "nft monitor"], check=False).out, "the service has begun")
+    pid = service_pid(empty)
+    hung()
+    empty.run(["kill", "-HUP", str(pid)])
+    time.sleep(0.5)
+    empty.run(["kill", "-TERM", str(pid)])
+    eventually(lambda: not service.alive(), "the service ends though libvirtd hangs", timeout=3)
+    assert empty.run(["pgrep", "-f", "watch.syncing"], check=False).out == ""
+
+
+LISTEN = """\
+import os, socket
+sockets = []
+for name in ("libvirt-sock", "libvirt-sock-ro"):
+    path = "/run/libvirt/" + name
+    if os.path.exists(path): os.unlink(path)
+    one = socket.socket(socket.AF_UNIX); one.bind(path); one.listen(); sockets.append(one)
+import select
+open("/run/lab/listening", "w").close()
+select.select(sockets, [], [])
+open("/run/lab/woken", "w").close()
+"""
+
+
+def test_stopped_libvirtd_is_not_woken_through_its_socket(
+    service: Background, web: Guest, empty: Host
+) -> None:
+    """As systemd would start it for whoever connects; it is followed again once somebody has started it."""
+    empty.run(["mkdir", "-p", "/run/systemd/system"])
+    try:
+        empty.stop_libvirtd()
+        empty.run(["sh", "-c", f"rm -f /run/lab/woken; python3 -c '{LISTEN}' >/dev/null 2>&1 &"])
+        eventually(
+            lambda: empty.run(["test", "-e", "/run/lab/listening"], check=False).status == 0, "listening"
+        )
+        empty.run(["kill", "-HUP", str(service_pid(empty))])
+        time.sleep(4)
+        assert empty.run(["test", "-e", "/run/lab/woken"], check=False).status != 0
+        empty.run(["pkill", "-f", "lab/woken"])
+        empty.start_libvirtd()
+
+        def answers() -> bool:
+            edit(empty, "8080:80", "8085:80")
+            return empty.fetch(8085) == WEB.page
+
+        eventually(answers, "an edit after the start counts", timeout=10)
+    finally:
+        empty.run(["rm", "-r", "/run/systemd/system"])
 
 
 def service_pid(host: Host) -> int:

@@ -61,12 +61,20 @@ def test_each_nic_is_asked_for_its_own() -> None:
     assert list(asking.questions(asked, ())) == [FOUR._replace(mac=OTHER)]
 
 
+def test_question_names_every_host_address_on_the_bridge() -> None:
+    second = ip_address("198.51.100.2")
+    asked = running(forward(source="192.0.2.0/24"))._replace(gateways=(*GATEWAYS, second))
+    assert list(asking.questions(asked, ())) == [FOUR._replace(others=(second,))]
+
+
 def test_every_address_of_the_subnet_is_asked_for_but_the_hosts() -> None:
-    requests = list(asking.arp_requests(FOUR, OWN))
-    assert len(requests) == 253
-    assert len({len(request) for request in requests}) == 1
-    assert requests[0] == bytes.fromhex("0001 0800 06 04 0001 5254009a8ad1 c6336401 525400a08f2c c6336402")
-    assert requests[-1].endswith(ip_address("198.51.100.254").packed)
+    frames = list(asking.arp_requests(FOUR._replace(others=(ip_address("198.51.100.3"),)), OWN))
+    assert len(frames) == 252
+    assert len({len(frame) for frame in frames}) == 1
+    ethernet = "525400a08f2c 5254009a8ad1 0806"
+    request = "0001 0800 06 04 0001 5254009a8ad1 c6336401 525400a08f2c c6336402"
+    assert frames[0] == bytes.fromhex(ethernet + request)
+    assert frames[-1].endswith(ip_address("198.51.100.254").packed)
 
 
 @pytest.mark.parametrize(
@@ -82,28 +90,115 @@ def test_there_is_no_arp_for_ipv6() -> None:
     assert not list(asking.arp_requests(SIX, OWN))
 
 
-REPLY = bytes.fromhex("0001 0800 06 04 0002 525400a08f2c c63364c8 5254009a8ad1 c6336401")
+@pytest.mark.parametrize(
+    ("ip", "mac", "question", "expected"),
+    [
+        ("198.51.100.200", MAC, FOUR, True),
+        ("198.51.100.200", OTHER, FOUR, False),
+        ("198.51.101.200", MAC, FOUR, False),
+        ("198.51.100.1", MAC, FOUR, False),  # the host's own
+        ("198.51.100.2", MAC, FOUR._replace(others=(ip_address("198.51.100.2"),)), False),
+        ("198.51.100.0", MAC, FOUR, False),
+        ("198.51.100.255", MAC, FOUR, False),
+        ("198.51.100.0", MAC, FOUR._replace(subnet=ip_network("198.51.100.0/31")), True),
+        ("2001:db8:10::200", MAC, SIX, True),
+        ("2001:db8:11::200", MAC, SIX, False),
+        ("fe80::5054:ff:fea0:8f2c", MAC, SIX, False),
+        ("2001:db8:10::200", MAC, FOUR, False),
+    ],
+)
+def test_only_what_was_asked_is_an_answer(ip: str, mac: str, question: Question, expected: bool) -> None:
+    assert asking.answers(Sighting(ip_address(ip), mac, "probed"), question) is expected
+
+
+def sightings(mac: str, *numbers: int) -> tuple[Sighting, ...]:
+    return tuple(Sighting(ip_address(f"198.51.100.{number}"), mac, "probed") for number in numbers)
+
+
+def test_sightings_are_joined_newest_last() -> None:
+    assert asking.joined(sightings(MAC, 5, 6), sightings(MAC, 7, 5)) == sightings(MAC, 6, 7, 5)
+
+
+def test_sightings_of_one_nic_are_bounded_and_leave_others_alone() -> None:
+    joined: tuple[Sighting, ...] = sightings(OTHER, 9)
+    for number in range(200):
+        joined = asking.joined(joined, sightings(MAC, number))
+    assert joined == sightings(OTHER, 9) + sightings(MAC, *range(200 - asking.MOST_HEARD, 200))
+
+
+ETHERNET = bytes.fromhex("5254009a8ad1 525400a08f2c 0806")
+REPLY = ETHERNET + bytes.fromhex("0001 0800 06 04 0002 525400a08f2c c63364c8 5254009a8ad1 c6336401")
 
 
 def test_an_arp_reply() -> None:
     # Ethernet pads what is short.
-    assert asking.arp_answer(REPLY + bytes(18)) == Sighting(ip_address("198.51.100.200"), MAC, "probed")
+    assert asking.arp_answer(REPLY + bytes(18), GATEWAYS) == Sighting(
+        ip_address("198.51.100.200"), MAC, "probed"
+    )
 
 
-@pytest.mark.parametrize("at", [1, 2, 4, 5, 7])
+@pytest.mark.parametrize("at", [12, 13, 15, 16, 18, 19, 21])
 def test_what_is_no_arp_reply(at: int) -> None:
-    assert asking.arp_answer(REPLY[:at] + bytes([REPLY[at] ^ 3]) + REPLY[at + 1 :]) is None
-    assert asking.arp_answer(REPLY[:27]) is None
+    assert asking.arp_answer(REPLY[:at] + bytes([REPLY[at] ^ 3]) + REPLY[at + 1 :], GATEWAYS) is None
+    assert asking.arp_answer(REPLY[:41], GATEWAYS) is None
+
+
+@pytest.mark.parametrize("at", [11, 27], ids=["frame", "payload"])
+def test_arp_reply_for_another_nic_is_refused(at: int) -> None:
+    """The frame's source and the sender in its payload are one NIC, or somebody speaks for another."""
+    assert asking.arp_answer(REPLY[:at] + b"\x02" + REPLY[at + 1 :], GATEWAYS) is None
+
+
+def test_arp_reply_to_somebody_else_is_refused() -> None:
+    assert asking.arp_answer(REPLY[:-1] + b"\x09", GATEWAYS) is None
+
+
+ECHO_ID = 0x1234
+
+
+def echo(
+    source: str = "2001:db8:10::200", target: str = "2001:db8:10::1", *, kind: int = 129, ident: int = ECHO_ID
+) -> bytes:
+    icmp = struct.pack("!BBHHH", kind, 0, 0, ident, 1)
+    header = struct.pack("!IHBB", 6 << 28, len(icmp), 58, 64)
+    addresses = ip_address(source).packed + ip_address(target).packed
+    return ETHERNET[:12] + b"\x86\xdd" + header + addresses + icmp
+
+
+@pytest.mark.parametrize(
+    ("frame", "found"),
+    [
+        (echo(), True),
+        (echo(source="fe80::5054:ff:fea0:8f2c"), False),
+        (echo(target="2001:db8:10::9"), False),
+        (echo(kind=128), False),
+        (echo(ident=7), False),
+        (echo()[:61], False),
+        (echo()[:12] + b"\x08\x00" + echo()[14:], False),
+        (echo()[:14] + b"\x45" + echo()[15:], False),
+        (b"", False),
+    ],
+)
+def test_echo_reply_tells_the_address_of_the_sender(frame: bytes, found: bool) -> None:
+    expected = Sighting(ip_address("2001:db8:10::200"), MAC, "probed") if found else None
+    assert asking.echo_answer(frame, GATEWAYS, ECHO_ID) == expected
 
 
 def dhcp(
-    options: bytes = b"\x35\x01\x05\xff", *, op: int = 2, sport: int = 67, ip: str = "198.51.100.77"
-) -> bytes:
+    options: bytes = b"\x35\x01\x05\xff", *, op: int = 2, sport: int = 67, dport: int = 68,
+    ip: str = "198.51.100.77", source: str = str(GATEWAYS[0]), target: str = "255.255.255.255",
+    mac: str = MAC,
+) -> bytes:  # fmt: skip
+    """Return an IPv4 packet as a DHCP server sends it."""
     message = struct.pack("!BBBBIHH", op, 1, 6, 0, 7, 0, 0) + bytes(4) + ip_address(ip).packed + bytes(8)
-    message += bytes.fromhex(MAC.replace(":", "")) + bytes(10 + 64 + 128) + asking.DHCP_COOKIE + options
-    udp = struct.pack("!HHHH", sport, 68, 8 + len(message), 0)
+    message += bytes.fromhex(mac.replace(":", "")) + bytes(10 + 64 + 128) + asking.DHCP_COOKIE + options
+    udp = struct.pack("!HHHH", sport, dport, 8 + len(message), 0)
     header = struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(udp + message), 0, 0, 64, 17, 0)
-    return header + GATEWAYS[0].packed + ip_address("255.255.255.255").packed + udp + message
+    return header + ip_address(source).packed + ip_address(target).packed + udp + message
+
+
+def framed(packet: bytes, to: str = "ff:ff:ff:ff:ff:ff") -> bytes:
+    return bytes.fromhex(to.replace(":", "")) + OWN + b"\x08\x00" + packet
 
 
 LEASE = Sighting(ip_address("198.51.100.77"), MAC, "leased")
@@ -113,6 +208,7 @@ LEASE = Sighting(ip_address("198.51.100.77"), MAC, "leased")
     ("packet", "lease"),
     [
         (dhcp(), LEASE),
+        (dhcp(target="198.51.100.77"), LEASE),
         # other options and padding before it, as servers have them
         (dhcp(b"\x00\x00\x36\x04\xc6\x33\x64\x01\x35\x01\x05\x33\x04\x00\x00\x0e\x10\xff"), LEASE),
         # IP options make the header longer
@@ -126,19 +222,30 @@ LEASE = Sighting(ip_address("198.51.100.77"), MAC, "leased")
         (dhcp(ip="0.0.0.0"), None),  # the answer to a DHCPINFORM
         (dhcp(op=1), None),
         (dhcp(sport=53), None),
+        (dhcp(dport=5000), None),  # to a sibling's forward
+        (dhcp(dport=67), None),  # to a relay
+        (dhcp(source="198.51.100.9"), None),  # somebody else's server
+        (dhcp(source="192.0.2.2"), None),  # a client that is forwarded
+        (dhcp(target="198.51.100.5"), None),
         (dhcp()[:120], None),
         (b"", None),
         (b"\x40" * 400, None),
     ],
 )
 def test_the_answer_of_a_dhcp_server(packet: bytes, lease: Sighting | None) -> None:
-    assert asking.dhcp_answer(packet) == lease
+    assert asking.dhcp_answer(framed(packet), GATEWAYS) == lease
+    assert asking.dhcp_answer(framed(packet, MAC), GATEWAYS) == lease
+
+
+def test_masqueraded_packet_to_a_sibling_is_no_lease() -> None:
+    """It has the host's address, but the sibling's hardware address where a lease has the client's."""
+    assert asking.dhcp_answer(framed(dhcp(target="198.51.100.77"), OTHER), GATEWAYS) is None
 
 
 @given(st.binary(max_size=400), st.integers(0, 300), st.binary(max_size=4))
 def test_no_packet_breaks_it(packet: bytes, at: int, patch: bytes) -> None:
-    asking.dhcp_answer(packet)
-    asking.arp_answer(packet)
-    for whole in (dhcp(), REPLY):
-        asking.dhcp_answer(whole[:at] + patch + whole[at + len(patch) :])
-        asking.arp_answer(whole[:at] + patch + whole[at + len(patch) :])
+    for whole in (framed(dhcp()), REPLY, echo()):
+        for frame in (packet, whole[:12] + packet, whole[:at] + patch + whole[at + len(patch) :]):
+            asking.dhcp_answer(frame, GATEWAYS)
+            asking.arp_answer(frame, GATEWAYS)
+            asking.echo_answer(frame, GATEWAYS, ECHO_ID)

@@ -132,6 +132,20 @@ def test_all_errors_are_told_with_the_default_path() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a = " + "[" * 5000,  # tomllib reads lists and tables one inside another by recursion
+        "a = " + '{"" = ' * 2000,
+        "a = " + "9" * 5000,  # more digits than int() takes
+    ],
+    ids=["lists", "tables", "digits"],
+)
+def test_toml_beyond_what_python_reads(text: str) -> None:
+    with pytest.raises(VirtForwardError, match=r"^/x.toml: "):
+        parse_config(text, "/x.toml")
+
+
 @pytest.mark.parametrize("text", ["[forward", "localhost", "[forward]\nhairpin = yes", "a = 1\na = 2", "\0"])
 def test_what_is_no_toml(text: str) -> None:
     with pytest.raises(VirtForwardError, match=r"^/x.toml: .*(line|end of document)") as caught:

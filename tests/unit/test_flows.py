@@ -7,6 +7,7 @@ from ipaddress import ip_address
 import pytest
 
 from unit.build import forward, guest, seat
+from unit.counted import Looks
 from virt_forward.flows import Flow, knocked, pairs, parse, stale
 from virt_forward.model import Forward
 
@@ -42,6 +43,22 @@ def test_real_output() -> None:
         flow("udp 2001:db8:1::2:40003 > 2001:db8:1::1:5000 < 2001:db8:10::200:6000"),
         flow("sctp 192.0.2.2:40004 > 192.0.2.1:9899 < 198.51.100.200:9899"),
     ]
+
+
+@pytest.mark.parametrize(
+    ("part", "damaged"),
+    [
+        ("src=192.0.2.2 dst", "src=192.0.2 dst"),
+        ("dst=192.0.2.1 sport", "dst= sport"),
+        ("sport=40000", "sport="),
+        ("dport=8080", "dport=65536"),
+        ("dport=8080", "dport=-1"),
+        ("src=198.51.100.200", "src=198.51.100.2000"),
+    ],
+)
+def test_parse_passes_over_a_damaged_line(part: str, damaged: str) -> None:
+    assert part in LISTING.splitlines()[0]
+    assert list(parse(LISTING.replace(part, damaged, 1))) == list(parse(LISTING))[1:]
 
 
 def test_only_a_running_guest_has_pairs() -> None:
@@ -138,3 +155,15 @@ def test_what_knocked_elsewhere_is_left_alone() -> None:
     # passing through, not to the host; and already translated by somebody else
     assert not list(knocked([flow("udp 192.0.2.2:1 > 203.0.113.1:53 < 203.0.113.1:53")], [udp], OWN))
     assert not list(knocked([flow("udp 192.0.2.2:1 > 192.0.2.1:53 < 198.51.100.7:53")], [udp], OWN))
+
+
+def test_the_cost_is_that_of_the_flows_not_of_flows_times_forwards() -> None:
+    looks, number = Looks(), 1000
+    ports = range(1, 2 * number, 2)
+    forwards = [(one, seat()) for one in looks.forwards(forward(port, proto="udp") for port in ports)]
+    through = [flow(f"udp 192.0.2.2:1 > 192.0.2.1:{port} < 198.51.100.200:{port}") for port in ports]
+    to_host = [flow(f"udp 192.0.2.2:1 > 192.0.2.1:{port} < 192.0.2.1:{port}") for port in ports]
+    assert list(stale([*through, *to_host], forwards, [])) == through
+    assert list(stale(through, forwards, forwards)) == []
+    assert list(knocked([*through, *to_host], forwards, OWN)) == to_host
+    assert looks.number < 400 * number

@@ -33,7 +33,8 @@ PURE = (
 """Modules, and packages with all in them: bytes to values to text, and nothing else."""
 
 EDGES = {
-    "subprocess": {"process", "watch.kernel_events"},  # the service also listens to what never ends
+    # The service also listens to what never ends, and asks libvirt by a process that it can end.
+    "subprocess": {"process", "watch.kernel_events", "watch.syncing"},
     "libvirt": {"libvirt_api", "watch.libvirt_events"},
 }
 """What only these modules of ours may import."""

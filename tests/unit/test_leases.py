@@ -105,19 +105,3 @@ def test_no_document_raises(document: object) -> None:
     text = json.dumps(document)
     for found in (leases.networkd(text, NOW), leases.dnsmasq(text, NOW), *leases.neighbours(text)[:2]):
         assert all(item.mac and not item.ip.is_link_local for item in found)
-
-
-def test_rtnetlink_neighbours() -> None:
-    import struct
-
-    from virt_forward.watch.kernel_events import NDA_DST, NDA_LLADDR, RTM_NEWNEIGH, neighbours
-
-    def attribute(kind: int, data: bytes) -> bytes:
-        return (struct.pack("=HH", 4 + len(data), kind) + data).ljust((4 + len(data) + 3) & ~3, b"\0")
-
-    body = struct.pack("=BBHiHBB", 2, 0, 0, 5, 2, 0, 1)
-    body += attribute(NDA_DST, bytes([10, 10, 0, 95])) + attribute(NDA_LLADDR, bytes.fromhex("525400000077"))
-    message = struct.pack("=IHHII", 16 + len(body), RTM_NEWNEIGH, 0, 0, 0) + body
-    assert list(neighbours(message * 2)) == [(MAC, ip_address("10.10.0.95"))] * 2
-    for cut in range(len(message)):
-        assert len(list(neighbours(message[:cut]))) <= 1

@@ -1,8 +1,8 @@
 """Guests whose address nothing tells: what to ask their NICs, and what is answered, as it is on the wire."""
 
 import struct
-from collections.abc import Iterable, Iterator, Mapping
-from ipaddress import IPv4Address, IPv4Network
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from ipaddress import IPv4Address, IPv4Network, IPv6Address
 from typing import NamedTuple
 
 from virt_forward.addresses.attachments import Facts, places
@@ -14,19 +14,38 @@ Heard = Mapping[str, tuple[Sighting, ...]]
 LARGEST = 1024
 """The most addresses of a subnet that are asked for one by one."""
 
+MOST_HEARD = 16
+"""The most sightings of one NIC that are kept until they are worked on."""
+
 ETHERNET, IPV4, UDP, REPLY = 1, 0x0800, 17, 2
-DHCP_SERVER, DHCP_REPLY, DHCP_MESSAGE_TYPE, DHCP_ACK = 67, 2, 53, 5
+ETH_P_ARP, ETH_P_IPV6 = 0x0806, 0x86DD
+DHCP_SERVER, DHCP_CLIENT, DHCP_REPLY, DHCP_MESSAGE_TYPE, DHCP_ACK = 67, 68, 2, 53, 5
 DHCP_COOKIE = b"\x63\x82\x53\x63"
-"""RFC 826; RFC 951, RFC 2131 and RFC 2132 (section 9.6)."""
+ICMPV6, ECHO_REPLY = 58, 129
+"""RFC 826; RFC 951, RFC 2131 and RFC 2132 (section 9.6); RFC 4443."""
+
+HEADER = 14
+"""Bytes of an Ethernet header: destination, source, type."""
+
+EVERYBODY = b"\xff" * 6
+LIMITED_BROADCAST = IPv4Address("255.255.255.255")
 
 
 class Question(NamedTuple):
-    """Which address of ``subnet`` the NIC with ``mac`` on ``bridge`` has; ``own`` is the host's there."""
+    """Which address of ``subnet`` the NIC with ``mac`` on ``bridge`` has.
+
+    ``own`` is the host's address in that subnet, ``others`` are its further ones of that family there.
+    """
 
     bridge: str
     mac: str
     subnet: Subnet
     own: Address
+    others: tuple[Address, ...] = ()
+
+    def hosts(self) -> tuple[Address, ...]:
+        """Return every address that the host itself has on the bridge in this family."""
+        return (self.own, *self.others)
 
 
 def questions(guest: Guest, networks: Iterable[Network]) -> Iterator[Question]:
@@ -34,49 +53,126 @@ def questions(guest: Guest, networks: Iterable[Network]) -> Iterator[Question]:
     seated = {(seat.mac, seat.bridge, seat.ip.version) for seat in guest.seats}
     for place in places(guest.nics, Facts(tuple(networks))):
         subnets = dict.fromkeys(subnet for subnet, bridge in guest.lans if bridge == place.bridge)
+        mine = [ip for ip in guest.gateways if any(ip in subnet for subnet in subnets)]
         for subnet in subnets:
-            own = next((ip for ip in guest.gateways if ip in subnet), None)
+            own = next((ip for ip in mine if ip in subnet), None)
             known = (place.nic.mac, place.bridge, subnet.version) in seated
             if own and not known and _wanted(guest, place.nic.mac, subnet.version):
-                yield Question(place.bridge, place.nic.mac, subnet, own)
+                others = tuple(ip for ip in mine if ip.version == own.version and ip != own)
+                yield Question(place.bridge, place.nic.mac, subnet, own, others)
 
 
-def listened(questions: Iterable[Question]) -> set[str]:
-    """Return the bridges where one has to listen for answers; IPv6 addresses are learned by the kernel."""
-    return {question.bridge for question in questions if question.own.version == 4}
+def listened(questions: Iterable[Question]) -> set[tuple[str, int]]:
+    """Return the bridges, with the IP version, where one has to listen for answers."""
+    return {(question.bridge, question.own.version) for question in questions}
+
+
+def answers(sighting: Sighting, question: Question) -> bool:
+    """Tell whether a sighting on the question's bridge answers it."""
+    ip, subnet = sighting.ip, question.subnet
+    if sighting.mac != question.mac or ip not in subnet or ip in question.hosts():
+        return False
+    # The first and the last address of a larger IPv4 subnet are nobody's.
+    ends = (subnet.network_address, subnet.broadcast_address)
+    return subnet.version == 6 or subnet.prefixlen > 30 or ip not in ends
+
+
+def joined(heard: Iterable[Sighting], found: Iterable[Sighting]) -> tuple[Sighting, ...]:
+    """Return sightings and newer ones as one, each once and the newest last; of a NIC, a limited number."""
+    newest = dict.fromkeys(reversed((*heard, *found)))
+    kept: list[Sighting] = []
+    counts: dict[str, int] = {}
+    for sighting in newest:
+        counts[sighting.mac] = counts.get(sighting.mac, 0) + 1
+        if counts[sighting.mac] <= MOST_HEARD:
+            kept.append(sighting)
+    return tuple(reversed(kept))
 
 
 def _wanted(guest: Guest, mac: str, version: int) -> bool:
     return any(forward.mac in (None, mac) and fits(forward, version) for forward in guest.forwards)
 
 
+def octets(mac: str) -> bytes:
+    """Return a hardware address as it is on the wire."""
+    return bytes.fromhex(mac.replace(":", ""))
+
+
 def arp_requests(question: Question, own_mac: bytes) -> Iterator[bytes]:
-    """Yield an ARP request (RFC 826) for each address the NIC may have; none where there are too many."""
+    """Yield a frame with an ARP request (RFC 826) for each address the NIC may have.
+
+    They go to the NIC alone; there are none where the subnet is too large.
+    """
     subnet, own = question.subnet, question.own
     if not isinstance(subnet, IPv4Network) or subnet.num_addresses > LARGEST:
         return
-    sender = own_mac + own.packed
-    target = bytes.fromhex(question.mac.replace(":", ""))
+    target = octets(question.mac)
+    start = target + own_mac + struct.pack("!HHHBBH", ETH_P_ARP, ETHERNET, IPV4, 6, 4, 1)
     for ip in subnet.hosts():
-        if ip != own:
-            yield struct.pack("!HHBBH", ETHERNET, IPV4, 6, 4, 1) + sender + target + ip.packed
+        if ip not in question.hosts():
+            yield start + own_mac + own.packed + target + ip.packed
 
 
-def arp_answer(data: bytes) -> Sighting | None:
-    """Return who has which address, from an ARP reply; None for anything else."""
-    if len(data) < 28 or struct.unpack_from("!HHBBH", data) != (ETHERNET, IPV4, 6, 4, REPLY):
+def arp_answer(frame: bytes, own: Collection[Address]) -> Sighting | None:
+    """Return who has which address, from a frame with an ARP reply to one of our ``own`` addresses.
+
+    None for anything else, also where the frame comes from another NIC than the reply names.
+    """
+    data = frame[HEADER:]
+    if len(data) < 28 or _type(frame) != ETH_P_ARP:
         return None
-    return Sighting(IPv4Address(data[14:18]), data[8:14].hex(":"), "probed")
+    if struct.unpack_from("!HHBBH", data) != (ETHERNET, IPV4, 6, 4, REPLY):
+        return None
+    mac, ip, asker = data[8:14], IPv4Address(data[14:18]), IPv4Address(data[24:28])
+    if mac != frame[6:12] or asker not in own:
+        return None
+    return Sighting(ip, mac.hex(":"), "probed")
 
 
-def dhcp_answer(data: bytes) -> Sighting | None:
-    """Return the lease in an IPv4 packet with a DHCPACK (RFC 2131); None for anything else."""
-    header = (data[0] & 15) * 4 if data else 0
-    if header < 20 or len(data) < header + 8 or data[9] != UDP:
+def echo_answer(frame: bytes, own: Collection[Address], identifier: int) -> Sighting | None:
+    """Return who has which address, from a frame with an ICMPv6 echo reply to an ``own`` address.
+
+    None for anything else, and for link-local addresses.
+    """
+    if len(frame) < HEADER + 48 or _type(frame) != ETH_P_IPV6 or frame[HEADER] >> 4 != 6:
         return None
-    if struct.unpack_from("!H", data, header)[0] != DHCP_SERVER:
+    kind, code, _, found = struct.unpack_from("!BBHH", frame, HEADER + 40)
+    if (frame[HEADER + 6], kind, code, found) != (ICMPV6, ECHO_REPLY, 0, identifier):
         return None
-    return _acknowledged(data[header + 8 :])
+    source, target = (
+        IPv6Address(frame[HEADER + 8 : HEADER + 24]),
+        IPv6Address(frame[HEADER + 24 : HEADER + 40]),
+    )
+    if target not in own or source.is_link_local:
+        return None
+    return Sighting(source, frame[6:12].hex(":"), "probed")
+
+
+def dhcp_answer(frame: bytes, own: Collection[Address]) -> Sighting | None:
+    """Return the lease in a frame with a DHCPACK (RFC 2131) of the host's own server; None for anything else.
+
+    The server sends from one of the host's ``own`` addresses on the bridge, straight to the client:
+    to its hardware address or to all, and to the leased address or to all. Nothing that
+    the host merely passes on is so, not even where it is masqueraded.
+    """
+    packet = frame[HEADER:]
+    size = (packet[0] & 15) * 4 if packet else 0
+    if _type(frame) != IPV4 or size < 20 or packet[0] >> 4 != 4 or len(packet) < size + 8 or packet[9] != UDP:
+        return None
+    if struct.unpack_from("!HH", packet, size) != (DHCP_SERVER, DHCP_CLIENT):
+        return None
+    lease = _acknowledged(packet[size + 8 :])
+    if lease is None or IPv4Address(packet[12:16]) not in own:
+        return None
+    direct = frame[:6] in (EVERYBODY, octets(lease.mac)) and IPv4Address(packet[16:20]) in (
+        LIMITED_BROADCAST,
+        lease.ip,
+    )
+    return lease if direct else None
+
+
+def _type(frame: bytes) -> int:
+    return int.from_bytes(frame[12:HEADER])
 
 
 def _acknowledged(message: bytes) -> Sighting | None:

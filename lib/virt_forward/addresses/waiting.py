@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 from virt_forward import text
 from virt_forward.addresses.attachments import Facts, Place, misnamed, places
-from virt_forward.model import Forward, Guest, Network, fits
+from virt_forward.model import LEARNED, Forward, Guest, Network, fits
 
 
 def reason(guest: Guest, forward: Forward, networks: Iterable[Network]) -> str:
@@ -20,7 +20,18 @@ def reason(guest: Guest, forward: Forward, networks: Iterable[Network]) -> str:
         family = f"IPv{versions[0]}" if len(versions) == 1 else "IP"
         bridges = ", ".join(dict.fromkeys(place.bridge for place in found))
         return f"the host has no {family} subnet on {bridges}, and the metadata has no <host> for the guest"
-    return "; ".join(map(_asked, asked))
+    return "; ".join((*map(_asked, asked), *_not_from_the_wire(guest, asked)))
+
+
+def _not_from_the_wire(guest: Guest, asked: Iterable[Place]) -> list[str]:
+    """Return the sources that do not count, as the NIC has a trusted address of the other family."""
+    nics = {(place.nic.mac, place.bridge) for place in asked}
+    trusted = [seat for seat in guest.seats if seat.origin not in LEARNED and (seat.mac, seat.bridge) in nics]
+    return [
+        f"beside its {seat.origin} address {seat.ip} the guest's own answers and the neighbour table count "
+        "only for an address that derives from its MAC address ([addresses] learn in the configuration)"
+        for seat in trusted[:1]
+    ]
 
 
 def _nowhere(guest: Guest, forward: Forward, facts: Facts) -> str:

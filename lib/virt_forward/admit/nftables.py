@@ -27,8 +27,13 @@ def rules(family: Family) -> list[Rule]:
 
 
 def parse(listing: str) -> list[Rule]:
-    """Return the rules in nft's JSON listing of the chain."""
-    return [_rule(item["rule"]) for item in json.loads(listing)["nftables"] if "rule" in item]
+    """Return the rules in nft's JSON listing of the chain; raises VirtForwardError for anything else."""
+    try:
+        return [_rule(item["rule"]) for item in json.loads(listing)["nftables"] if "rule" in item]
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        raise VirtForwardError(
+            f"nft, chain {TABLE} {CHAIN}: its listing cannot be read: {type(error).__name__}"
+        ) from None
 
 
 def _rule(rule: Mapping[str, Any]) -> Rule:

@@ -5,7 +5,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator
 
-from virt_forward import hostfacts, libvirt_api, nft
+from virt_forward import hostfacts, hostports, libvirt_api, nft
 from virt_forward.addresses import attachments
 from virt_forward.check import includes
 from virt_forward.check.facts import Facts, Flush, Forwarding, Hook, Veto
@@ -53,9 +53,10 @@ def _vetoes(guests: Iterable[Guest], config: Config, store: Store) -> Iterator[V
     """Yield what stands against forwards that running guests hold: it came after them."""
     running = [guest for guest in guests if guest.phase == "running"]
     facts = hostfacts.facts(config, store.networks(), {name for guest in running for name in guest.networks})
-    listening = hostfacts.listening_now()
+    listening = hostports.listening_now()
     for guest in running:
-        judge, _ = hostfacts.port_judge(config, attachments.places(guest.nics, facts), listening)
+        places = attachments.places(guest.nics, facts)
+        judge, _ = hostports.port_judge(config, places, listening, hosts=guest.hosts)
         found = ((forward, judge(forward)) for forward in guest.forwards)
         yield from (Veto(guest.uuid, forward, reason) for forward, reason in found if reason)
 

@@ -6,10 +6,14 @@ import threading
 import time
 from typing import Any
 
-from virt_forward import log, text
+from virt_forward import libvirt_api, log, text
+from virt_forward.watch.backoff import Backoff
 
-RETRY_SECONDS = (1, 2, 5, 10, 30)
-"""Waits between attempts to reach a libvirt that is away."""
+STOPPED_SECONDS = 1.0
+"""How often to look whether a daemon that is stopped has been started."""
+
+MOST_DOMAINS = 500
+"""The most domains that are looked at one by one; beyond that all are."""
 
 
 class LibvirtEvents:
@@ -24,6 +28,7 @@ class LibvirtEvents:
         self._domains: set[str] = set()
         self._everything = False
         self._opened: Any = None
+        self._told = ""
         self.fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         libvirt.registerErrorHandler(lambda _context, _error: None, None)
         libvirt.virEventRegisterDefaultImpl()
@@ -38,25 +43,36 @@ class LibvirtEvents:
             everything, self._everything = self._everything, False
         return found, everything
 
+    def connected(self) -> bool:
+        """Tell whether events come; when they begin to, ``take`` tells that all domains need a look."""
+        return self._opened is not None
+
+    def daemon_runs(self) -> bool:
+        """Tell whether asking libvirt starts no daemon that somebody has stopped."""
+        return libvirt_api.daemon_runs(self._uri)
+
     def _tell(self, uuid: str | None) -> None:
         with self._lock:
-            if uuid is None:
+            if uuid is None or len(self._domains) >= MOST_DOMAINS:
                 self._everything = True
             else:
                 self._domains.add(uuid)
         os.eventfd_write(self.fd, 1)
 
     def _run(self) -> None:
-        attempt = 0
+        backoff = Backoff()
         while True:
-            if self._opened is None and not self._connect():
-                wait = RETRY_SECONDS[min(attempt, len(RETRY_SECONDS) - 1)]
-                attempt += 1
-                time.sleep(wait)
-                continue
-            attempt = 0
-            # The default loop waits without end where it has no timer, and a keepalive is one.
-            self._libvirt.virEventRunDefaultImpl()
+            if self._opened is not None:
+                # The default loop waits without end where it has no timer, and a keepalive is one.
+                self._libvirt.virEventRunDefaultImpl()
+            elif not self.daemon_runs():
+                self._say("libvirt's daemon does not run; waiting for it to be started")
+                backoff.reset()
+                time.sleep(STOPPED_SECONDS)
+            elif self._connect():
+                backoff.reset()
+            else:
+                time.sleep(backoff.wait())
 
     def _connect(self) -> bool:
         try:
@@ -65,11 +81,18 @@ class LibvirtEvents:
             opened.registerCloseCallback(self._closed, None)
             self._register(opened)
         except self._libvirt.libvirtError as error:
-            log.warning(f"libvirt is not reachable at {text.plain(self._uri)}: {text.output(str(error))}")
+            self._say(f"libvirt is not reachable at {text.plain(self._uri)}: {text.output(str(error))}")
             return False
         self._opened = opened
+        self._told = ""
         self._tell(None)
         return True
+
+    def _say(self, message: str) -> None:
+        """Log what keeps us from libvirt, once until it is something else."""
+        if message != self._told:
+            log.warning(f"watch: {message}")
+            self._told = message
 
     def _register(self, opened: Any) -> None:
         for event in (

@@ -1,0 +1,70 @@
+"""What the service knows of the running guests: what of all events can matter to them."""
+
+import os
+from collections.abc import Iterable
+
+from virt_forward import hostfacts
+from virt_forward.addresses import asking, attachments
+from virt_forward.addresses.asking import Question
+from virt_forward.model import Address, Guest, Network
+from virt_forward.store import Store
+from virt_forward.watch.kernel_events import Neighbour
+
+
+class Watched:
+    """The running guests, by what their events are told from; read again only where a record has changed."""
+
+    def __init__(self) -> None:
+        self._changed = -1
+        self._leases: dict[str, int] = {}
+        self.running = False
+        self.questions: list[Question] = []
+        self._lease_files: set[str] = set()
+        self._macs: set[str] = set()
+        self._known: dict[Address, set[str]] = {}
+
+    def follow(self, store: Store) -> bool:
+        """Read the records where these have changed, and tell whether they have."""
+        at = changed_at(os.path.join(store.path, "guests"))
+        if at == self._changed:
+            return False
+        self._changed = at
+        self.set((guest for guest in store.guests()[0] if guest.phase == "running"), store.networks())
+        return True
+
+    def set(self, guests: Iterable[Guest], networks: Iterable[Network]) -> None:
+        """Take these guests for the running ones."""
+        guests, networks = tuple(guests), tuple(networks)
+        facts = attachments.Facts(networks)
+        bridges = {place.bridge for guest in guests for place in attachments.places(guest.nics, facts)}
+        self.running = bool(guests)
+        self.questions = [item for guest in guests for item in asking.questions(guest, networks)]
+        self._lease_files = {path for bridge in bridges for path in hostfacts.lease_files(bridge)}
+        self._macs = {nic.mac for guest in guests for nic in guest.nics}
+        self._known = {}
+        for seat in (seat for guest in guests for seat in guest.seats):
+            self._known.setdefault(seat.ip, set()).add(seat.mac)
+
+    def leases_changed(self) -> bool:
+        """Tell whether a DHCP server has written its leases since the last call."""
+        before, self._leases = self._leases, {path: changed_at(path) for path in self._lease_files}
+        return any(before.get(path) != at for path, at in self._leases.items())
+
+    def matters(self, neighbour: Neighbour) -> bool:
+        """Tell whether a guest may have another address now.
+
+        That is a NIC of a guest at an address that we do not know, and an address of a guest
+        at another NIC, or at none.
+        """
+        holders = self._known.get(neighbour.ip)
+        if holders is not None:
+            return neighbour.gone or neighbour.mac not in holders
+        return not neighbour.gone and neighbour.mac in self._macs and not neighbour.ip.is_link_local
+
+
+def changed_at(path: str) -> int:
+    """Return when a file was changed, in nanoseconds since the epoch; 0 where it does not exist."""
+    try:
+        return os.stat(path).st_mtime_ns
+    except OSError:
+        return 0

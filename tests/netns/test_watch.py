@@ -1,0 +1,196 @@
+"""The service beside a guest: what happens to the table and to neighbours, without libvirt."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import time
+from collections.abc import Callable, Iterator
+from ipaddress import ip_address
+from pathlib import Path
+
+import pytest
+
+from lab import netns, payload
+from lab.netns import BRIDGE, GATEWAY4, GUEST4, GUEST_MAC, HOOK_ENV, Lab
+from lab.proc import REPO, Background, eventually
+from lab.xml import domain, forwards, host_ip, port_forward
+from virt_forward.addresses.asking import ETH_P_ARP
+from virt_forward.store import Store
+from virt_forward.watch.table_check import intact
+
+pytestmark = pytest.mark.root
+
+TABLE = ("table", "inet", "virt-forward")
+DECLARED = forwards(host_ip(GUEST4), port_forward("8080:80"))
+START = "import virt_forward.watch.service as service; service.LOOK_SECONDS = {look}; service.Service().run()"
+
+
+@pytest.fixture
+def lab() -> Iterator[Lab]:
+    """One guest that runs, with a forward."""
+    with netns.lab() as made:
+        made.guest()
+        hooks(made, DECLARED, "prepare", "started")
+        yield made
+        hooks(made, DECLARED, "stopped", "release")
+
+
+def hooks(lab: Lab, metadata: str, *operations: str) -> None:
+    for operation in operations:
+        sub = "end" if operation in ("stopped", "release") else "begin"
+        lab.hook("qemu", "web", operation, sub, xml=domain("web", metadata))
+
+
+@pytest.fixture
+def watch(lab: Lab) -> Iterator[Callable[..., Background]]:
+    """Start the service; it ends with the test."""
+    running: list[Background] = []
+
+    def start(look: float = 3600, path: str = HOOK_ENV["PATH"]) -> Background:
+        env = {**HOOK_ENV, **lab.env, "PYTHONPATH": str(REPO / "lib"), "PATH": path}
+        words = ["env", "-i", *(f"{key}={value}" for key, value in env.items())]
+        argv = [*words, "/usr/bin/python3", "-c", START.format(look=look)]
+        service = lab.host.background(argv, lab.dir / "watch.log")
+        running.append(service)
+        service.wait_for(lambda: monitor_of(service), "the service has begun")
+        return service
+
+    yield start
+    for service in running:
+        service.end()
+        assert service.process.returncode == 0, service.text()
+
+
+def monitor_of(service: Background) -> int:
+    """Return the process of the service's nft monitor once it listens, 0 before."""
+    for pid in Path(f"/proc/{service.pid}/task/{service.pid}/children").read_text().split():
+        if Path(f"/proc/{pid}/cmdline").read_bytes().startswith(b"nft\0monitor\0"):
+            listening = Path(f"/proc/{pid}/net/netlink").read_text()
+            return int(pid) if f" {pid} " in listening else 0
+    return 0
+
+
+def there(lab: Lab) -> bool:
+    return "dnat" in lab.host.run(["nft", "list", *TABLE], check=False).out
+
+
+def dropped(pid: int) -> bool:
+    """Tell whether a process's netlink socket has lost messages (the ninth column)."""
+    rows = [line.split() for line in Path(f"/proc/{pid}/net/netlink").read_text().splitlines()[1:]]
+    return any(row[2] == str(pid) and int(row[8]) for row in rows)
+
+
+def test_table_that_vanishes_with_lost_events_is_restored(lab: Lab, watch: Callable[..., Background]) -> None:
+    service = watch()
+    monitor = monitor_of(service)
+    numbers = ", ".join(str(number) for number in range(20000))
+    text = (
+        f"table ip flood {{ set s {{ type mark; elements = {{ {numbers} }}; }}; }}\ndelete table ip flood\n"
+    )
+    os.kill(monitor, signal.SIGSTOP)
+    try:
+        while not dropped(monitor):
+            lab.host.nft(text)
+        lab.host.run(["nft", "delete", *TABLE])
+    finally:
+        os.kill(monitor, signal.SIGCONT)
+    eventually(lambda: there(lab), f"the table is back\n{service.text()}", timeout=20)
+
+
+@pytest.mark.parametrize("what", ["delete", "flush"])
+def test_table_is_looked_at_by_itself(lab: Lab, watch: Callable[..., Background], what: str) -> None:
+    """Though nothing tells that it has gone."""
+    service = watch(look=0.5)
+    monitor = monitor_of(service)
+    os.kill(monitor, signal.SIGSTOP)
+    try:
+        lab.host.run(["nft", what, *TABLE])
+        eventually(lambda: there(lab), "the table is back")
+    finally:
+        os.kill(monitor, signal.SIGCONT)
+
+
+def test_table_is_intact_with_the_revision_of_the_file(lab: Lab) -> None:
+    store = Store(str(lab.run_dir))
+
+    def looked() -> bool:
+        return payload.inside(lab.host.path, lambda: intact(store))
+
+    assert looked()
+    for damage in (
+        "flush table inet virt-forward",
+        "delete table inet virt-forward",
+        "flush set inet virt-forward revision; add element inet virt-forward revision { 1 }",
+    ):
+        lab.host.nft(damage)
+        assert not looked(), damage
+        lab.host.run(["nft", "-f", lab.run_dir / "ruleset.nft"])
+        assert looked(), damage
+    hooks(lab, DECLARED, "stopped")
+    assert looked()
+
+
+def test_look_takes_no_lock_where_all_is_well(lab: Lab) -> None:
+    store = Store(str(lab.run_dir))
+    with store.lock():
+        assert payload.inside(lab.host.path, lambda: intact(store))
+
+
+def counting(lab: Lab) -> tuple[str, Callable[[], int]]:
+    """Return a PATH whose ip(8) notes each call that lists addresses, and a function that counts them."""
+    notes, program = lab.dir / "calls", lab.dir / "bin" / "ip"
+    program.parent.mkdir()
+    program.write_text(
+        f'#!/bin/sh\ncase "$*" in *address*) echo x >>{notes} ;; esac\nPATH={HOOK_ENV["PATH"]} exec ip "$@"\n'
+    )
+    program.chmod(0o755)
+    return f"{program.parent}:{HOOK_ENV['PATH']}", lambda: len(
+        notes.read_text().split() if notes.exists() else []
+    )
+
+
+def arp_request(lab: Lab, name: str, mac: str, ips: Iterator[str] | list[str], pause: float = 0.005) -> None:
+    """Let a guest ask for the host's address, from each of these addresses."""
+
+    def send() -> None:
+        with socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM) as sender:
+            for ip in ips:
+                start = bytes.fromhex("0001 0800 06 04 0001" + mac.replace(":", "")) + ip_address(ip).packed
+                request = start + bytes(6) + ip_address(GATEWAY4).packed
+                sender.sendto(request, ("eth0", ETH_P_ARP, 0, 0, b"\xff" * 6))
+                time.sleep(pause)
+
+    payload.inside(lab.guests[name].path, send)
+
+
+def test_neighbour_flood_causes_one_refresh_a_second_at_most(
+    lab: Lab, watch: Callable[..., Background]
+) -> None:
+    path, calls = counting(lab)
+    watch(path=path)
+    eventually(lambda: calls() > 0, "it has looked at the leases at first")
+    before, began = calls(), time.monotonic()
+    for _ in range(3):
+        arp_request(lab, "web", GUEST_MAC, [f"10.10.0.{number}" for number in range(2, 200)])
+    elapsed = time.monotonic() - began
+    eventually(lambda: calls() > before, "the news is noticed at all")
+    assert calls() - before <= elapsed + 2
+
+
+def test_neighbours_that_cannot_matter_cause_no_work(lab: Lab, watch: Callable[..., Background]) -> None:
+    """Of a stranger on the bridge, and a guest at the address that is known."""
+    lab.guest("db", "10.10.0.201", None, "52:54:00:00:00:02")
+    path, calls = counting(lab)
+    watch(path=path)
+    eventually(lambda: calls() > 0, "it has looked at the leases at first")
+    time.sleep(1)
+    before = calls()
+    arp_request(lab, "db", "52:54:00:00:00:02", [f"10.10.0.{number}" for number in range(2, 100)])
+    arp_request(lab, "web", GUEST_MAC, [GUEST4] * 50)
+    assert calls() == before
+    # It would have noticed.
+    arp_request(lab, "web", GUEST_MAC, ["10.10.0.77"])
+    eventually(lambda: calls() > before, "other news is noticed")
+    assert BRIDGE in lab.host.run(["ip", "neighbour"]).out

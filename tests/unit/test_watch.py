@@ -1,0 +1,387 @@
+"""The service's parts without its loop: events as the kernel words them, what matters of them, and when."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+import select
+import struct
+from collections.abc import Callable, Iterator
+from ipaddress import ip_address
+from pathlib import Path
+from types import SimpleNamespace
+from typing import ClassVar
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lab.proc import eventually
+from unit.build import BRIDGE, MAC, forward, guest, seat
+from virt_forward import libvirt_api
+from virt_forward.model import Nic
+from virt_forward.watch import kernel_events, seeker
+from virt_forward.watch.backoff import BACKOFF_SECONDS, RETRY_SECONDS, Backoff, Job
+from virt_forward.watch.kernel_events import (
+    NDA_DST,
+    NDA_LLADDR,
+    NUD_FAILED,
+    RTM_DELNEIGH,
+    RTM_NEWNEIGH,
+    TABLE_GONE,
+    Neighbour,
+    TableMonitor,
+    neighbours,
+)
+from virt_forward.watch.seeker import ASK_AFTER, Search
+from virt_forward.watch.watched import Watched
+
+OTHER = "52:54:00:00:00:02"
+IP, NEW = ip_address("198.51.100.200"), ip_address("198.51.100.201")
+LINK_LOCAL = ip_address("fe80::5054:ff:fea0:8f2c")
+REACHABLE, INCOMPLETE, STALE = 0x02, 0x01, 0x04
+
+
+def message(kind: int, state: int, ip: str, mac: str | None) -> bytes:
+    """Return a message of rtnetlink's neighbour group."""
+    raw = ip_address(ip).packed
+    body = struct.pack("=BBHiHBB", 2 if len(raw) == 4 else 10, 0, 0, 5, state, 0, 1) + attribute(NDA_DST, raw)
+    body += attribute(NDA_LLADDR, bytes.fromhex(mac.replace(":", ""))) if mac else b""
+    return struct.pack("=IHHII", 16 + len(body), kind, 0, 0, 0) + body
+
+
+def attribute(kind: int, data: bytes) -> bytes:
+    return (struct.pack("=HH", 4 + len(data), kind) + data).ljust((4 + len(data) + 3) & ~3, b"\0")
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        (message(RTM_NEWNEIGH, REACHABLE, "10.10.0.95", MAC), Neighbour(ip_address("10.10.0.95"), MAC)),
+        (message(RTM_NEWNEIGH, STALE, "fd10::5", MAC), Neighbour(ip_address("fd10::5"), MAC)),
+        (message(RTM_NEWNEIGH, INCOMPLETE, "10.10.0.95", None), None),
+        (
+            message(RTM_NEWNEIGH, NUD_FAILED, "10.10.0.95", None),
+            Neighbour(ip_address("10.10.0.95"), "", True),
+        ),
+        (message(RTM_DELNEIGH, STALE, "10.10.0.95", MAC), Neighbour(ip_address("10.10.0.95"), MAC, True)),
+        (message(RTM_NEWNEIGH, REACHABLE, "10.10.0.95", "52:54"), None),
+        (message(24, REACHABLE, "10.10.0.95", MAC), None),
+    ],
+)
+def test_rtnetlink_neighbours(data: bytes, expected: Neighbour | None) -> None:
+    assert list(neighbours(data * 2)) == ([expected] * 2 if expected else [])
+    for cut in range(len(data)):
+        assert list(neighbours(data[:cut])) == []
+
+
+@given(st.binary(max_size=200), st.integers(0, 60), st.binary(max_size=4))
+def test_no_netlink_message_breaks_it(data: bytes, at: int, patch: bytes) -> None:
+    whole = message(RTM_NEWNEIGH, REACHABLE, "10.10.0.95", MAC)
+    list(neighbours(data))
+    list(neighbours(whole[:at] + patch + whole[at + len(patch) :]))
+
+
+@pytest.fixture
+def watched() -> Watched:
+    made = Watched()
+    running = guest("web", forward(), seats=[seat(str(IP))])._replace(nics=(Nic(MAC, "bridge", BRIDGE),))
+    made.set([running], [])
+    return made
+
+
+@pytest.mark.parametrize(
+    ("neighbour", "expected"),
+    [
+        (Neighbour(IP, MAC), False),
+        (Neighbour(NEW, MAC), True),
+        (Neighbour(NEW, OTHER), False),
+        (Neighbour(LINK_LOCAL, MAC), False),
+        (Neighbour(IP, OTHER), True),  # somebody else has it now
+        (Neighbour(IP, MAC, gone=True), True),
+        (Neighbour(IP, "", gone=True), True),
+        (Neighbour(NEW, MAC, gone=True), False),
+        (Neighbour(NEW, "", gone=True), False),
+    ],
+)
+def test_neighbour_matters_where_an_address_of_a_guest_may_change(
+    watched: Watched, neighbour: Neighbour, expected: bool
+) -> None:
+    assert watched.matters(neighbour) is expected
+
+
+def test_neighbours_are_judged_without_reading_any_file(
+    watched: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def forbidden(*_: object, **__: object) -> None:
+        raise AssertionError("a file is read")
+
+    monkeypatch.setattr("builtins.open", forbidden)
+    monkeypatch.setattr(os, "stat", forbidden)
+    monkeypatch.setattr(os, "listdir", forbidden)
+    assert not watched.matters(Neighbour(IP, MAC))
+    assert watched.matters(Neighbour(NEW, MAC))
+
+
+def asked(search: Search, times: range, news: Callable[[int], object] = lambda _: None) -> list[int]:
+    """Return the seconds of ``times`` at which a NIC is asked."""
+    found = []
+    for now in times:
+        news(now)
+        if search.due() <= now:
+            search.ask(now)
+            found.append(now)
+    return found
+
+
+def test_search_ends_with_its_schedule() -> None:
+    search = Search(0)
+    assert asked(search, range(1000)) == [int(at) for at in ASK_AFTER]
+    assert search.due() == math.inf
+    assert search.over(1000)
+
+
+def test_first_news_begins_the_schedule_again() -> None:
+    search = Search(0)
+    asked(search, range(40))
+    search.seen(40, LINK_LOCAL)
+    assert asked(search, range(40, 1000)) == [40 + int(at) for at in ASK_AFTER]
+
+
+def test_known_link_local_address_is_no_news() -> None:
+    """An IPv6-only guest speaks from it for as long as it runs."""
+    search = Search(0)
+    search.seen(0, LINK_LOCAL)
+    assert len(asked(search, range(1000), lambda now: search.seen(now, LINK_LOCAL))) == len(ASK_AFTER)
+
+
+def test_whatever_a_guest_does_it_is_asked_once_a_minute_at_most() -> None:
+    search = Search(0)
+    asked(search, range(200), search.again)
+    later = asked(search, range(200, 2000), search.again)
+    assert later
+    assert min(b - a for a, b in itertools.pairwise(later)) >= 60
+
+
+def test_addresses_that_a_guest_makes_up_do_not_keep_it_being_asked() -> None:
+    search = Search(0)
+    times = asked(search, range(20000), lambda now: search.seen(now, ip_address(f"fe80::{now + 1:x}")))
+    assert times[-1] < 2000
+
+
+@pytest.fixture
+def never_asks(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[float]]:
+    """A clock that the test sets; bridges that exist, and hear nothing."""
+    clock = [0.0]
+    monkeypatch.setattr("virt_forward.watch.seeker.time", SimpleNamespace(monotonic=lambda: clock[0]))
+    monkeypatch.setattr(seeker, "Ear", FakeEar)
+    FakeEar.asked.clear()
+    monkeypatch.setattr(seeker, "ask", lambda questions, _: FakeEar.asked.extend(questions))
+    yield clock
+
+
+class FakeEar:
+    asked: ClassVar[list[object]] = []
+
+    def __init__(self, bridge: str, version: int) -> None:
+        self.bridge, self.version = bridge, version
+        self._fd = os.eventfd(0)
+
+    def fileno(self) -> int:
+        return self._fd
+
+    def read(self, _questions: object) -> list[object]:
+        return []
+
+    def close(self) -> None:
+        os.close(self._fd)
+
+
+def test_other_guests_questions_do_not_restart_a_search(never_asks: list[float]) -> None:
+    from unit.test_asking import FOUR
+
+    made = seeker.Seeker(select.poll())
+    other = FOUR._replace(mac=OTHER)
+    try:
+        for now in range(600):
+            never_asks[0] = float(now)
+            made.seek([FOUR, other] if now % 3 else [FOUR])
+            made.work()
+    finally:
+        made.close()
+    assert FakeEar.asked.count(FOUR) == len(ASK_AFTER)
+    assert FakeEar.asked.count(other) <= 2 * len(ASK_AFTER) + 600 // 60
+
+
+def test_backoff_waits_longer_each_time() -> None:
+    backoff = Backoff()
+    assert [backoff.wait() for _ in range(7)] == [*BACKOFF_SECONDS, 30, 30]
+    backoff.reset()
+    assert backoff.wait() == BACKOFF_SECONDS[0]
+
+
+@pytest.fixture
+def logged(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    lines: list[str] = []
+    for name in ("error", "warning", "info"):
+        monkeypatch.setattr(f"virt_forward.log.{name}", lines.append)
+    return lines
+
+
+def test_failed_job_is_tried_again_after_a_while_whatever_happens(logged: list[str]) -> None:
+    job = Job()
+    job.failed(100, "no")
+    for _ in range(3):
+        job.wanted = True
+        assert job.at() == 100 + RETRY_SECONDS
+
+
+def test_failure_is_told_once_until_it_changes_or_ends(logged: list[str]) -> None:
+    job = Job()
+    for message_ in ("no", "no", "never", "never", "no"):
+        job.failed(0, message_)
+    job.done(0)
+    job.failed(0, "no")
+    assert logged == ["watch: no", "watch: never", "watch: no", "watch: no"]
+
+
+def test_paced_job_is_done_at_once_and_then_at_its_pace() -> None:
+    job = Job(pause=1)
+    assert job.at() == math.inf
+    job.wanted = True
+    assert job.at() <= 0
+    job.wanted = False
+    job.done(50)
+    job.wanted = True
+    assert job.at() == 51
+
+
+@pytest.fixture
+def monitor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[TableMonitor, Path]]:
+    """A monitor, and the file that is its nft."""
+    monkeypatch.setattr(kernel_events, "ENVIRONMENT", {"PATH": f"{tmp_path}:/usr/bin:/bin"})
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    made = TableMonitor(select.poll())
+    yield made, tmp_path / "nft"
+    made.stop()
+
+
+def program(path: Path, text: str) -> None:
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
+
+
+def printed(made: TableMonitor, what: bytes) -> bytes:
+    text = b""
+
+    def come() -> bool:
+        nonlocal text
+        if made.fileno() >= 0:
+            text += made.read()
+        return what in text
+
+    eventually(come, f"{what!r} is printed")
+    return text
+
+
+def test_monitor_tells_lines_as_a_whole(monitor: tuple[TableMonitor, Path]) -> None:
+    made, nft = monitor
+    program(nft, "printf 'delete table inet vi'; sleep 0.2; echo rt-forward; exec sleep 60")
+    made.start()
+    assert TABLE_GONE[0] in printed(made, b"virt-forward\n")
+
+
+def test_monitor_that_lost_events_counts_as_a_vanished_table(monitor: tuple[TableMonitor, Path]) -> None:
+    made, nft = monitor
+    program(nft, "echo '# ERROR: We lost some netlink events!'; exec sleep 60")
+    made.start()
+    text = printed(made, b"\n")
+    assert any(words in text for words in TABLE_GONE)
+
+
+def test_monitor_keeps_little_of_a_line_without_end(monitor: tuple[TableMonitor, Path]) -> None:
+    made, nft = monitor
+    program(nft, "head -c 300000 /dev/zero | tr '\\0' x; echo; echo end; exec sleep 60")
+    made.start()
+    assert len(printed(made, b"end\n")) < 400000
+    assert len(made._rest) <= kernel_events.LONGEST_LINE
+
+
+def test_monitor_that_cannot_stay_up_is_started_less_and_less_often_and_told_once(
+    monitor: tuple[TableMonitor, Path], logged: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, nft = monitor
+    program(nft, "echo 'netlink: Protocol not supported' >&2; exit 1")
+    clock = [0.0]
+    monkeypatch.setattr("virt_forward.watch.kernel_events.time", SimpleNamespace(monotonic=lambda: clock[0]))
+    waits = []
+    for _ in range(6):
+        made.start()
+        printed_end(made)
+        waits.append(made.next_at() - clock[0])
+        clock[0] = made.next_at()
+    assert waits == [*BACKOFF_SECONDS, 30]
+    (line,) = logged
+    assert "nft monitor has ended: 'netlink: Protocol not supported'" in line
+
+
+def printed_end(made: TableMonitor) -> None:
+    def ended() -> bool:
+        if made.fileno() >= 0:
+            made.read()
+        return made.fileno() < 0
+
+    eventually(ended, "the monitor has ended")
+
+
+def test_monitor_without_nft_waits(monitor: tuple[TableMonitor, Path], logged: list[str]) -> None:
+    made, nft = monitor
+    program(nft, "")
+    nft.chmod(0o644)
+    made.start()
+    assert made.fileno() == -1
+    assert made.next_at() < math.inf
+    assert len(logged) == 1
+
+
+@pytest.fixture
+def systemd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A host with systemd; pid files are in the directory."""
+    monkeypatch.setattr(libvirt_api, "PID_FILES", str(tmp_path))
+    monkeypatch.setattr(libvirt_api, "SYSTEMD", str(tmp_path))
+    return tmp_path
+
+
+def test_stopped_daemon_is_not_woken(systemd: Path) -> None:
+    assert not libvirt_api.daemon_runs("qemu:///system")
+    assert not libvirt_api.daemon_runs("qemu:///system?socket=/run/x")
+    # Left behind by a daemon that was killed; the number is another process's by now.
+    (systemd / "libvirtd.pid").write_text(f"{os.getpid()}\n")
+    assert not libvirt_api.daemon_runs("qemu:///system")
+    (systemd / "libvirtd.pid").write_text("nonsense")
+    assert not libvirt_api.daemon_runs("qemu:///system")
+
+
+@pytest.mark.parametrize("daemon", ["libvirtd", "virtqemud"])
+def test_daemon_that_runs_is_asked(systemd: Path, daemon: str) -> None:
+    import subprocess
+
+    program = systemd / daemon
+    program.symlink_to("/bin/sleep")
+    with subprocess.Popen([program, "60"]) as process:
+        (systemd / f"{daemon}.pid").write_text(str(process.pid))
+        try:
+            eventually(lambda: libvirt_api.daemon_runs("qemu:///system"), "the daemon is found")
+        finally:
+            process.kill()
+
+
+@pytest.mark.parametrize("uri", ["qemu:///session", "qemu+ssh://host/system", "test:///default"])
+def test_libvirt_elsewhere_is_asked(systemd: Path, uri: str) -> None:
+    assert libvirt_api.daemon_runs(uri)
+
+
+def test_without_systemd_libvirt_is_asked(systemd: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(libvirt_api, "SYSTEMD", str(systemd / "none"))
+    assert libvirt_api.daemon_runs("qemu:///system")
