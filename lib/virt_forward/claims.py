@@ -4,13 +4,13 @@ The index is derived from the records and kept beside them as text, so that one 
 event need not read every other guest's record.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from functools import cache, lru_cache
 from ipaddress import ip_address, ip_network
 from typing import NamedTuple
 
-from virt_forward import ports
-from virt_forward.model import Address, Forward, Guest, Proto, Subnet
+from virt_forward import ports, text
+from virt_forward.model import LEARNED, ORIGINS, Address, Forward, Guest, Proto, Seat, Subnet, rank
 from virt_forward.ruleset import names
 
 PORT, HELD, OUT, SEAT, LAN, GATEWAY = "port", "held", "out", "seat", "lan", "gateway"
@@ -20,9 +20,10 @@ the host on a guest's bridge, and the host's own address there."""
 
 
 class Row(NamedTuple):
-    """One line of the index. ``label`` is the guest's name made safe for messages.
+    """One line of the index. ``label`` is the guest's name as messages have it.
 
-    For a seat, ``address`` and ``dev`` are the guest's address and bridge; for a lan,
+    For a seat, ``address`` and ``dev`` are the guest's address and bridge, and ``origin``
+    tells where the address was learned; for a lan,
     ``source`` and ``dev`` are the subnet and the bridge; for a gateway, ``address`` is it.
     """
 
@@ -36,6 +37,7 @@ class Row(NamedTuple):
     address: str = ""
     dev: str = ""
     source: str = ""
+    origin: str = ""
 
 
 Index = tuple[Row, ...]
@@ -47,8 +49,10 @@ Judge = Callable[[Forward], str | None]
 @lru_cache(maxsize=1)
 def parse_index(text: str) -> Index:
     """Return the rows of an index file; raises ValueError where it is damaged."""
-    fields = [line.split("\t") for line in text.splitlines()]
-    if any(len(row) != len(Row._fields) for row in fields) or text[-1:] not in ("", "\n"):
+    # splitlines() would know more ends of a line than render_index() writes.
+    *lines, rest = text.split("\n")
+    fields = [line.split("\t") for line in lines]
+    if rest or any(len(row) != len(Row._fields) for row in fields):
         raise ValueError("the index of claims is damaged")
     return tuple(map(Row._make, fields))
 
@@ -64,14 +68,14 @@ def rows(guest: Guest) -> Index:
 
 
 def _rows(guest: Guest) -> Iterator[Row]:
-    who = (guest.uuid, names.label(guest.name), names.suffix(guest.name, guest.uuid))
+    who = (guest.uuid, text.word(guest.name), names.suffix(guest.name, guest.uuid))
     running = guest.phase == "running"
     for forward in guest.forwards:
         yield _port_row(PORT if running and guest.seats_for(forward) else HELD, who, forward)
     for forward, _ in guest.conflicts:
         yield _port_row(OUT, who, forward)
     for seat in guest.seats:
-        yield Row(SEAT, *who, address=str(seat.ip), dev=seat.bridge)
+        yield Row(SEAT, *who, address=str(seat.ip), dev=seat.bridge, origin=seat.origin)
     if running and guest.seats and (guest.forwards or guest.isolate):
         for subnet, bridge in guest.lans:
             yield Row(LAN, *who, dev=bridge, source=str(subnet))
@@ -100,31 +104,135 @@ def without(index: Iterable[Row], uuids: Iterable[str]) -> Index:
 
 def conflicts(index: Iterable[Row], forwards: Iterable[Forward]) -> dict[Forward, str]:
     """Return which of ``forwards`` collide with a claim in the index, and why."""
-    wanted: dict[tuple[str, str, str, str], list[Forward]] = {}
+    groups: dict[tuple[str, str, str, str], list[Forward]] = {}
     for forward in forwards:
         place = (forward.proto, str(forward.address or ""), forward.dev or "", str(forward.source or ""))
-        wanted.setdefault(place, []).append(forward)
+        groups.setdefault(place, []).append(forward)
+    wanted = {place: ports.Spans(group) for place, group in groups.items()}
     found: dict[Forward, str] = {}
-    for row in index:
+    for row in index if wanted else ():
+        if row.kind not in (PORT, HELD):
+            continue
         mine = wanted.get((row.proto, row.address, row.dev, row.source))
-        if mine and row.kind in (PORT, HELD):
-            for forward in _overlapping(mine, int(row.start), int(row.end)):
-                port = max(forward.start, int(row.start))
-                found.setdefault(forward, f"host port {forward.proto}/{port} is taken by guest {row.label}")
+        for forward in mine.overlapping(int(row.start), int(row.end)) if mine else ():
+            port = max(forward.start, int(row.start))
+            found.setdefault(forward, f"host port {forward.proto}/{port} is taken by guest {row.label}")
     return found
 
 
-def _overlapping(forwards: Iterable[Forward], start: int, end: int) -> list[Forward]:
-    return [forward for forward in forwards if forward.start <= end and start <= forward.end]
-
-
 def seat_conflict(index: Iterable[Row], guest: Guest) -> str | None:
-    """Return why a guest's address is already another guest's on the same bridge, or None."""
-    mine = {(str(seat.ip), seat.bridge) for seat in guest.seats}
+    """Return why an address that was written down for a guest is written down for another one, or None."""
+    mine = {(str(seat.ip), seat.bridge) for seat in guest.seats if seat.origin not in LEARNED}
     for row in index:
-        if row.kind == SEAT and (row.address, row.dev) in mine:
+        if row.kind == SEAT and row.origin not in LEARNED and (row.address, row.dev) in mine:
             return f"address {row.address} on {row.dev} is already that of guest {row.label}"
     return None
+
+
+def undisputed(index: Iterable[Row], guest: Guest) -> tuple[Seat, ...]:
+    """Return a guest's seats less the learned ones that another guest has by an origin no weaker."""
+    lost = {
+        (row.address, row.dev)
+        for row in index
+        if row.kind == SEAT
+        for seat in guest.seats
+        if (row.address, row.dev) == (str(seat.ip), seat.bridge) and ORIGINS.index(row.origin) <= rank(seat)
+    }
+    return without_seats(guest, lost).seats
+
+
+def overruled(index: Iterable[Row], guests: Iterable[Guest]) -> dict[str, set[tuple[str, str]]]:
+    """Return the learned seats in the index that one of ``guests`` overrules: (address, bridge) by UUID."""
+    mine: dict[tuple[str, str], int] = {}
+    for seat in (seat for guest in guests for seat in guest.seats):
+        place = (str(seat.ip), seat.bridge)
+        mine[place] = min(mine.get(place, rank(seat)), rank(seat))
+    found: dict[str, set[tuple[str, str]]] = {}
+    for row in index:
+        place = (row.address, row.dev)
+        if row.kind == SEAT and row.origin in LEARNED and mine.get(place, 99) < ORIGINS.index(row.origin):
+            found.setdefault(row.uuid, set()).add(place)
+    return found
+
+
+def without_seats(guest: Guest, lost: Container[tuple[str, str]]) -> Guest:
+    """Return a guest less its learned seats at some (address, bridge)."""
+    kept = (s for s in guest.seats if s.origin not in LEARNED or (str(s.ip), s.bridge) not in lost)
+    return guest._replace(seats=tuple(kept))
+
+
+def reconciled(guests: Iterable[Guest]) -> list[Guest]:
+    """Return guests, each less the learned addresses that another one has by a stronger origin.
+
+    Of equals, the one that comes first keeps it.
+    """
+    guests = list(guests)
+    best: dict[tuple[str, str], tuple[int, int]] = {}
+    for number, guest in enumerate(guests):
+        for seat in guest.seats:
+            place, claim = (str(seat.ip), seat.bridge), (rank(seat), number)
+            best[place] = min(best.get(place, claim), claim)
+    lost: list[set[tuple[str, str]]] = [set() for _ in guests]
+    for number, guest in enumerate(guests):
+        places = {(str(seat.ip), seat.bridge) for seat in guest.seats}
+        lost[number] = {place for place in places if best[place][1] != number}
+    return [without_seats(guest, places) for guest, places in zip(guests, lost, strict=True)]
+
+
+def incumbent(guest: Guest, before: Guest | None) -> Guest:
+    """Return ``guest`` with those of its forwards alone that it had before."""
+    had = frozenset(before.forwards) if before else frozenset()
+    return guest._replace(forwards=tuple(f for f in guest.forwards if f in had), conflicts=(), seats=())
+
+
+class Held:
+    """The claims of many guests, to be asked for those that may stand against one."""
+
+    WIDE = 128
+    """Ports of a range from which it is kept as a range."""
+
+    def __init__(self, rows: Iterable[Row] = ()) -> None:
+        self._ports: dict[tuple[str, ...], dict[Row, None]] = {}
+        self._places: dict[tuple[str, ...], dict[Row, None]] = {}
+        self._wide: dict[tuple[str, ...], dict[Row, None]] = {}
+        self._seats: dict[tuple[str, str], dict[Row, None]] = {}
+        self.add(rows)
+
+    def add(self, rows: Iterable[Row]) -> None:
+        """Add claims; those that are there already change nothing."""
+        for row in rows:
+            if row.kind == SEAT:
+                self._seats.setdefault((row.address, row.dev), {})[row] = None
+            elif row.kind in (PORT, HELD):
+                self._add_ports(row)
+
+    def _add_ports(self, row: Row) -> None:
+        place = (row.proto, row.address, row.dev, row.source)
+        self._places.setdefault(place, {})[row] = None
+        start, end = int(row.start), int(row.end)
+        if end - start >= self.WIDE:
+            self._wide.setdefault(place, {})[row] = None
+        else:
+            for port in range(start, end + 1):
+                self._ports.setdefault((*place, str(port)), {})[row] = None
+
+    def near(self, guest: Guest) -> Index:
+        """Return the claims of others at the addresses and host ports that a guest declares."""
+        found: dict[Row, None] = {}
+        for seat in guest.seats:
+            found |= self._seats.get((str(seat.ip), seat.bridge), {})
+        for forward in (*guest.forwards, *(forward for forward, _ in guest.conflicts)):
+            found |= self._near(forward)
+        return tuple(row for row in found if row.uuid != guest.uuid)
+
+    def _near(self, forward: Forward) -> dict[Row, None]:
+        place = (forward.proto, str(forward.address or ""), forward.dev or "", str(forward.source or ""))
+        if forward.end - forward.start >= self.WIDE:
+            return self._places.get(place, {})
+        found = dict(self._wide.get(place, {}))
+        for port in range(forward.start, forward.end + 1):
+            found |= self._ports.get((*place, str(port)), {})
+        return found
 
 
 def settle(index: Iterable[Row], guest: Guest, judge: Judge = lambda _: None) -> Guest:
@@ -144,7 +252,7 @@ def settle(index: Iterable[Row], guest: Guest, judge: Judge = lambda _: None) ->
             good.append(forward)
         else:
             bad.append((forward, reason))
-    seats = () if blocked else guest.seats
+    seats = () if blocked else undisputed(index, guest)
     return guest._replace(forwards=tuple(good), conflicts=tuple(bad), seats=seats)
 
 

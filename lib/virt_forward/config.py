@@ -7,10 +7,12 @@ from typing import Any, Literal, NamedTuple, get_args
 from virt_forward.errors import VirtForwardError
 from virt_forward.metadata import values
 from virt_forward.model import MAX_PORT, Proto
+from virt_forward.text import output, plain
 
 DEFAULT_PATH = "/etc/virt-forward/config.toml"
 OnError = Literal["refuse", "warn"]
 Hairpin = bool | Literal["ports"]
+Learn = Literal["derived", "any", "never"]
 
 
 class ReservedPort(NamedTuple):
@@ -28,6 +30,7 @@ class Config(NamedTuple):
     hairpin: Hairpin = True
     reserved: tuple[ReservedPort, ...] = (ReservedPort("tcp", 22),)
     on_error: OnError = "refuse"
+    learn: Learn = "derived"
     admit: bool = True
     uri: str = "qemu:///system"
 
@@ -78,6 +81,13 @@ def _on_error(value: object) -> OnError:
     raise values.Bad('use "refuse" or "warn"')
 
 
+def _learn(value: object) -> Learn:
+    for word in get_args(Learn):
+        if value == word:
+            return word  # type: ignore[no-any-return]
+    raise values.Bad('use "derived", "any" or "never"')
+
+
 def _uri(value: object) -> str:
     if not isinstance(value, str) or not value:
         raise values.Bad('use a libvirt connection URI, as in "qemu:///system"')
@@ -87,6 +97,7 @@ def _uri(value: object) -> str:
 SECTIONS: dict[str, dict[str, Callable[[object], Any]]] = {
     "forward": {"uplinks": _uplinks, "localhost": _bool, "hairpin": _hairpin},
     "policy": {"reserved": _reserved, "on_error": _on_error},
+    "addresses": {"learn": _learn},
     "libvirt": {"admit": _bool, "uri": _uri},
 }
 
@@ -100,8 +111,9 @@ def parse_config(text: str, path: str = DEFAULT_PATH) -> Config:
 
     try:
         document = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise VirtForwardError(f"{path}: {error}", "the format is TOML, https://toml.io") from None
+    except (ValueError, RecursionError) as error:  # a TOMLDecodeError is a ValueError
+        told = f"{path}: {output(str(error))}"
+        raise VirtForwardError(told, "the format is TOML, https://toml.io") from None
     found: dict[str, Any] = {}
     errors = list(_read(document, found, text, path))
     if errors:
@@ -113,7 +125,7 @@ def _read(document: dict[str, Any], found: dict[str, Any], text: str, path: str)
     for section, table in document.items():
         where = f"{path}:{_line(text, section)}"
         if section not in SECTIONS:
-            yield f"{where}: unknown section [{section}]; known: {', '.join(SECTIONS)}"
+            yield f"{where}: unknown section [{plain(section)}]; known: {', '.join(SECTIONS)}"
         elif not isinstance(table, dict):
             yield f"{where}: {section} is a section; write [{section}] and its keys below"
         else:
@@ -125,7 +137,7 @@ def _read_section(
 ) -> Iterator[str]:
     keys = SECTIONS[section]
     for key, value in table.items():
-        where = f"{path}:{_line(text, section, key)}: [{section}] {key}"
+        where = f"{path}:{_line(text, section, key)}: [{section}] {plain(key)}"
         if key not in keys:
             yield f"{where}: unknown key; known: {', '.join(keys)}"
             continue

@@ -5,17 +5,24 @@ from collections.abc import Iterable
 from virt_forward import flows
 from virt_forward.model import Address
 from virt_forward.process import run
+from virt_forward.text import output
 
 TIMEOUT = 10.0
 
 
-def end_flows(gone: Iterable[flows.Pair], come: Iterable[flows.Pair], own: frozenset[Address]) -> str | None:
-    """End the flows of pairs that are gone, and UDP flows that knocked before their pair came.
+def end_flows(
+    before: frozenset[flows.Pair],
+    after: frozenset[flows.Pair],
+    added: frozenset[flows.Pair],
+    own: frozenset[Address],
+) -> str | None:
+    """End the flows that ``after`` sends elsewhere, and UDP flows to the host that an ``added`` pair takes.
 
-    ``own`` are the host's addresses. Returns why it could not be done, or None.
+    ``before`` and ``after`` are the pairs of the guests that change, ``own`` the host's addresses.
+    Returns why it could not be done, or None.
     """
-    gone, come = tuple(gone), tuple(come)
-    if not gone and not any(forward.proto == "udp" for forward, _ in come):
+    changed = bool(before) and before != after
+    if not changed and not any(forward.proto == "udp" for forward, _ in added):
         return None
     if _nothing_tracked():
         return None
@@ -24,20 +31,22 @@ def end_flows(gone: Iterable[flows.Pair], come: Iterable[flows.Pair], own: froze
     if listed.status == 127:
         return "conntrack is not there; install conntrack-tools so that old connections end with their guest"
     if listed.status:
-        return f"conntrack: {listed.stderr.strip()}"
-    known = tuple(flows.parse(listed.stdout, _words(gone, come, own)))
-    doomed = {*flows.stale(known, gone), *flows.knocked(known, come, own)}
+        return f"conntrack: {output(listed.stderr)}"
+    known = tuple(flows.parse(listed.stdout, _words(before, added, own)))
+    doomed = {*(flows.stale(known, before, after) if changed else ()), *flows.knocked(known, added, own)}
     if not doomed:
         return None
     # One process for all of them. One that has ended by itself meanwhile is an error nobody minds.
     done = run(["conntrack", "-R", "-"], "".join(sorted(_deletions(known, doomed))), TIMEOUT)
-    return f"conntrack: {done.stderr.strip()}" if done.status == 124 else None
+    return f"conntrack: {output(done.stderr)}" if done.status == 124 else None
 
 
-def _words(gone: Iterable[flows.Pair], come: Iterable[flows.Pair], own: frozenset[Address]) -> frozenset[str]:
+def _words(
+    before: Iterable[flows.Pair], added: Iterable[flows.Pair], own: frozenset[Address]
+) -> frozenset[str]:
     """Return the words of which a line of the listing has one, where it can matter."""
-    found = {f"src={seat.ip}" for _, seat in gone}
-    if any(forward.proto == "udp" for forward, _ in come):
+    found = {f"src={seat.ip}" for _, seat in before}
+    if any(forward.proto == "udp" for forward, _ in added):
         found |= {f"src={address}" for address in own}
     return frozenset(found)
 

@@ -10,9 +10,9 @@ import os
 from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
-from virt_forward import admit, bridgeports, claims, conntrack, flows, localnet, log, nft
+from virt_forward import admit, bridgeports, claims, conntrack, flows, localnet, log, nft, text
 from virt_forward.config import Config
-from virt_forward.errors import NftError, StateError, VirtForwardError
+from virt_forward.errors import NftError, NftUnusableError, StateError, VirtForwardError
 from virt_forward.journal import Guests
 from virt_forward.ledger import Ledger
 from virt_forward.model import Address, Guest
@@ -46,14 +46,22 @@ class Engine:
         self.store = store
         self.config = config
         self.own = own
+        self.rebuilt = False
 
     def index(self) -> claims.Index:
         """Return the index of claims, made anew from the records where it is not to be trusted."""
         return Ledger(self.store).index()
 
+    def guests(self) -> dict[str, Guest]:
+        """Return all guests by UUID, with the changes that were begun or left to others."""
+        return Ledger(self.store).merged()
+
     def known(self, uuid: str) -> Guest | None:
-        """Return what is known of a guest; a damaged record counts as nothing."""
+        """Return what is known of a guest, likewise; a damaged record counts as nothing."""
         ledger = Ledger(self.store)
+        for item in ledger.left()[0]:
+            if item.uuid == uuid:
+                return item.guest
         return ledger.pending.after[uuid] if uuid in ledger.pending.after else ledger.guest(uuid)
 
     def catch_up(self) -> None:
@@ -77,6 +85,7 @@ class Engine:
         good = work.ledger.put(work.before, work.after)
         loopback = self._loopback_bridges(after)
         self._guarded(lambda: localnet.switch_off(self.store, loopback))
+        self.rebuilt = False
         include = self._apply(work, after)
         self._guarded(lambda: localnet.switch_on(self.store, loopback))
         self._guarded(lambda: self._follow_ports(work))
@@ -92,7 +101,7 @@ class Engine:
 
     def _begun(self, changes: Changes, afresh: bool) -> Work:
         ledger = Ledger(self.store, afresh=afresh)
-        work = self._freed(self._work(ledger, changes))
+        work = self._overruled(self._freed(self._work(ledger, changes)))
         try:
             ledger.begin(work.before, work.after, work.taken)
         except StateError as error:
@@ -144,15 +153,16 @@ class Engine:
 
     def settled(self, index: claims.Index, guest: Guest) -> Guest | None:
         """Return a guest as the host's facts are now, settled; None where they cannot be had."""
-        from virt_forward import hostfacts
-        from virt_forward.addresses import resolve
+        from virt_forward import hostfacts, hostports
+        from virt_forward.addresses import attachments, resolve
 
         try:
-            facts = hostfacts.facts(self.store.networks(), guest.networks)
+            facts = hostfacts.facts(self.config, self.store.networks(), guest.networks)
         except VirtForwardError as error:
             log.error(str(error))
             return None
-        judge, _ = hostfacts.port_judge(self.config, resolve.places(guest.nics, facts))
+        places = attachments.places(guest.nics, facts)
+        judge, _ = hostports.port_judge(self.config, places, hosts=guest.hosts)
         return judged(index, resolve.reseat(guest, facts), self.known(guest.uuid), judge)
 
     def _freed(self, work: Work) -> Work:
@@ -166,6 +176,16 @@ class Engine:
             if settled and settled != guest:
                 before[uuid], after[uuid] = guest, settled
         return work._replace(before=before, after=after)
+
+    def _overruled(self, work: Work) -> Work:
+        """Return the work with those guests added that had learned an address which now is another's."""
+        guests = [guest for guest in work.after.values() if guest]
+        lost = claims.overruled(claims.without(work.claimed, work.after), guests)
+        known = {uuid: guest for uuid in sorted(lost) if (guest := work.ledger.guest(uuid))}
+        now = {uuid: claims.without_seats(guest, lost[uuid]) for uuid, guest in known.items()}
+        work = work._replace(before={**work.before, **known}, after={**work.after, **now})
+        _tell_of_lost_seats(work)
+        return work
 
     def _apply(self, work: Work, after: claims.Index) -> table.Include:
         if work.include is None or not work.include.paragraphs:
@@ -181,7 +201,7 @@ class Engine:
                 nft.apply(table.transaction(work.include, change))
             else:
                 nft.delete_table()
-        except nft.NftUnusableError:
+        except NftUnusableError:
             raise
         except NftError as error:
             log.warning(f"the table is not as it was left ({error}); it is made anew")
@@ -203,6 +223,7 @@ class Engine:
         )
 
     def _make_anew(self, work: Work) -> table.Include:
+        self.rebuilt = True
         guests: Guests = {**work.ledger.guests(), **work.after}
         # Never one that a table somebody saved and loaded again may have by chance.
         revision = work.include.revision + 1 if work.include else int.from_bytes(os.urandom(3))
@@ -224,7 +245,7 @@ class Engine:
             return
         try:
             nft.apply(table.rebuild(include, self.config, found.chains))
-        except nft.NftUnusableError:
+        except NftUnusableError:
             raise
         except NftError as error:
             # Another version's table may have maps of other types: then nothing but a new one will do.
@@ -233,12 +254,42 @@ class Engine:
 
     def _end_flows(self, work: Work) -> None:
         was = (*work.before.values(), *work.ledger.pending.before.values())
-        old = {pair for guest in was for pair in flows.pairs(guest)}
-        new = {pair for guest in work.after.values() for pair in flows.pairs(guest)}
-        gateways = {ip for guest in work.after.values() if guest for ip in guest.gateways}
-        problem = conntrack.end_flows(old - new, new - old, self.own - gateways)
+        old = frozenset(pair for guest in was for pair in flows.pairs(guest))
+        new = frozenset(pair for guest in work.after.values() for pair in flows.pairs(guest))
+        # While there was no table, clients may have opened UDP flows to the host's own ports.
+        everybody = {**work.ledger.guests(), **work.after} if self.rebuilt else work.after
+        added = frozenset(pair for guest in everybody.values() for pair in flows.pairs(guest))
+        knocking = added if self.rebuilt else added - old
+        gateways = {ip for guest in everybody.values() if guest for ip in guest.gateways}
+        problem = conntrack.end_flows(old, new, knocking, self._own_addresses(knocking) - gateways)
         if problem:
             log.warning(problem)
+
+    def _own_addresses(self, knocking: Iterable[flows.Pair]) -> frozenset[Address]:
+        """Return the host's addresses, where UDP flows to them may have to end."""
+        if self.own or not any(forward.proto == "udp" for forward, _ in knocking):
+            return self.own
+        from virt_forward import hostfacts
+
+        try:
+            return hostfacts.own_addresses()
+        except VirtForwardError as error:
+            log.warning(str(error))
+            return frozenset()
+
+
+def _tell_of_lost_seats(work: Work) -> None:
+    """Log which guests that run do without an address that they had learned."""
+    for uuid, now in work.after.items():
+        was = work.before.get(uuid)
+        if was and now and was.nics == now.nics and was.phase == now.phase == "running":
+            kept = {(seat.ip.version, seat.mac, seat.bridge) for seat in now.seats}
+            for seat in was.seats:
+                if (seat.ip.version, seat.mac, seat.bridge) not in kept:
+                    log.warning(
+                        f"guest {text.quote(now.name)}: address {seat.ip} on {seat.bridge} ({seat.origin}) "
+                        "is given up, as another has it; its forwards wait"
+                    )
 
 
 def judged(index: Iterable[claims.Row], guest: Guest, before: Guest | None, judge: claims.Judge) -> Guest:

@@ -31,5 +31,9 @@ class NftError(VirtForwardError):
     """nft is missing, hung, or refused a transaction."""
 
 
+class NftUnusableError(NftError):
+    """nft is missing or hangs: another attempt with other words would be no better."""
+
+
 class StateError(VirtForwardError):
     """The run directory cannot be read or written."""

@@ -1,10 +1,12 @@
 """Connections that conntrack knows: which of them a change of the table leaves behind."""
 
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from ipaddress import ip_address
 from typing import NamedTuple
 
-from virt_forward.model import Address, Forward, Guest, Seat
+from virt_forward import ports
+from virt_forward.model import MAX_PORT, ORIGINS, Address, Forward, Guest, Seat
 
 Pair = tuple[Forward, Seat]
 
@@ -33,59 +35,99 @@ def parse(text: str, wanted: frozenset[str] = frozenset()) -> Iterator[Flow]:
         fields = [
             word.partition("=")[2] for word in words if word.startswith(("src=", "dst=", "sport=", "dport="))
         ]
+        # A line that was cut off is passed over, too.
         if len(fields) == 8:
-            src, dst, sport, dport, reply_src, _, reply_sport, _ = fields
-            yield Flow(
-                words[0],
-                ip_address(src),
-                ip_address(dst),
-                int(sport),
-                int(dport),
-                ip_address(reply_src),
-                int(reply_sport),
-            )
+            with suppress(ValueError):
+                yield _flow(words[0], fields)
+
+
+def _flow(proto: str, fields: list[str]) -> Flow:
+    src, dst, sport, dport, reply_src, _, reply_sport, _ = fields
+    return Flow(
+        proto,
+        ip_address(src),
+        ip_address(dst),
+        _port(sport),
+        _port(dport),
+        ip_address(reply_src),
+        _port(reply_sport),
+    )
+
+
+def _port(text: str) -> int:
+    port = int(text)
+    if not 0 <= port <= MAX_PORT:
+        raise ValueError(f"{port} is no port")
+    return port
 
 
 def pairs(guest: Guest | None) -> set[Pair]:
     """Return every forward of a running guest with each seat that serves it."""
     if guest is None or guest.phase != "running":
         return set()
-    return {(forward, seat) for forward in guest.forwards for seat in guest.seats_for(forward)}
+    # How an address was learned is nothing to a connection.
+    return {
+        (forward, seat._replace(origin=ORIGINS[-1]))
+        for forward in guest.forwards
+        for seat in guest.seats_for(forward)
+    }
 
 
-def stale(flows: Iterable[Flow], gone: Iterable[Pair]) -> Iterator[Flow]:
-    """Yield the flows that went through one of the pairs that are no more."""
-    gone = tuple(gone)
+def stale(flows: Iterable[Flow], before: Iterable[Pair], after: Iterable[Pair]) -> Iterator[Flow]:
+    """Yield the flows that went through a pair of ``before`` and that ``after`` would send elsewhere.
+
+    Judged flow by flow: a range that is split or made longer is another forward, and its flows stay.
+    """
+    was, now = _Pairs(before), _Pairs(after)
     for flow in flows:
-        if any(_went_through(flow, forward, seat) for forward, seat in gone):
+        if any(_goes_to(flow, *pair) for pair in was.entered(flow)) and not _stays(flow, now):
             yield flow
 
 
-def _went_through(flow: Flow, forward: Forward, seat: Seat) -> bool:
+def _stays(flow: Flow, pairs: "_Pairs") -> bool:
+    """Tell whether the first pair that ``flow`` meets, the most special first, sends it where it goes."""
+    met = sorted(pairs.entered(flow), key=lambda pair: ports.specificity(pair[0]))
+    for forward, seat in met:
+        if _is_from(flow, forward):
+            if _goes_to(flow, forward, seat):
+                return True
+            if forward.dev is None:
+                return False
+            # conntrack does not know by which device a flow came: the next pair may be the flow's.
+    return False
+
+
+def _is_from(flow: Flow, forward: Forward) -> bool:
+    return forward.source is None or flow.source in forward.source
+
+
+def _goes_to(flow: Flow, forward: Forward, seat: Seat) -> bool:
     port = forward.to + flow.destination_port - forward.start
-    return (
-        _entered(flow, forward)
-        and flow.answering == seat.ip
-        and flow.answering_port == port
-        and flow.destination != seat.ip
-    )
+    return flow.answering == seat.ip and flow.answering_port == port and flow.destination != seat.ip
 
 
-def _entered(flow: Flow, forward: Forward) -> bool:
-    return (
-        flow.proto == forward.proto
-        and forward.start <= flow.destination_port <= forward.end
-        and forward.address in (None, flow.destination)
-    )
+class _Pairs:
+    """Pairs by what they listen on: each flow looks at those of its port alone."""
+
+    def __init__(self, pairs: Iterable[Pair]) -> None:
+        groups: dict[tuple[object, ...], dict[Forward, list[Pair]]] = {}
+        for forward, seat in pairs:
+            place = (forward.proto, seat.ip.version, forward.address)
+            groups.setdefault(place, {}).setdefault(forward, []).append((forward, seat))
+        self._groups = {place: (ports.Spans(group), group) for place, group in groups.items()}
+
+    def entered(self, flow: Flow) -> Iterator[Pair]:
+        """Yield the pairs that may have let a flow in, or may let it in now."""
+        for address in (flow.destination, None):
+            spans, pairs = self._groups.get((flow.proto, flow.answering.version, address), (None, {}))
+            for forward in spans.overlapping(flow.destination_port, flow.destination_port) if spans else ():
+                yield from pairs[forward]
 
 
 def knocked(flows: Iterable[Flow], come: Iterable[Pair], own: frozenset[Address]) -> Iterator[Flow]:
     """Yield UDP flows to the host's own port that were there before its forward was."""
-    wanted = [(forward, seat) for forward, seat in come if forward.proto == "udp"]
+    wanted = _Pairs(pair for pair in come if pair[0].proto == "udp")
     for flow in flows:
         unchanged = flow.answering == flow.destination and flow.destination in own
-        if unchanged and any(
-            _entered(flow, forward) and seat.ip.version == flow.destination.version
-            for forward, seat in wanted
-        ):
+        if unchanged and any(wanted.entered(flow)):
             yield flow

@@ -7,26 +7,34 @@ journal; to stderr as well where libvirt shows it, which is where a start is ref
 import os
 import sys
 
-from virt_forward import claims, log
-from virt_forward.addresses import resolve
+from virt_forward import claims, log, process, text, vetoes
+from virt_forward.addresses import attachments, resolve
 from virt_forward.config import Config
 from virt_forward.engine import Engine, judged
-from virt_forward.errors import LockTimeout, VirtForwardError
+from virt_forward.errors import LockTimeout, NftError, NftUnusableError, StateError, VirtForwardError
 from virt_forward.events import Action, Event, parse_event
 from virt_forward.model import Domain, Guest, Phase
 from virt_forward.quick import known
 from virt_forward.settings import load_config, load_config_or_last
 from virt_forward.store import Store
 
+SECONDS = 15.0
+"""How long an event may take as a whole: libvirtd waits for the hook, without a limit of its own."""
+
+RESTORE_SECONDS = 60.0
+"""How long after ``restore begin`` a ``prepare begin`` may be that of the restore. libvirt calls one right
+after the other, unless it finds that it cannot restore the guest; then nothing follows."""
+
 
 def main(driver: str, arguments: list[str], data: bytes) -> int:
     """Do what an event asks for, and return the exit status that libvirt is to see."""
+    process.limit(SECONDS)
     event = parse_event(driver, arguments)
     try:
         _handle(event, data)
     except LockTimeout as error:
         # Somebody else's delay is no reason to refuse a guest; its next event has another try.
-        log.error(f"{event.driver} {event.name} {event.operation}: {error}")
+        log.error(f"{_words(event)}: {error}")
     except VirtForwardError as error:
         return _failed(event, error.messages, error.hint)
     except Exception as error:  # a guest must not die of our mistakes
@@ -42,13 +50,17 @@ def main(driver: str, arguments: list[str], data: bytes) -> int:
 
 def _failed(event: Event, messages: tuple[str, ...], hint: str) -> int:
     refuse = event.policy.may_refuse and _on_error() == "refuse"
-    for message in messages:
-        log.error(f"{event.driver} {event.name} {event.operation}: {message}")
+    for message in text.lines(messages):
+        log.error(f"{_words(event)}: {message}")
         if refuse:
-            print(f"virt-forward: error: {message}", file=sys.stderr)
+            print(text.line(f"virt-forward: error: {message}"), file=sys.stderr)
     if refuse and hint:
-        print(f"hint: {hint}", file=sys.stderr)
+        print(text.line(f"hint: {hint}"), file=sys.stderr)
     return 1 if refuse else 0
+
+
+def _words(event: Event) -> str:
+    return " ".join(map(text.word, (event.driver, event.name, event.operation)))
 
 
 def _on_error() -> str:
@@ -96,7 +108,7 @@ def _mark_restoring(data: bytes, store: Store) -> None:
 
 def _prepare(name: str, data: bytes, store: Store) -> None:
     uuid = _uuid(data)
-    restoring = _is_restoring(name, Engine(store, Config()).known(uuid))
+    restoring = _is_restoring(name, Engine(store, Config()).known(uuid), store)
     try:
         _guest_event(Action.CLAIM, data, store)
     except LockTimeout:
@@ -110,9 +122,12 @@ def _prepare(name: str, data: bytes, store: Store) -> None:
         _drop_quietly(uuid, store)
 
 
-def _is_restoring(name: str, guest: Guest | None) -> bool:
+def _is_restoring(name: str, guest: Guest | None, store: Store) -> bool:
+    """Tell whether the start of a guest is a restore, by the mark that its ``restore begin`` has left."""
     # libvirt restores no guest under a name that it does not have any more; the mark of that one is left.
-    return guest is not None and guest.phase == "restoring" and guest.name == name
+    if guest is None or guest.phase != "restoring" or guest.name != name:
+        return False
+    return store.age_of_guest(guest.uuid) < RESTORE_SECONDS
 
 
 def _guest_event(action: Action, data: bytes, store: Store) -> None:
@@ -159,11 +174,24 @@ def _claim(domain: Domain, store: Store) -> None:
         others = claims.without(engine.index(), [domain.uuid])
         settled = judged(others, guest, None, judge)
         error = foreign_macs(domain) or _conflicting(settled)
-        if error and config.on_error != "warn" and not _is_restoring(domain.name, before):
-            engine.change({domain.uuid: None})
+        if error and config.on_error != "warn" and not _is_restoring(domain.name, before, store):
+            _change_claims(engine, domain.uuid, None)
             raise error
-        engine.change({domain.uuid: settled})
+        _change_claims(engine, domain.uuid, settled)
     _log_conflicts(settled)
+
+
+def _change_claims(engine: Engine, uuid: str, guest: Guest | None) -> None:
+    """Make a guest that does not run yet what it is to be; its rules may wait.
+
+    What nft refuses then is another guest's, and no reason against this one's start.
+    """
+    try:
+        engine.change({uuid: guest})
+    except NftUnusableError:
+        raise
+    except NftError as error:
+        log.error(f"{error}; the next event tries again")
 
 
 def _open(domain: Domain, store: Store) -> None:
@@ -182,6 +210,9 @@ def _open(domain: Domain, store: Store) -> None:
     except LockTimeout:
         store.leave(domain.uuid, judged((), guest, None, judge))
         raise
+    except StateError:
+        store.leave_started(domain.uuid)
+        raise
     _log_conflicts(settled)
 
 
@@ -196,33 +227,38 @@ def _replug(domain: Domain, store: Store) -> None:
                 now = engine.settled(others, before._replace(nics=domain.nics))
                 engine.change({domain.uuid: now or before})
     except VirtForwardError as error:
-        log.error(f"{domain.name}: {error}")
+        log.error(f"{text.word(domain.name)}: {error}")
 
 
 def _resolved(
     domain: Domain, store: Store, config: Config, phase: Phase
 ) -> tuple[Guest, Engine, claims.Judge]:
-    from virt_forward import hostfacts
+    from virt_forward import hostfacts, hostports
 
     networks = [nic.source for nic in domain.nics if nic.type == "network"]
-    facts = hostfacts.facts(store.networks() if networks else (), networks)
-    judge, spared = hostfacts.port_judge(config, resolve.places(domain.nics, facts))
+    facts = hostfacts.facts(config, store.networks() if networks else (), networks)
+    known = Engine(store, config).known(domain.uuid) if phase == "running" else None
+    judge, spared = hostports.port_judge(
+        config,
+        attachments.places(domain.nics, facts),
+        hosts=domain.declaration.hosts if domain.declaration else (),
+        held=known.forwards if known else (),
+    )
     guest = resolve.resolve(domain, facts, config, phase, spared)
     if phase == "running":
         # A libvirtd that restarts is no reason to forget an address that only the guest's traffic told.
-        guest = resolve.remembering(guest, Engine(store, config).known(domain.uuid), facts)
+        guest = resolve.remembering(guest, known, facts)
     return guest, Engine(store, config, facts.own), judge
 
 
 def _conflicting(guest: Guest) -> VirtForwardError | None:
-    hint = "see who has it: virt-forward list"
-    return VirtForwardError(_reasons(guest), hint) if guest.conflicts else None
+    remedies = dict.fromkeys(vetoes.remedy(reason) for _, reason in guest.conflicts)
+    return VirtForwardError(_reasons(guest), "; ".join([*remedies][:3])) if guest.conflicts else None
 
 
 def _reasons(guest: Guest) -> list[str]:
-    return [
-        f'guest "{guest.name}": {reason}' for reason in dict.fromkeys(reason for _, reason in guest.conflicts)
-    ]
+    reasons = dict.fromkeys(reason for _, reason in guest.conflicts)
+    return [f"guest {text.quote(guest.name)}: {reason}" for reason in reasons]
 
 
 def _log_conflicts(guest: Guest) -> None:
@@ -245,5 +281,5 @@ def _forget(uuid: str, store: Store) -> None:
 
 def _uuid(data: bytes) -> str:
     # The quick look at the XML has found this UUID and a record of it already.
-    text = data.partition(b"<uuid>")[2].partition(b"</uuid>")[0].decode("ascii", "replace").strip().lower()
-    return os.path.basename(text)
+    found = data.partition(b"<uuid>")[2].partition(b"</uuid>")[0].decode("ascii", "replace").strip().lower()
+    return os.path.basename(found)

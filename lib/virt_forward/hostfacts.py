@@ -1,22 +1,22 @@
-"""What the host knows: interfaces, networkd's files, libvirt's networks, listening sockets. Reads only."""
+"""What the host knows: interfaces, networkd's files, libvirt's networks. Reads only."""
 
-import contextlib
 import json
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from ipaddress import IPv4Interface, IPv6Interface, ip_interface
 from types import MappingProxyType
 
-from virt_forward import claims, ports, sockets
+from virt_forward import absent
 from virt_forward.addresses import leases, networkd
 from virt_forward.addresses.asking import Heard
-from virt_forward.addresses.resolve import Bridge, Facts, Place
+from virt_forward.addresses.attachments import Bridge, Facts
 from virt_forward.config import Config
 from virt_forward.errors import VirtForwardError
-from virt_forward.model import Address, Forward, Network, PortForward, Reservation, Sighting
+from virt_forward.model import Address, Network, Reservation, Seat, Sighting
 from virt_forward.process import run
+from virt_forward.text import output
 
 LIBVIRT_NETWORKS = "/run/libvirt/network"
 """Where libvirt keeps the status of its active networks, as NAME.xml."""
@@ -27,6 +27,7 @@ Interfaces = dict[str, list[IPv4Interface | IPv6Interface]]
 
 
 def facts(
+    config: Config,
     known: Iterable[Network],
     wanted: Iterable[str] = (),
     heard: Heard = NOTHING_HEARD,
@@ -47,6 +48,7 @@ def facts(
         tuple(networks.values()),
         cache(lambda name: bridge(name, interfaces, files(), heard.get(name, ()))),
         own,
+        config.learn,
     )
 
 
@@ -59,8 +61,9 @@ def bridge(
     return Bridge(
         tuple(addresses),
         configured.leases,
-        cache(lambda: (*dhcp_leases(name), *(Reservation(seen.ip, seen.mac) for seen in reversed(heard)))),
+        cache(lambda: dhcp_leases(name)),
         cache(lambda: neighbours(name)),
+        tuple(reversed(heard)),
         uplink=name in default_route_devices(),
     )
 
@@ -85,6 +88,15 @@ def neighbours(bridge_name: str) -> leases.Neighbours:
     return leases.neighbours(run(["ip", "-j", "neighbour", "show", "dev", bridge_name]).stdout)
 
 
+def confirm_neighbour(seat: Seat) -> None:
+    """Make the kernel ask a neighbour whether it is still there, as if it had a packet for it.
+
+    NTF_USE of rtnetlink(7): an entry that has not been confirmed lately is asked by ARP or ND
+    after five seconds, and fails where nobody answers. No entry is made or changed.
+    """
+    run(["ip", "neighbour", "change", str(seat.ip), "dev", seat.bridge, "use"])
+
+
 def default_route_devices() -> set[str]:
     """Return the interfaces that have a default route (proc_net_route(5), RTF_UP)."""
     ipv4 = (line.split() for line in text("/proc/net/route").splitlines()[1:])
@@ -93,76 +105,19 @@ def default_route_devices() -> set[str]:
     return found | {words[9] for words in ipv6 if len(words) > 9 and words[:2] == ["0" * 32, "00"]} - {"lo"}
 
 
-def listening_now() -> Callable[[], tuple[sockets.Listener, ...]]:
-    """Return a function that reads the host's listening sockets once, when first asked."""
-    return cache(lambda: tuple(listeners()))
-
-
-def port_judge(
-    config: Config,
-    places: Iterable[Place],
-    listening: Callable[[], tuple[sockets.Listener, ...]] | None = None,
-) -> tuple[claims.Judge, Callable[[PortForward], list[ports.Span]]]:
-    """Return what stands against a forward on the host's side, and what a forward of every port spares."""
-    gateways = frozenset(ip for place in places if not place.facts.uplink for ip in place.gateways())
-    listening = listening or listening_now()
-    v6only = cache(v6only_inodes)
-
-    def meeting(forward: Forward) -> Iterator[sockets.Listener]:
-        return sockets.against(
-            listening(), forward, localhost=config.localhost, spared=gateways, v6only=v6only
-        )
-
-    def judge(forward: Forward) -> str | None:
-        for item in config.reserved:
-            if item.proto == forward.proto and forward.start <= item.port <= forward.end:
-                return (
-                    f"host port {item.proto}/{item.port} is reserved by the configuration ([policy] reserved)"
-                )
-        listener = next(meeting(forward), None)
-        return None if listener is None else _taken(listener)
-
-    def spared(item: PortForward) -> list[ports.Span]:
-        every = ports.expand_one(item)
-        taken = {listener.port for forward in every for listener in meeting(forward)}
-        taken |= {reserved.port for reserved in config.reserved if reserved.proto == item.proto}
-        return [(port, port) for port in sorted(taken)]
-
-    return judge, spared
-
-
-def _taken(listener: sockets.Listener) -> str:
-    name = socket_owner(listener.inode)
-    by = f"{name} on the host" if name else "the host"
-    return f"host port {listener.proto}/{listener.port} is taken by {by}, which listens on {listener.address}"
-
-
-def listeners() -> Iterator[sockets.Listener]:
-    """Yield the sockets on which the host listens, in this network namespace."""
-    yield from (item for name in ("tcp", "tcp6") for item in sockets.parse("tcp", text(f"/proc/net/{name}")))
-    yield from (item for name in ("udp", "udp6") for item in sockets.parse("udp", text(f"/proc/net/{name}")))
-    yield from sockets.parse_sctp(text("/proc/net/sctp/eps"))
-
-
-def v6only_inodes() -> frozenset[int]:
-    """Return the inodes of listening sockets that take IPv6 alone, which /proc does not tell."""
-    return sockets.parse_v6only(run(["ss", "-6Hlntue"]).stdout)
-
-
-def socket_owner(inode: int) -> str:
-    """Return the name of a process that has a socket open, or an empty string."""
-    wanted = f"socket:[{inode}]"
-    for pid in filter(str.isdigit, _names("/proc")):
-        for fd in _names(f"/proc/{pid}/fd"):
-            with contextlib.suppress(OSError):
-                if os.readlink(f"/proc/{pid}/fd/{fd}") == wanted:
-                    return text(f"/proc/{pid}/comm").strip()
-    return ""
-
-
 def own_addresses() -> frozenset[Address]:
     """Return all addresses of the host."""
     return frozenset(address.ip for addresses in read_interfaces().values() for address in addresses)
+
+
+def here() -> absent.Host:
+    """Return what a forward can listen on."""
+    import socket
+
+    words = ["route", "show", "table", "local", "type", "local"]
+    routes = (absent.parse_local_routes(run(["ip", "-j", family, *words]).stdout) for family in ("-4", "-6"))
+    devices = frozenset(name for _, name in socket.if_nameindex())
+    return absent.Host(own_addresses(), tuple(subnet for found in routes for subnet in found), devices)
 
 
 def read_interfaces() -> Interfaces:
@@ -170,10 +125,11 @@ def read_interfaces() -> Interfaces:
     result = run(["ip", "-j", "address", "show"])
     if result.status:
         raise VirtForwardError(
-            f"ip: {result.stderr.strip() or result.status}", "install the package iproute2"
+            f"ip: {output(result.stderr) or result.status}", "install the package iproute2"
         )
     found: Interfaces = {}
-    for link in json.loads(result.stdout or "[]"):
+    # ip writes control characters in the name of an interface as they are.
+    for link in json.loads(result.stdout or "[]", strict=False):
         for item in link.get("addr_info", []):
             if "local" in item:
                 address = ip_interface(f"{item['local']}/{item['prefixlen']}")
@@ -186,7 +142,7 @@ def networkd_files() -> dict[str, str]:
     paths: dict[str, str] = {}
     for directory in reversed(networkd.DIRECTORIES):
         paths |= {
-            name: os.path.join(directory, name) for name in _names(directory) if name.endswith(".network")
+            name: os.path.join(directory, name) for name in names(directory) if name.endswith(".network")
         }
     return {name: "\n".join(_with_dropins(name, path)) for name, path in paths.items()}
 
@@ -196,7 +152,7 @@ def _with_dropins(name: str, path: str) -> Iterator[str]:
     paths: dict[str, str] = {}
     for directory in reversed(networkd.DIRECTORIES):
         folder = os.path.join(directory, f"{name}.d")
-        paths |= {item: os.path.join(folder, item) for item in _names(folder) if item.endswith(".conf")}
+        paths |= {item: os.path.join(folder, item) for item in names(folder) if item.endswith(".conf")}
     yield from (text(paths[item]) for item in sorted(paths))
 
 
@@ -212,7 +168,8 @@ def _status_file(name: str) -> list[Network]:
         return []
 
 
-def _names(directory: str) -> list[str]:
+def names(directory: str) -> list[str]:
+    """Return the names in a directory; none where it does not exist or cannot be read."""
     try:
         return os.listdir(directory)
     except OSError:

@@ -58,6 +58,12 @@ class Ledger:
         everybody = {guest.uuid: guest for guest in found} | self.pending.after
         return _consistent([guest for guest in everybody.values() if guest])
 
+    def merged(self) -> dict[str, Guest]:
+        """Return all guests as they will be once what was begun, and what was left to others, is done."""
+        found: dict[str, Guest | None] = {**self.guests()}
+        found |= {item.uuid: item.guest for item in self.left()[0]}
+        return {uuid: guest for uuid, guest in found.items() if guest}
+
     def index(self) -> claims.Index:
         """Return the index of claims, made anew from the records where it is not to be trusted."""
         text = self.derived("claims")

@@ -6,7 +6,10 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
 
+from virt_forward import text
 from virt_forward.errors import VirtForwardError
+
+LOOK = "see journalctl -u libvirtd (or virtqemud)"
 
 PID_FILES = "/run"
 """Where libvirt's daemons have their pid files, as NAME.pid."""
@@ -32,7 +35,7 @@ def connection(uri: str) -> Iterator[Any]:
         opened = libvirt.open(uri)
     except libvirt.libvirtError as error:
         raise VirtForwardError(
-            f"libvirt is not reachable at {uri}: {error}",
+            f"libvirt is not reachable at {text.plain(uri)}: {text.output(str(error))}",
             "start it (systemctl start libvirtd, or virtqemud), or set [libvirt] uri in the configuration",
         ) from None
     try:
@@ -81,7 +84,9 @@ def domains(opened: Any, only: Collection[str] | None = None) -> list[DomainStat
         listed = opened.listAllDomains() if only is None else _looked_up(libvirt, opened, only)
         states = [_state(libvirt, domain) for domain in listed]
     except libvirt.libvirtError as error:
-        raise VirtForwardError(f"libvirt does not list its domains: {error}") from None
+        raise VirtForwardError(
+            f"libvirt does not list its domains: {text.output(str(error))}", LOOK
+        ) from None
     return sorted(state for state in states if state)
 
 

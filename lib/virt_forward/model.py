@@ -17,7 +17,9 @@ Origin = Literal["declared", "reserved", "leased", "probed", "neighbour"]
 PROTOS: tuple[Proto, ...] = ("tcp", "udp", "sctp")
 ORIGINS: tuple[Origin, ...] = get_args(Origin)
 """Where an address was learned, the most trusted first: ``<host>``, a reservation, a lease of this
-host's DHCP server, the guest's own answer to ARP or ND, the kernel's neighbour table."""
+host's DHCP server, the guest's own answer to a probe, the kernel's neighbour table."""
+LEARNED: tuple[Origin, ...] = ORIGINS[2:]
+"""The origins of addresses that nobody wrote down; see addresses/endpoints.py."""
 MAX_PORT = 65535
 
 
@@ -111,6 +113,11 @@ class Seat(NamedTuple):
     bridge: str
     mac: str
     origin: Origin = "declared"
+
+
+def rank(item: Sighting | Seat) -> int:
+    """Return how far an address is trusted by its origin: 0 for the most trusted."""
+    return ORIGINS.index(item.origin)
 
 
 class Forward(NamedTuple):

@@ -1,9 +1,11 @@
 """What the network hook tells: networks that come, change and go, and the guests on them."""
 
-from virt_forward import admit, claims, hostfacts
-from virt_forward.addresses.resolve import places, reseat
+from virt_forward import admit, claims, hostfacts, hostports
+from virt_forward.addresses.attachments import places
+from virt_forward.addresses.resolve import reseat
 from virt_forward.engine import Engine, judged
 from virt_forward.events import Action
+from virt_forward.ledger import Ledger
 from virt_forward.metadata import values
 from virt_forward.metadata.network import NetworkPort, parse_network
 from virt_forward.model import Guest, Network, Nic
@@ -19,7 +21,7 @@ def handle(action: Action, data: bytes, store: Store) -> None:
             return
         if action is not Action.PORT_GONE:
             _remember(network, action, store)
-        guests = [guest for guest in store.guests()[0] if _concerns(guest, network, port)]
+        guests = [guest for guest in Ledger(store).merged().values() if _concerns(guest, network, port)]
         if guests:
             _reseat(guests, network, port, action, store)
 
@@ -59,14 +61,18 @@ def _reseat(
     guests: list[Guest], network: Network, port: NetworkPort | None, action: Action, store: Store
 ) -> None:
     names = {name for guest in guests for name in guest.networks} | {network.name}
+    config = load_config_or_last(store)
     facts = hostfacts.facts(
-        store.networks(), names - ({network.name} if action is Action.NETWORK_GONE else set())
+        config, store.networks(), names - ({network.name} if action is Action.NETWORK_GONE else set())
     )
-    engine = Engine(store, load_config_or_last(store), facts.own)
+    engine = Engine(store, config, facts.own)
     changes: dict[str, Guest | None] = {}
+    listening = hostports.listening_now()
     for guest in guests:
         plugged = reseat(_plugged(guest, network, port, action), facts)
-        judge, _ = hostfacts.port_judge(engine.config, places(plugged.nics, facts))
+        judge, _ = hostports.port_judge(
+            engine.config, places(plugged.nics, facts), listening, hosts=plugged.hosts
+        )
         settled = judged(claims.without(engine.index(), [guest.uuid]), plugged, guest, judge)
         if settled != guest:
             changes[guest.uuid] = settled

@@ -5,16 +5,13 @@ import re
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from virt_forward.errors import NftError
+from virt_forward.errors import NftError, NftUnusableError
 from virt_forward.process import run
 from virt_forward.ruleset.names import TABLE
+from virt_forward.text import output
 
 TIMEOUT = 20.0
 """Seconds; the largest tables load in a second or two."""
-
-
-class NftUnusableError(NftError):
-    """nft is missing or hangs: another attempt with other words would be no better."""
 
 
 class Parts(NamedTuple):
@@ -108,7 +105,7 @@ def scratch_listing(text: str) -> str:
 
 
 def _failure(stderr: str, status: int) -> NftError:
-    words = " ".join(stderr.split()) or f"exit status {status}"
+    words = output(stderr) or f"exit status {status}"
     if status == 127:
         return NftUnusableError("nft is not there", "install the package nftables")
-    return (NftUnusableError if status == 124 else NftError)(f"nft refused: {words[:400]}")
+    return (NftUnusableError if status == 124 else NftError)(f"nft refused: {words}")

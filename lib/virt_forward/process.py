@@ -3,11 +3,27 @@
 import contextlib
 import os
 import subprocess
+import time
 from collections.abc import Iterator, Sequence
 from typing import IO, NamedTuple
 
 # libvirtd hands its hooks a PATH of its own; sbin is not in everybody's.
 ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C"}
+
+_until: float | None = None
+"""When everything that this process does has to be over, by time.monotonic()."""
+
+
+def limit(seconds: float) -> None:
+    """Let all programs and waits of this process be over within ``seconds`` from now."""
+    global _until  # noqa: PLW0603 - a deadline is that of the whole process
+    _until = time.monotonic() + seconds
+
+
+def left(seconds: float) -> float:
+    """Return how long one may wait where ``seconds`` would be right, in seconds."""
+    return seconds if _until is None else max(0.0, min(seconds, _until - time.monotonic()))
+
 
 held: set[int] = set()
 """File descriptors that every program keeps open. A lock that is here outlives our own sudden
@@ -24,6 +40,7 @@ class Result(NamedTuple):
 
 def run(argv: Sequence[str], stdin: str = "", timeout: float = 10.0) -> Result:
     """Run ``argv`` and return what came of it. ``timeout`` is in seconds. Raises nothing."""
+    timeout = left(timeout)
     try:
         with _whole(stdin) as file:
             done = subprocess.run(
@@ -39,7 +56,7 @@ def run(argv: Sequence[str], stdin: str = "", timeout: float = 10.0) -> Result:
                 pass_fds=held,
             )
     except subprocess.TimeoutExpired:
-        return Result(124, "", f"{argv[0]} did not finish within {timeout:g} seconds")
+        return Result(124, "", f"{argv[0]} did not finish within {timeout:.2g} seconds")
     except OSError as error:
         return Result(127, "", f"{argv[0]}: {error.strerror}")
     return Result(done.returncode, done.stdout, done.stderr)

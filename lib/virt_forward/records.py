@@ -6,7 +6,19 @@ from typing import Any, TypeVar
 
 from virt_forward.errors import StateError
 from virt_forward.metadata import values
-from virt_forward.model import Address, Forward, Guest, HostAddress, Network, Nic, Reservation, Seat, Subnet
+from virt_forward.model import (
+    ORIGINS,
+    Address,
+    Forward,
+    Guest,
+    HostAddress,
+    Network,
+    Nic,
+    Reservation,
+    Seat,
+    Subnet,
+)
+from virt_forward.text import output
 
 VERSION = 1
 
@@ -22,7 +34,7 @@ def dump_guest(guest: Guest) -> str:
         "conflicts": conflicts,
         "nics": [nic._asdict() for nic in guest.nics],
         "hosts": [{"ip": str(host.ip), "mac": host.mac} for host in guest.hosts],
-        "seats": [{"ip": str(seat.ip), "bridge": seat.bridge, "mac": seat.mac} for seat in guest.seats],
+        "seats": [seat._asdict() | {"ip": str(seat.ip)} for seat in guest.seats],
         "gateways": [str(address) for address in guest.gateways],
         "lans": [{"subnet": str(subnet), "bridge": bridge} for subnet, bridge in guest.lans],
     }
@@ -56,7 +68,7 @@ def _load(text: str, where: str, build: Callable[[dict[str, Any]], T]) -> T:
             raise ValueError(f"version {document['version']} is not {VERSION}")
         return build(document)
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
-        reason = " ".join(str(error).split())
+        reason = output(str(error))
         raise StateError(f"{where}: is no record of ours: {type(error).__name__} {reason}") from None
 
 
@@ -116,6 +128,14 @@ def _forward(fields: dict[str, Any]) -> Forward:
     return forward
 
 
+def _seat(fields: dict[str, Any]) -> Seat:
+    # A record of before origins were kept is trusted the least.
+    origin = fields.get("origin", "neighbour")
+    if origin not in ORIGINS:
+        raise ValueError(f"origin {origin!r} is unknown")
+    return Seat(_ip(fields["ip"]), _dev(fields["bridge"]), _string(fields["mac"]), origin)
+
+
 def _guest(fields: dict[str, Any]) -> Guest:
     if fields["phase"] not in ("restoring", "prepared", "running"):
         raise ValueError(f"phase {fields['phase']!r} is unknown")
@@ -128,9 +148,7 @@ def _guest(fields: dict[str, Any]) -> Guest:
         conflicts=tuple((_forward(item["forward"]), _string(item["reason"])) for item in fields["conflicts"]),
         nics=tuple(Nic(*(_string(nic[key]) for key in Nic._fields)) for nic in fields["nics"]),
         hosts=tuple(HostAddress(_ip(h["ip"]), _optional(h["mac"], values.mac)) for h in fields["hosts"]),
-        seats=tuple(
-            Seat(_ip(seat["ip"]), _dev(seat["bridge"]), _string(seat["mac"])) for seat in fields["seats"]
-        ),
+        seats=tuple(map(_seat, fields["seats"])),
         lans=tuple((_subnet(lan["subnet"]), _dev(lan["bridge"])) for lan in fields["lans"]),
         gateways=tuple(map(_ip, fields["gateways"])),
     )

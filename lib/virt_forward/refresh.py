@@ -3,20 +3,31 @@
 from virt_forward import claims, hostfacts, nft
 from virt_forward.addresses import resolve
 from virt_forward.addresses.asking import Heard
+from virt_forward.addresses.attachments import places
+from virt_forward.addresses.endpoints import doubted
+from virt_forward.config import Config
 from virt_forward.engine import Engine
-from virt_forward.model import Guest
+from virt_forward.ledger import Ledger
+from virt_forward.model import Guest, Seat
 from virt_forward.settings import load_config_or_last
 from virt_forward.store import Store
 
 
 def refresh(store: Store, heard: Heard = hostfacts.NOTHING_HEARD) -> int:
-    """Move the rules of running guests to where these are now; return how many guests have moved."""
-    if not _differing(store, heard):
-        return 0
+    """Move the rules of running guests to where these are now; return how many guests have moved.
+
+    Where a second address of a NIC has shown up, the kernel is made to find out whether the guest
+    still has the first; what it finds comes as a neighbour event.
+    """
     config = load_config_or_last(store)
+    moved, doubted_seats = _look(store, config, heard)
+    for seat in doubted_seats:
+        hostfacts.confirm_neighbour(seat)
+    if not moved:
+        return 0
     with store.lock():
         # Between the look and the lock a hook may have come; what counts is what stands now.
-        moved = _differing(store, heard)
+        moved, _ = _look(store, config, heard)
         engine = Engine(store, config, hostfacts.own_addresses())
         for guest in moved:
             others = claims.without(engine.index(), [guest.uuid])
@@ -24,23 +35,28 @@ def refresh(store: Store, heard: Heard = hostfacts.NOTHING_HEARD) -> int:
     return len(moved)
 
 
-def _differing(store: Store, heard: Heard) -> list[Guest]:
-    """Return the running guests whose seats are other than their records have them, seated anew."""
-    running = [guest for guest in store.guests()[0] if guest.phase == "running"]
+def _look(store: Store, config: Config, heard: Heard) -> tuple[list[Guest], list[Seat]]:
+    """Return the running guests whose seats are other than recorded, seated anew, and the doubted seats."""
+    known = list(Ledger(store).merged().values())
+    running = [guest for guest in known if guest.phase == "running"]
     if not running:
-        return []
-    facts = hostfacts.facts(store.networks(), {name for guest in running for name in guest.networks}, heard)
-    pairs = [(guest, resolve.reseat(guest, facts)) for guest in running]
-    return [now for before, now in pairs if now != before]
+        return [], []
+    names = {name for guest in running for name in guest.networks}
+    facts = hostfacts.facts(config, store.networks(), names, heard)
+    now = claims.reconciled(resolve.reseat(g, facts) if g.phase == "running" else g for g in known)
+    moved = [guest for before, guest in zip(known, now, strict=True) if guest != before]
+    return [guest for guest in moved if guest.phase == "running"], [
+        seat for guest in running for seat in doubted(guest, places(guest.nics, facts), facts)
+    ]
 
 
 def verify(store: Store) -> None:
     """Look whether the kernel still has the table, and make it anew where it has not."""
     with store.lock():
-        running = next((guest for guest in store.guests()[0] if guest.phase == "running"), None)
+        engine = Engine(store, load_config_or_last(store))
+        running = next((guest for guest in engine.guests().values() if guest.phase == "running"), None)
         if running:
             # Changing a running guest to what it is already runs a transaction that fits only our own table.
-            engine = Engine(store, load_config_or_last(store))
             engine.change({running.uuid: running})
             if not nft.dispatches():
                 engine.change({}, afresh=True)

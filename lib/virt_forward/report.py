@@ -1,10 +1,11 @@
 """What is declared and what is true, a row a forward, from domains, records and nft's listing."""
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal, NamedTuple
 
-from virt_forward import ports
-from virt_forward.addresses import waiting
+from virt_forward import absent, ports, spec, text
+from virt_forward.addresses import attachments, resolve, waiting
 from virt_forward.model import Domain, Forward, Guest, Network
 from virt_forward.ruleset import guest as guest_block
 from virt_forward.ruleset import names
@@ -12,6 +13,9 @@ from virt_forward.ruleset import names
 State = Literal["active", "waiting", "conflict", "inactive", "missing"]
 Counters = Mapping[tuple[str, str], tuple[int, int]]
 """(chain, comment) to (packets, bytes)."""
+
+SHOWN = 3
+"""Of the gaps in the ports of a forward, so many are named."""
 
 
 class Line(NamedTuple):
@@ -21,6 +25,7 @@ class Line(NamedTuple):
     uuid: str
     forward: Forward
     guest: tuple[str, ...]
+    origins: tuple[str, ...]
     state: State
     reason: str | None = None
     packets: int = 0
@@ -38,67 +43,106 @@ def counters(items: Iterable[Mapping[str, Any]] | None) -> Counters:
     return found
 
 
-def lines(
-    domain: Domain,
-    active: bool,
-    record: Guest | None,
-    kernel: Counters,
-    networks: tuple[Network, ...] = (),
-) -> list[Line]:
+class Seen(NamedTuple):
+    """What lines are judged by; ``host`` is what forwards can listen on, None where that is not known."""
+
+    kernel: Counters
+    networks: tuple[Network, ...] = ()
+    host: absent.Host | None = None
+
+
+def lines(domain: Domain, active: bool, record: Guest | None, seen: Seen) -> list[Line]:
     """Return the lines of one domain: every declared forward, and every other one that is still there."""
     declared = ports.expand(domain.declaration) if domain.declaration else ()
     if not active:
         hosts = tuple(str(host.ip) for host in domain.declaration.hosts) if domain.declaration else ()
-        return [Line(domain.name, domain.uuid, forward, hosts, "inactive") for forward in declared]
+        origins = ("declared",) * len(hosts)
+        return [Line(domain.name, domain.uuid, forward, hosts, origins, "inactive") for forward in declared]
     guest = record or Guest(domain.uuid, domain.name)
     known = [*guest.forwards, *(forward for forward, _ in guest.conflicts)]
-    found = [_line(domain, guest, forward, kernel, networks) for forward in known]
-    found = [_undeclared(line) if _gone(line, declared) else line for line in found]
-    return found + [_missing(domain, forward) for forward in declared if not _within(forward, known)]
+    found = [_line(domain, guest, forward, seen) for forward in known]
+    stated, parts = _Parts(declared), _Parts(known)
+    found = _less(declared, parts, [_undeclared(line) if _gone(line, stated) else line for line in found])
+    why = _unopened(domain, record, seen.networks)
+    rest = [forward for forward in declared if not parts.within(forward)]
+    return found + [Line(domain.name, domain.uuid, forward, (), (), "missing", why) for forward in rest]
 
 
-def _within(forward: Forward, known: Iterable[Forward]) -> bool:
-    """Tell whether a declared forward stands in the record, whole or less the ports the host keeps."""
-    return any(
-        part == forward
-        or (forward.start <= part.start and part.end <= forward.end and _same_but_ports(part, forward))
-        for part in known
-    )
+class _Parts:
+    """Forwards by everything but their ports, in the order of those."""
+
+    def __init__(self, forwards: Iterable[Forward]) -> None:
+        self._groups: dict[Forward, list[Forward]] = {}
+        for forward in sorted(forwards, key=_start):
+            self._groups.setdefault(_bare(forward), []).append(forward)
+
+    def within(self, forward: Forward) -> list[Forward]:
+        """Return those that are ``forward``, whole or less the ports the host keeps."""
+        group = self._groups.get(_bare(forward), [])
+        first = bisect_left(group, forward.start, key=_start)
+        last = bisect_right(group, forward.end, key=_start)
+        return [part for part in group[first:last] if part.end <= forward.end]
+
+    def holds(self, port: int, forward: Forward) -> bool:
+        """Tell whether one that is like ``forward`` has a port."""
+        group = self._groups.get(_bare(forward), [])
+        last = bisect_right(group, port, key=_start)
+        return last > 0 and port <= group[last - 1].end
 
 
-def _same_but_ports(one: Forward, other: Forward) -> bool:
-    return _bare(one) == _bare(other) and one.to - one.start == other.to - other.start
+def _start(forward: Forward) -> int:
+    return forward.start
 
 
 def _bare(forward: Forward) -> Forward:
-    return forward._replace(start=0, end=0, to=0)
+    return forward._replace(start=0, end=0, to=forward.to - forward.start)
 
 
-def _missing(domain: Domain, forward: Forward) -> Line:
-    reason = "declared since the guest started; virt-forward sync opens it"
-    return Line(domain.name, domain.uuid, forward, (), "missing", reason)
+def _less(declared: Iterable[Forward], parts: _Parts, lines: list[Line]) -> list[Line]:
+    """Return the lines; the first open one of each declared forward tells which of its ports are not open."""
+    found = {line.forward: line for line in lines}
+    for forward in declared:
+        held = parts.within(forward)
+        first = next(
+            (part for part in held if found[part].state == "active" and not found[part].reason), None
+        )
+        left = ports.subtract((forward.start, forward.end), ports.merge((p.start, p.end) for p in held))
+        if first and left:
+            found[first] = found[first]._replace(reason=_without(left))
+    return list(found.values())
 
 
-def _line(
-    domain: Domain, guest: Guest, forward: Forward, kernel: Counters, networks: tuple[Network, ...]
-) -> Line:
-    seats = tuple(str(seat.ip) for seat in guest.seats_for(forward))
-    line = Line(domain.name, domain.uuid, forward, seats, "active")
+def _without(spans: list[ports.Span]) -> str:
+    listed = ", ".join(spec.span(*span) for span in spans[:SHOWN])
+    more = f" and {len(spans) - SHOWN} more" if len(spans) > SHOWN else ""
+    return f"without {listed}{more}: used by the host, or declared since; virt-forward sync looks again"
+
+
+def _unopened(domain: Domain, record: Guest | None, networks: tuple[Network, ...]) -> str:
+    """Return why declared forwards of a running guest are not open."""
+    unserved = [] if record else resolve.unserved(domain, attachments.Facts(networks))
+    return "; ".join(unserved) or "declared since the guest started; virt-forward sync opens it"
+
+
+def _line(domain: Domain, guest: Guest, forward: Forward, seen: Seen) -> Line:
+    seats = guest.seats_for(forward)
+    addresses, origins = tuple(str(seat.ip) for seat in seats), tuple(seat.origin for seat in seats)
+    line = Line(domain.name, domain.uuid, forward, addresses, origins, "active")
     conflicts = dict(guest.conflicts)
     if forward in conflicts:
         return line._replace(state="conflict", reason=conflicts[forward])
     if not seats:
-        return line._replace(state="waiting", reason=waiting.reason(guest, forward, networks))
+        return line._replace(state="waiting", reason=waiting.reason(guest, forward, seen.networks))
     chain = guest_block.count_chain(names.suffix(guest.name, guest.uuid))
-    counted = kernel.get((chain, guest_block.counter_comment(guest.forwards.index(forward))))
+    counted = seen.kernel.get((chain, guest_block.counter_comment(guest.forwards.index(forward))))
     if counted is None:
         return line._replace(state="missing", reason="not in the kernel; virt-forward sync restores it")
-    return line._replace(packets=counted[0], bytes=counted[1])
+    why = absent.reason(forward, seen.host) if seen.host else None
+    return line._replace(reason=why, packets=counted[0], bytes=counted[1])
 
 
-def _gone(line: Line, declared: Iterable[Forward]) -> bool:
-    same = (forward for forward in declared if _same_but_ports(line.forward, forward))
-    return line.state == "active" and not any(d.start <= line.forward.start <= d.end for d in same)
+def _gone(line: Line, declared: _Parts) -> bool:
+    return line.state == "active" and not declared.holds(line.forward.start, line.forward)
 
 
 def _undeclared(line: Line) -> Line:
@@ -119,8 +163,9 @@ def as_json(line: Line) -> dict[str, Any]:
         "end": forward.end,
         "to": forward.to,
         "guest": list(line.guest),
+        "origins": list(line.origins),
         "state": line.state,
-        "reason": line.reason,
+        "reason": text.line(line.reason) if line.reason else None,
         "packets": line.packets,
         "bytes": line.bytes,
     }

@@ -1,10 +1,12 @@
 """Sockets on which the host itself listens: /proc/net text to values, and whom they stand against."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from ipaddress import IPv4Address, IPv6Address
 from typing import NamedTuple
 
-from virt_forward.model import Address, Forward, Proto
+from virt_forward import ports
+from virt_forward.model import MAX_PORT, Address, Forward, Proto
 
 LISTEN = {"tcp": "0A", "udp": "07"}
 """Socket states in /proc/net: TCP_LISTEN, and what an unconnected UDP socket shows (TCP_CLOSE)."""
@@ -19,13 +21,50 @@ class Listener(NamedTuple):
     inode: int = 0
 
 
+ByPort = ports.ByPort[Listener]
+
+
+class Details(NamedTuple):
+    """What sock_diag tells of sockets beyond /proc, by inode.
+
+    ``v6only`` take IPv6 alone; the port of ``autobound`` ones (UDP) was the kernel's choice;
+    ``devices`` are the indexes of the devices that sockets are bound to.
+    """
+
+    v6only: frozenset[int] = frozenset()
+    autobound: frozenset[int] = frozenset()
+    devices: Mapping[int, int] = {}
+
+
+class Reach(NamedTuple):
+    """Which packets the forwards of a guest take. The functions are called only where that matters.
+
+    ``localhost`` tells whether forwards without an address listen on 127.0.0.1, too; ``spared``
+    are addresses where no forward listens (the guest network's gateway); ``families`` are the IP
+    versions that the guest may have. ``details`` tells of sockets what /proc does not;
+    ``elsewhere`` tells the addresses of other links than a device's, ``devices`` the indexes of
+    the devices to which a socket may be bound and still get what arrives by one.
+    """
+
+    localhost: bool = False
+    spared: frozenset[Address] = frozenset()
+    families: frozenset[int] = frozenset((4, 6))
+    details: Callable[[], Details] = Details
+    elsewhere: Callable[[str], frozenset[Address]] = lambda _: frozenset()
+    devices: Callable[[str], frozenset[int]] = lambda _: frozenset()
+
+
 def parse(proto: Proto, text: str) -> Iterator[Listener]:
-    """Yield the listeners in the text of /proc/net/tcp, tcp6, udp or udp6 (proc_net_tcp.rst)."""
+    """Yield the listeners in the text of /proc/net/tcp, tcp6, udp or udp6 (proc_net_tcp.rst).
+
+    A line that is damaged is passed over, here and below.
+    """
     for line in text.splitlines()[1:]:
         fields = line.split()
         if len(fields) > 9 and fields[3] == LISTEN[proto]:
             host, _, port = fields[1].rpartition(":")
-            yield Listener(proto, _address(host), int(port, 16), int(fields[9]))
+            with suppress(ValueError, OverflowError):
+                yield _listener(proto, _address(host), int(port, 16), int(fields[9]))
 
 
 def parse_sctp(text: str) -> Iterator[Listener]:
@@ -36,14 +75,14 @@ def parse_sctp(text: str) -> Iterator[Listener]:
         fields = line.split()
         if len(fields) > 8 and fields[3] == "10":
             for host in fields[8:]:
-                yield Listener("sctp", ip_address(host), int(fields[5]), int(fields[7]))
+                with suppress(ValueError):
+                    yield _listener("sctp", ip_address(host), int(fields[5]), int(fields[7]))
 
 
-def parse_v6only(text: str) -> frozenset[int]:
-    """Return the inodes of the sockets that take IPv6 alone, from ``ss -6Hlntue`` (ss(8), IPV6_V6ONLY)."""
-    lines = (line.split() for line in text.splitlines())
-    inodes = (word for words in lines if "v6only:1" in words for word in words if word.startswith("ino:"))
-    return frozenset(int(word[4:]) for word in inodes if word[4:].isdigit())
+def _listener(proto: Proto, address: Address, port: int, inode: int) -> Listener:
+    if not 0 <= port <= MAX_PORT or inode < 0:
+        raise ValueError(f"no port, or no inode: {port}, {inode}")
+    return Listener(proto, address, port, inode)
 
 
 def _address(digits: str) -> Address:
@@ -56,49 +95,58 @@ def _address(digits: str) -> Address:
     return getattr(address, "ipv4_mapped", None) or address
 
 
-def against(
-    listeners: Iterable[Listener],
-    forward: Forward,
-    *,
-    localhost: bool,
-    spared: frozenset[Address],
-    v6only: Callable[[], frozenset[int]] = frozenset,
-) -> Iterator[Listener]:
-    """Yield the listeners that would lose connections to ``forward``.
+def against(listening: ByPort, forward: Forward, reach: Reach) -> Iterator[Listener]:
+    """Yield the sockets that would lose connections to ``forward``, by port, autobound ones included."""
+    found = ports.between(listening, forward.proto, forward.start, forward.end)
+    return (listener for listener in found if _meets(listener, forward, reach))
 
-    ``localhost`` tells whether forwards without an address listen on 127.0.0.1, too;
-    ``spared`` are addresses where no forward listens (the guest network's gateway);
-    ``v6only`` tells the inodes of sockets that take IPv6 alone; one on :: that is not among
-    them takes IPv4 as well. It is asked only where that matters.
+
+def autobound(listener: Listener, reach: Reach) -> bool:
+    """Tell whether a socket is a UDP client's, on a port that the kernel chose when it first sent.
+
+    It is no listener: nobody was told of the port, and answers to what it sent go by the entry
+    that conntrack has of that, past any forward. Neither the port's number nor the wildcard
+    address tells such a socket from a server's (WireGuard's 51820, mosh, QUIC); that no program
+    asked for the port (SOCK_BINDPORT_LOCK) does. TCP and SCTP sockets that listen, listen.
     """
-    for listener in listeners:
-        if (
-            listener.proto == forward.proto
-            and forward.start <= listener.port <= forward.end
-            and _meets(listener, forward, localhost, spared, v6only)
-        ):
-            yield listener
+    return listener.proto == "udp" and listener.inode in reach.details().autobound
 
 
-def _meets(
-    listener: Listener,
-    forward: Forward,
-    localhost: bool,
-    spared: frozenset[Address],
-    v6only: Callable[[], frozenset[int]],
-) -> bool:
-    address = listener.address
+def _meets(listener: Listener, forward: Forward, reach: Reach) -> bool:
     limit = forward.address or forward.source
+    if not _takes(listener, frozenset((limit.version,)) if limit else reach.families, reach):
+        return False
+    if forward.dev and _on_another_device(listener, forward.dev, reach):
+        return False
+    address = listener.address
     if address.is_unspecified:
-        if limit is None or limit.version == address.version:
-            return True
-        return address.version == 6 and listener.inode not in v6only()
+        return True
     if forward.address is not None:
         return address == forward.address
-    if limit is not None and limit.version != address.version:
-        return False
     if address.is_loopback:
-        return localhost and address.version == 4
+        return reach.localhost and address.version == 4 and forward.dev is None
     # What is sent to many, and to fe80::, never comes to the rules that look for a forward.
     elsewhere = address.is_multicast or (address.version == 6 and address.is_link_local)
-    return address not in spared and not elsewhere
+    return address not in reach.spared and not elsewhere
+
+
+def _takes(listener: Listener, families: frozenset[int], reach: Reach) -> bool:
+    """Tell whether a socket takes packets of one of the families."""
+    if listener.address.version in families:
+        return True
+    # One on :: takes IPv4 as well, unless it says that it does not.
+    unspecified6 = listener.address.version == 6 and listener.address.is_unspecified
+    return unspecified6 and listener.inode not in reach.details().v6only
+
+
+def _on_another_device(listener: Listener, dev: str, reach: Reach) -> bool:
+    """Tell whether a socket is bound to another device than ``dev``, or to an address of another link.
+
+    The kernel takes packets for any of its addresses by any device (the weak host model), so the
+    forward does get those for the other link's address that come by ``dev``. But nobody is sent
+    there by that way, unlike the socket's own link, where the forward takes nothing.
+    """
+    bound = reach.details().devices.get(listener.inode)
+    if bound is not None and bound not in reach.devices(dev):
+        return True
+    return not listener.address.is_unspecified and listener.address in reach.elsewhere(dev)

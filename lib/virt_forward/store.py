@@ -31,6 +31,10 @@ LOCK_SECONDS = 15.0
 """How long a hook waits for its turn. libvirtd waits for the hook, without a limit of its own."""
 
 
+STARTED = ".started"
+"""How the name of a change ends that was left without a record: the guest that is prepared runs."""
+
+
 class Left(NamedTuple):
     """A change that was left: the file's name, whose change it is, and what the guest is to be."""
 
@@ -64,7 +68,7 @@ class Store:
     @contextlib.contextmanager
     def lock(self, seconds: float | None = None) -> Iterator[None]:
         """Hold the lock; raises LockTimeout after ``seconds``, StateError where it cannot be had."""
-        limit = LOCK_SECONDS if seconds is None else seconds
+        limit = process.left(LOCK_SECONDS if seconds is None else seconds)
         fd = self._locked(limit, time.monotonic() + limit)
         process.held.add(fd)
         try:
@@ -172,6 +176,13 @@ class Store:
             raise StateError(f"{where}: is the record of another guest, {guest.uuid}")
         return guest
 
+    def age_of_guest(self, uuid: str) -> float:
+        """Return how many seconds ago a guest's record was written; infinity where there is none."""
+        try:
+            return abs(time.time() - os.stat(self._at("guests", f"{uuid}.json")).st_mtime)
+        except OSError:
+            return float("inf")
+
     def guests(self) -> tuple[list[Guest], list[StateError]]:
         """Return all records, and what is wrong with those that are damaged."""
         found, errors = [], []
@@ -197,6 +208,10 @@ class Store:
         name = f"{uuid}.{time.monotonic_ns():020}.{os.getpid()}"
         self.write(f"todo/{name}.json", records.dump_guest(guest) if guest else "")
 
+    def leave_started(self, uuid: str) -> None:
+        """Leave word that a guest which is recorded as prepared runs now: an empty file needs no space."""
+        self.write(f"todo/{uuid}.{time.monotonic_ns():020}.{os.getpid()}{STARTED}.json", "")
+
     def left(self) -> tuple[list[Left], list[StateError]]:
         """Return the changes that were left, the oldest of each guest first, and what cannot be read."""
         found, errors = [], []
@@ -204,7 +219,12 @@ class Store:
             uuid, path = name.partition(".")[0], f"todo/{name}.json"
             text = self.read(path)
             try:
-                found.append(Left(name, uuid, self._checked(uuid, text, path) if text else None))
+                if name.endswith(STARTED):
+                    guest = self.guest(uuid)
+                    running = guest and guest._replace(phase="running")
+                    found.append(Left(name, uuid if running else "", running))
+                else:
+                    found.append(Left(name, uuid, self._checked(uuid, text, path) if text else None))
             except StateError as error:
                 errors.append(error)
                 found.append(Left(name, "", None))
@@ -246,7 +266,7 @@ def _flock(fd: int, limit: float, until: float) -> None:
     """Wait for the lock in the kernel's queue, which is fair, for a bounded time."""
 
     def expired(_signal: int, _frame: FrameType | None) -> None:
-        raise LockTimeout(f"another virt-forward process has held the lock for {limit:g} seconds")
+        raise LockTimeout(f"another virt-forward process has held the lock for {limit:.2g} seconds")
 
     before = signal.signal(signal.SIGALRM, expired)
     # Zero would switch the timer off; one that rings just before the wait begins has to ring again.

@@ -4,11 +4,12 @@ import contextlib
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
-from virt_forward import ask, claims, hostfacts, libvirt_api
-from virt_forward.addresses import asking, resolve
+from virt_forward import ask, claims, hostfacts, hostports, libvirt_api
+from virt_forward.addresses import asking, attachments, resolve
 from virt_forward.config import Config
 from virt_forward.engine import Engine, judged
 from virt_forward.errors import VirtForwardError
+from virt_forward.ledger import Ledger
 from virt_forward.libvirt_api import DomainState
 from virt_forward.metadata.domain import MetadataError, parse_domain
 from virt_forward.metadata.network import parse_network
@@ -50,7 +51,7 @@ def sync(only: Collection[str] | None = None, *, ask_guests: bool = True) -> Out
     errors: list[VirtForwardError] = []
     running = _running([state for state in domains if state.active], seen, store, config, errors)
     if ask_guests:
-        running = _asked(running, store)
+        running = _asked(running, store, config)
     broken = {error.domain.uuid for error in errors if isinstance(error, MetadataError)} - set(running)
     with store.lock():
         now = _records(store)
@@ -64,7 +65,7 @@ def sync(only: Collection[str] | None = None, *, ask_guests: bool = True) -> Out
 
 
 def _records(store: Store) -> dict[str, Guest]:
-    return {guest.uuid: guest for guest in store.guests()[0]}
+    return Ledger(store).merged()
 
 
 def _remember_networks(texts: Iterable[bytes], store: Store) -> None:
@@ -92,14 +93,21 @@ def _running(
 ) -> dict[str, Running]:
     domains = [domain for domain in (_parsed(state, errors) for state in states) if domain]
     names = {nic.source for domain in domains for nic in domain.nics if nic.type == "network"}
-    facts = hostfacts.facts(store.networks(), names)
-    listening = hostfacts.listening_now()
+    facts = hostfacts.facts(config, store.networks(), names)
+    listening = hostports.listening_now()
     found: dict[str, Running] = {}
     for domain in domains:
-        judge, spared = hostfacts.port_judge(config, resolve.places(domain.nics, facts), listening)
+        before = known.get(domain.uuid)
+        judge, spared = hostports.port_judge(
+            config,
+            attachments.places(domain.nics, facts),
+            listening,
+            hosts=domain.declaration.hosts if domain.declaration else (),
+            held=before.forwards if before else (),
+        )
         try:
             guest = resolve.resolve(domain, facts, config, "running", spared)
-            guest = resolve.remembering(guest, known.get(domain.uuid), facts)
+            guest = resolve.remembering(guest, before, facts)
             found[domain.uuid] = Running(guest, judge)
         except VirtForwardError as error:
             errors.append(MetadataError(domain, error.messages))
@@ -107,7 +115,7 @@ def _running(
     return found | {domain.uuid: kept for domain in broken if (kept := _kept(domain, known, facts))}
 
 
-def _kept(domain: Domain, known: Mapping[str, Guest], facts: resolve.Facts) -> Running | None:
+def _kept(domain: Domain, known: Mapping[str, Guest], facts: attachments.Facts) -> Running | None:
     """Return a guest that cannot be understood as it was, but for NICs that came or went meanwhile."""
     before = known.get(domain.uuid)
     if before is None or before.phase != "running" or before.nics == domain.nics:
@@ -115,7 +123,7 @@ def _kept(domain: Domain, known: Mapping[str, Guest], facts: resolve.Facts) -> R
     return Running(resolve.reseat(before._replace(nics=domain.nics), facts), dict(before.conflicts).get)
 
 
-def _asked(running: dict[str, Running], store: Store) -> dict[str, Running]:
+def _asked(running: dict[str, Running], store: Store, config: Config) -> dict[str, Running]:
     """Return the running guests, those without an address seated where they say they are."""
     networks = store.networks()
     questions = [item for one in running.values() for item in asking.questions(one.guest, networks)]
@@ -123,7 +131,7 @@ def _asked(running: dict[str, Running], store: Store) -> dict[str, Running]:
         return running
     heard = ask.once(questions)
     facts = hostfacts.facts(
-        networks, {name for one in running.values() for name in one.guest.networks}, heard
+        config, networks, {name for one in running.values() for name in one.guest.networks}, heard
     )
     return {uuid: one._replace(guest=resolve.reseat(one.guest, facts)) for uuid, one in running.items()}
 
@@ -140,13 +148,21 @@ def _parsed(state: DomainState, errors: list[VirtForwardError]) -> Domain | None
 def _settle(
     running: Mapping[str, Running], now: Mapping[str, Guest], moved: set[str]
 ) -> dict[str, Guest | None]:
-    """Return the guests to write; who has a claim already keeps it before anybody new."""
-    others = (guest for uuid, guest in now.items() if uuid in moved or uuid not in running)
-    index = tuple(row for guest in others for row in claims.rows(guest))
+    """Return the guests to write. What a running guest has already is not given to another one."""
+    others = [guest for uuid, guest in now.items() if uuid in moved or uuid not in running]
+    order = sorted((uuid for uuid in running if uuid not in moved), key=lambda uuid: _turn(uuid, now))
+    wanted = claims.reconciled((*others, *(running[uuid].guest for uuid in order)))[len(others) :]
+    held = claims.Held(row for guest in others for row in claims.rows(guest))
+    for guest in wanted:
+        held.add(claims.rows(claims.incumbent(guest, now.get(guest.uuid))))
     settled: dict[str, Guest | None] = {}
-    for uuid in sorted(running, key=lambda uuid: (uuid not in now, uuid)):
-        if uuid not in moved:
-            guest = judged(index, running[uuid].guest, now.get(uuid), running[uuid].judge)
-            index += claims.rows(guest)
-            settled[uuid] = guest
+    for guest in wanted:
+        upheld = judged(held.near(guest), guest, now.get(guest.uuid), running[guest.uuid].judge)
+        held.add(claims.rows(upheld))
+        settled[guest.uuid] = upheld
     return settled
+
+
+def _turn(uuid: str, now: Mapping[str, Guest]) -> tuple[bool, bool, str]:
+    """Return a sort key: who has all that it wants comes first, then who was kept out, then who is new."""
+    return uuid not in now, uuid in now and bool(now[uuid].conflicts), uuid

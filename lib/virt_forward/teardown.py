@@ -17,8 +17,8 @@ def main() -> int:
         return 0
     try:
         with store.lock():
-            guests = {guest.uuid: None for guest in store.guests()[0]}
-            Engine(store, load_config_or_last(store), hostfacts.own_addresses()).change(guests)
+            engine = Engine(store, load_config_or_last(store), hostfacts.own_addresses())
+            engine.change(dict.fromkeys(engine.guests()))
     except VirtForwardError as error:
         log.error(f"uninstall: {error}")
         return 1

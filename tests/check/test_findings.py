@@ -1,12 +1,17 @@
 """Each finding found where it is, and only there."""
 
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 
 import pytest
 
-from virt_forward.check import findings, includes, listing
-from virt_forward.check.facts import Facts, Flush, Forwarding, Hook
-from virt_forward.model import Domain, Forward, Guest, Seat
+from unit.build import UUID, domain_xml
+from virt_forward import vetoes
+from virt_forward.absent import Host
+from virt_forward.check import findings, includes, listing, reading
+from virt_forward.check.facts import Facts, Flush, Forwarding, Hook, Veto
+from virt_forward.libvirt_api import DomainState
+from virt_forward.metadata.domain import MetadataError
+from virt_forward.model import Domain, Forward, Guest, Nic, Seat
 
 WEB = Guest(
     "1a2b3c4d-0000-4000-8000-000000000001",
@@ -17,6 +22,13 @@ WEB = Guest(
 HOOK = Hook("qemu", "/etc/libvirt/hooks/qemu", True, True, 100.0, 200.0)
 FLUSH = Flush("/etc/nftables.conf", True, True, False, False)
 TABLE = 'table inet virt-forward {\n\tset own {\n\t\ttype ifname\n\t\telements = { "b", "a" }\n\t}\n}\n'
+UNKNOWN = WEB._replace(seats=(), nics=(Nic("52:54:00:00:00:01", "bridge", "virbr0"),))
+HOST = Host(
+    frozenset({ip_address("192.0.2.1")}), (ip_network("127.0.0.0/8"),), frozenset({"enp1s0", "virbr0"})
+)
+ON_AN_ADDRESS = (Forward("tcp", 8080, 8080, 80, ip_address("203.0.113.7")),)
+ON_A_DEVICE = (Forward("tcp", 8080, 8080, 80, dev="enp9s0"),)
+LATE = Veto(WEB.uuid, WEB.forwards[0], vetoes.listening("tcp", 8080, ip_address("0.0.0.0"), "nginx"))
 GOOD = Facts(
     guests=(WEB,),
     running=(Domain("web", WEB.uuid),),
@@ -50,7 +62,17 @@ def test_nothing_is_found_where_all_is_well() -> None:
             "host-port-taken",
             "web",
         ),
-        (GOOD._replace(guests=(WEB._replace(seats=()),)), "no-address", "web"),
+        (GOOD._replace(guests=(UNKNOWN,)), "no-address", "web"),
+        (GOOD._replace(invalid=(MetadataError(Domain("db", "2"), ("a", "b")),)), "metadata-invalid", "db"),
+        (GOOD._replace(vetoes=(LATE,)), "host-port-taken", "web"),
+        (GOOD._replace(guests=(WEB._replace(forwards=ON_AN_ADDRESS),), host=HOST), "address-absent", "web"),
+        (GOOD._replace(guests=(WEB._replace(forwards=ON_A_DEVICE),), host=HOST), "device-absent", "web"),
+        (GOOD._replace(uplinks=("enp1s0", "enp9s0"), host=HOST), "device-absent", None),
+        (
+            GOOD._replace(running=(Domain("db", "2", (Nic("", "user"),)), Domain("web", WEB.uuid))),
+            "table-missing",
+            "db",
+        ),
     ],
 )
 def test_each_is_found_with_its_fix(facts: Facts, found: str, domain: str | None) -> None:
@@ -58,6 +80,75 @@ def test_each_is_found_with_its_fix(facts: Facts, found: str, domain: str | None
     assert (problem.id, problem.domain) == (found, domain)
     assert problem.message
     assert problem.fix
+
+
+def test_invalid_metadata_of_any_domain_is_read() -> None:
+    broken = domain_xml('<forwards xmlns="urn:virt-forward:1"><portForward/></forwards>')
+    states = [
+        DomainState("web", UUID, False, broken),
+        DomainState("db", UUID, True, domain_xml()),
+        DomainState("no", UUID, True, b"<x/>"),
+    ]
+    (error,) = reading._invalid(states)
+    (problem,) = findings.problems(GOOD._replace(invalid=(error,)))
+    assert problem.message.startswith("line 4: <portForward>: attribute proto is missing")
+    assert problem.fix == "correct it with: virsh edit web"
+
+
+def test_a_late_listener_is_told_with_program_port_and_guest() -> None:
+    (problem,) = findings.problems(GOOD._replace(vetoes=(LATE,)))
+    assert (problem.severity, problem.domain) == ("warning", "web")
+    assert "tcp/8080 is taken by nginx on the host" in problem.message
+    assert "ss -Hlntp sport = :8080" in problem.fix
+
+
+def test_what_the_host_does_not_have_is_told_once_for_all_forwards() -> None:
+    many = tuple(Forward("tcp", port, port, 80, ip_address("203.0.113.7")) for port in range(8001, 8010))
+    (problem,) = findings.problems(GOOD._replace(guests=(WEB._replace(forwards=many),), host=HOST))
+    assert problem.severity == "warning"
+    assert "203.0.113.7:8001:80/tcp" in problem.message
+    assert "and 4 more cannot be reached: no interface of this host has 203.0.113.7 now" in problem.message
+    assert "virsh edit web" in problem.fix
+
+
+def test_what_the_host_has_is_no_finding() -> None:
+    present = (
+        Forward("tcp", 8080, 8080, 80, ip_address("192.0.2.1"), "enp1s0"),
+        Forward("tcp", 8081, 8081, 80, ip_address("127.0.0.9")),
+    )
+    facts = GOOD._replace(guests=(WEB._replace(forwards=present),), host=HOST, uplinks=("enp1s0",))
+    assert findings.problems(facts) == []
+    prepared = WEB._replace(forwards=ON_AN_ADDRESS, phase="prepared")
+    assert findings.problems(facts._replace(guests=(prepared,))) == []
+
+
+@pytest.mark.parametrize(
+    ("device", "fix"),
+    [
+        ("enp1s0", "sysctl -w net.ipv4.conf.enp1s0.forwarding=1;"),
+        ("eth0.100", "sysctl -w net/ipv4/conf/eth0.100/forwarding=1;"),
+        ("lan;reboot", 'sysctl -w net.ipv4.conf."lan;reboot".forwarding=1;'),
+    ],
+)
+def test_the_fix_names_a_setting_that_sysctl_finds(device: str, fix: str) -> None:
+    (problem,) = findings.problems(GOOD._replace(forwarding=(Forwarding(device, 4, False),)))
+    assert problem.fix.startswith(fix)
+
+
+def test_the_fix_for_an_address_that_is_not_known_fits_the_reason() -> None:
+    (unknown,) = findings.problems(GOOD._replace(guests=(UNKNOWN,)))
+    assert unknown.fix.startswith("wait for its DHCP and run virt-forward sync")
+    misnamed = UNKNOWN._replace(nics=(Nic("52:54:00:00:00:01", "bridge", "br 0"),))
+    (nowhere,) = findings.problems(GOOD._replace(guests=(misnamed,)))
+    assert 'its bridge has the name "br 0", which cannot be served' in nowhere.message
+    assert nowhere.fix == "correct its interfaces, or mac= in its metadata (virsh edit web)"
+
+
+def test_a_guest_that_cannot_be_served_is_not_told_to_sync() -> None:
+    facts = GOOD._replace(running=(Domain("web", WEB.uuid), Domain("db", "2", (Nic("", "bridge", "br 0"),))))
+    (problem,) = findings.problems(facts)
+    assert 'its bridge has the name "br 0", which cannot be served' in problem.message
+    assert problem.fix == "virsh edit db"
 
 
 def test_without_libvirt_nothing_is_said_of_its_guests() -> None:
@@ -106,6 +197,19 @@ def test_includes_are_followed(text: str, flushes: bool, included: bool) -> None
 
     assert includes.flushes(text, read) is flushes
     assert includes.included_after(text, OURS, read) is included
+
+
+def test_files_that_include_each_other_are_read_once_each() -> None:
+    asked: list[str] = []
+    everything = "".join(f"include '{number}.nft'\n" for number in range(10))
+
+    def read(pattern: str) -> list[tuple[str, str]]:
+        asked.append(pattern)
+        return [(pattern, f"flush ruleset\n{everything}" if pattern == "9.nft" else everything)]
+
+    assert includes.flushes(everything, read)
+    assert not includes.included_after(INCLUDE + everything, OURS, read)
+    assert len(asked) <= 2 * 11 * 10
 
 
 def test_a_listing_is_compared_by_its_parts() -> None:

@@ -29,7 +29,10 @@ def test_a_forward_waits_for_its_guests_lease_and_sync_completes_it(empty: Host)
     lease = empty.wait_lease(ANY)
     # systemd 252 keeps no lease file, and the guest has not spoken with its host: it is asked.
     empty.command("sync")
-    assert [(row["state"], row["guest"]) for row in empty.forwards()] == [("active", [lease])]
+    (row,) = empty.forwards()
+    assert (row["state"], row["guest"], row["origins"]) == ("active", [lease], ["probed"])
+    told = empty.command("check", ANY.name, check=False).out.splitlines()
+    assert told[-1] == f"{ANY.name}: {lease} on virbr0 (probed)"
     eventually(lambda: empty.fetch(8080) == ANY.page, "reached at its lease", timeout=10)
     empty.virsh("destroy", ANY.name)
     assert states(empty) == ["inactive"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -14,8 +15,8 @@ from faults.edges import Outcome, Steps, missing, refused
 from faults.world import NAMES, World, xml_of
 from lab import person
 from lab.proc import REPO, eventually, run
-from lab.xml import domain, uuid_of
-from virt_forward import conntrack, journal, nft, records, store
+from lab.xml import Network, domain, network_hook, uuid_of
+from virt_forward import conntrack, hook, journal, nft, records, refresh, store, teardown
 from virt_forward.model import Guest
 
 pytestmark = pytest.mark.root
@@ -72,6 +73,18 @@ def test_without_nft_no_guest_with_forwards_starts_and_it_is_said_why(two: World
     two.stop("late")
 
 
+def test_what_nft_refuses_of_one_guest_refuses_no_other_guests_start(two: World) -> None:
+    """web's end could not be told to the kernel; late has no part in that."""
+    failing = Steps(1, program("nft"), refused(5), forever=True)
+    assert two.event("web", "stopped", failing).status == 0
+    done = two.event("late", "prepare", Steps(1, program("nft"), refused(5), forever=True))
+    assert (done.status, done.err) == (0, "")
+    assert "nft refused" in done.reasons
+    assert two.event("late", "started").status == 0
+    two.stop("mail")
+    two.assert_right("db", "late")
+
+
 def hanging(folder: Path, name: str) -> Callable[[], None]:
     """Put a program of that name first that never ends, and make us less patient with it."""
     program = folder / name
@@ -101,6 +114,23 @@ def test_a_program_that_hangs_is_given_up(two: World, tmp_path: Path, name: str,
     two.start("late")
     running = ["web", "db", "late"] if operation == "stopped" else ["web", "db", "mail", "late"]
     two.assert_right(*running, why=done)
+
+
+@pytest.mark.parametrize("name", ["ip", "nft"])
+def test_hook_has_one_deadline_for_all_that_it_runs(two: World, tmp_path: Path, name: str) -> None:
+    """Programs that each use up a time of their own would keep libvirtd waiting for the sum."""
+    hanging(tmp_path, name)
+
+    def patch() -> None:
+        os.environ["PATH"] = f"{tmp_path}:{os.environ['PATH']}"
+        vars(hook)["SECONDS"] = 1
+
+    done = two.event("mail", "started", patch=patch)
+    assert done.status == 0
+    # Far less than a program has by itself.
+    assert re.search(rf"{name} did not finish within (0\.\d+|1) seconds", done.reasons), done
+    two.start("late")
+    two.assert_kept("web", "db", "late")
 
 
 def test_a_hook_that_dies_while_nft_works_lets_nobody_overtake_it(two: World, tmp_path: Path) -> None:
@@ -194,6 +224,18 @@ def test_a_full_run_directory_and_a_flushed_table(small: World) -> None:
     ballast.unlink()
     small.stop("db")
     small.assert_right("web")
+
+
+def test_start_in_a_full_run_directory_is_made_good_by_the_next_event(small: World) -> None:
+    small.start("web")
+    assert small.event("db", "prepare").status == 0
+    ballast = fill(small)
+    done = small.event("db", "started")
+    assert done.status == 0
+    assert "No space left" in done.reasons
+    ballast.unlink()
+    small.start("late")
+    small.assert_right("web", "db", "late")
 
 
 def test_a_read_only_run_directory(small: World) -> None:
@@ -436,6 +478,38 @@ def test_the_last_word_counts_of_what_was_left(two: World, held: Path) -> None:
     two.lab.host._undo.close()
     two.start("late")
     two.assert_right("db", "mail", "late")
+
+
+NETWORK_EVENT = network_hook(Network("default", "virbr9", "bridge"), port_of="mail").encode()
+OTHERS_WORK: dict[str, Callable[[], object]] = {
+    "verify": lambda: refresh.verify(store.Store()),
+    "network event": lambda: hook.main("network", ["default", "port-created", "begin", "-"], NETWORK_EVENT),
+}
+
+
+@pytest.mark.parametrize("work", OTHERS_WORK.values(), ids=OTHERS_WORK)
+def test_queued_change_is_not_undone_by_other_work_on_the_guest(
+    two: World, held: Path, work: Callable[[], object]
+) -> None:
+    impatiently(two, "mail", "started")
+    impatiently(two, "web", "stopped")
+    two.lab.host._undo.close()
+    assert two.apart(lambda: int(bool(work()))).status == 0
+    two.assert_right("db", "mail")
+
+
+def test_teardown_opens_no_guest_whose_start_was_queued(two: World, held: Path) -> None:
+    impatiently(two, "mail", "started")
+    two.lab.host._undo.close()
+    assert two.apart(teardown.main).status == 0
+    two.assert_right()
+
+
+def test_sync_does_not_open_a_guest_whose_start_was_queued_before_it_ended(two: World, held: Path) -> None:
+    impatiently(two, "mail", "started")
+    two.lab.host._undo.close()
+    assert two.sync("web", "db").status == 0
+    two.assert_right("web", "db")
 
 
 def test_a_guest_left_for_later_takes_no_port_of_the_host(two: World, held: Path) -> None:

@@ -67,7 +67,7 @@ class World:
             patch()
             return hook.main("qemu", arguments, text) if quick.concerns_us(arguments, text) else 0
 
-        return self._apart(call, steps)
+        return self.apart(call, steps)
 
     def sync(self, *running: str, steps: Steps | None = None) -> Outcome:
         """Do what ``virt-forward sync`` does, while libvirt says that these guests run."""
@@ -80,9 +80,10 @@ class World:
             # There are no guests in this world that could answer.
             return 1 if sync.sync(ask_guests=False).errors else 0
 
-        return self._apart(call, steps)
+        return self.apart(call, steps)
 
-    def _apart(self, call: Callable[[], int], steps: Steps | None) -> Outcome:
+    def apart(self, call: Callable[[], int], steps: Steps | None = None) -> Outcome:
+        """Call a function in a process of its own, on this host."""
         place = Place(self.lab.host.path, {**HOOK_ENV, **self.lab.env}, self.lab.dir)
         return apart(place, call, steps or Steps())
 

@@ -17,7 +17,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from unit.world import Event, World
-from virt_forward.addresses.resolve import Bridge, Facts, resolve
+from virt_forward import ports
+from virt_forward.addresses.attachments import Bridge, Facts
+from virt_forward.addresses.resolve import resolve
 from virt_forward.config import parse_config
 from virt_forward.metadata.domain import parse_domain
 from virt_forward.model import Guest, PortForward, Reservation
@@ -58,6 +60,8 @@ class Case:
         return Facts(bridges=made.__getitem__)
 
     def spared(self, item: PortForward) -> list[Span]:
+        if not ports.names_no_port(item):
+            return []
         known = json.loads(self._text("facts.json") or "{}").get("spared", {})
         return [(start, end) for start, end in known.get(item.proto, [])]
 

@@ -155,7 +155,7 @@ def test_a_network_in_bridge_mode_is_the_bridge_it_names(host: Host) -> None:
     host.run(["virsh", "-q", "net-create", "/dev/stdin"], stdin=LAN)
     host.start(PLUGGED)
     (row,) = host.forwards()
-    assert (row["state"], row["guest"]) == ("active", [GUEST4])
+    assert (row["state"], row["guest"], row["origins"]) == ("active", [GUEST4], ["reserved"])
     assert "LIBVIRT_FWI" not in host.ruleset_but_ours()
     # The bridge is not libvirt's: it stays, and the guest on it.
     host.virsh("net-destroy", "lan")

@@ -7,7 +7,9 @@ from collections.abc import Iterator
 import pytest
 
 from lab import netns
+from lab.watching import service
 from netns.support import Cast, Scene
+from netns.trust import APP4, Guests
 
 
 @pytest.fixture(scope="module")
@@ -24,3 +26,26 @@ def cast(built: Cast) -> Iterator[Cast]:
         yield built
     finally:
         built.scene.reset()
+
+
+@pytest.fixture
+def unwatched(lab: netns.Lab) -> Guests:
+    """Guests web and db, not started, and app, which runs; there is no service."""
+    made = Guests(lab)
+    made.address(made.app, APP4)
+    made.start("app", APP4)
+    return made
+
+
+@pytest.fixture
+def watched(unwatched: Guests) -> Iterator[Guests]:
+    """The same with the service running."""
+    with service(unwatched.lab) as unwatched.service:
+        yield unwatched
+
+
+@pytest.fixture(params=["unwatched", "watched"])
+def guests(request: pytest.FixtureRequest) -> Guests:
+    """Each of the two in turn."""
+    made: Guests = request.getfixturevalue(request.param)
+    return made

@@ -125,6 +125,19 @@ def test_a_repeated_event_cuts_nothing(cast: Cast) -> None:
     assert [answers(talk) for talk in talks] == ["web"] * 4
 
 
+def test_range_that_is_made_longer_or_loses_a_port_cuts_no_other_flow(cast: Cast) -> None:
+    cast.scene.start("web", *declared("5000-5020"))
+    talks = [cast.client.conversation(family.host, 5005, proto) for family, proto in KINDS]
+    assert [answers(talk) for talk in talks] == ["web"] * 4
+    before = {proto: identities(cast, proto) for proto in ("tcp", "udp")}
+    for ranges in (("5000-5030",), ("5000-5030", "!5010"), ("5004-5006",), ("5000-5004", "5005-5020")):
+        cast.scene.event("web", "reconnect", *declared(*ranges))
+        assert {proto: identities(cast, proto) for proto in before} == before
+    assert [answers(talk) for talk in talks] == ["web"] * 4
+    cast.scene.event("web", "reconnect", *declared("5000-5004"))
+    assert {proto: identities(cast, proto) for proto in before} == {proto: set() for proto in before}
+
+
 @both
 def test_a_udp_client_that_knocked_before_the_start_gets_through_after(cast: Cast, family: Family) -> None:
     with stateful(cast):
@@ -140,6 +153,22 @@ def test_a_udp_client_that_knocked_before_the_start_gets_through_after(cast: Cas
         assert tracked(cast, family, "udp", "--orig-port-dst", "5354") == others == 1
         # The first word may still meet the refusal of the last knock.
         eventually(lambda: answers(talk) == "web", "the guest answers the client that knocked")
+
+
+@both
+def test_udp_client_that_knocked_while_the_table_was_flushed_gets_through_after(
+    cast: Cast, family: Family
+) -> None:
+    cast.scene.start("web", port_forward("5353:80", proto="udp"))
+    cast.scene.start("db", port_forward("5354:80", proto="udp"))
+    cast.host.run(["nft", "flush", "ruleset"])
+    with stateful(cast):
+        talks = [cast.client.conversation(family.host, port, "udp") for port in (5353, 5354)]
+        assert [answers(talk) for talk in talks] == [None, None]
+        # The event of one guest restores the table of all.
+        cast.scene.event("web", "reconnect", port_forward("5353:80", proto="udp"))
+        for talk, name in zip(talks, ("web", "db"), strict=True):
+            eventually(lambda talk=talk, name=name: answers(talk) == name, f"{name} answers")  # type: ignore[misc]
 
 
 def test_a_forward_that_moves_takes_its_clients_along(cast: Cast) -> None:

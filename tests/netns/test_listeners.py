@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import socket
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,25 +11,30 @@ from pathlib import Path
 
 import pytest
 
-from lab.xml import port_forward
-from netns.support import V4, V6, Cast
+from lab.netns import UPLINK, UPLINK2
+from lab.payload import socket_in
+from lab.xml import Nic, domain, forwards, port_forward
+from netns.support import ANSWERED, V4, V6, Cast, who
 
 pytestmark = pytest.mark.root
 
 PROGRAM = """#!/usr/bin/python3
 import socket, sys, time
-host, kind, only, *ports = sys.argv[1:]
+host, kind, only, device, *ports = sys.argv[1:]
 family = socket.AF_INET6 if ":" in host else socket.AF_INET
 kept = []
 for port in map(int, ports):
     sock = socket.socket(family, socket.SOCK_STREAM if kind == "tcp" else socket.SOCK_DGRAM)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     if only:
         sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(only))
+    if device:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, device.encode())
     sock.bind((host, port))
     if kind == "tcp":
         sock.listen()
     kept.append(sock)
-print("ready", flush=True)
+print("serving", flush=True)
 time.sleep(60)
 """
 
@@ -47,6 +53,7 @@ class Case:
     against: tuple[str, ...]
     only: str = ""
     kind: str = "tcp"
+    device: str = ""
 
 
 CASES = [
@@ -74,17 +81,22 @@ def listening(cast: Cast, case: Case) -> Iterator[None]:
     program.chmod(stat.S_IRWXU)
     log = Path(cast.scene.lab.dir, "mysshd.log")
     log.write_text("")
-    process = cast.host.background([program, case.host, case.kind, case.only, *map(str, PORTS)], log)
+    process = cast.host.background(
+        [program, case.host, case.kind, case.only, case.device, *map(str, PORTS)], log
+    )
     try:
-        process.wait_for(lambda: "ready" in process.text(), "the listener is there")
+        process.wait_for(lambda: "serving" in process.text(), "the listener is there")
         yield
     finally:
         process.end()
 
 
-def taken(cast: Cast, case: Case) -> dict[int, str]:
-    """Return by port what a start with every kind of limit is told."""
-    declared = [port_forward(str(port), proto=case.kind, attributes=limits) for port, limits in PORTS.items()]
+def taken(cast: Cast, case: Case, more: str = "") -> dict[int, str]:
+    """Return by port what a start with every kind of limit is told; ``more`` attributes limit all of them."""
+    declared = [
+        port_forward(str(port), proto=case.kind, attributes=f"{limits} {more}")
+        for port, limits in PORTS.items()
+    ]
     said = cast.scene.event("web", "prepare", *declared, check=False).err
     return {port: line for port in PORTS for line in said.splitlines() if f"/{port} is taken by" in line}
 
@@ -123,3 +135,139 @@ def test_what_is_connected_is_no_listener(cast: Cast) -> None:
     with cast.client.serve("tcp", 9999), cast.host.conversation(V4.client, 9999, sport=2222) as talk:
         assert talk.ask() is not None
         cast.scene.event("web", "prepare", port_forward("2222"))
+
+
+@pytest.mark.parametrize(
+    ("case", "dev", "against"),
+    [
+        (Case("0.0.0.0", (), device=UPLINK2), UPLINK, ()),
+        (Case("0.0.0.0", (), "", "udp", UPLINK2), UPLINK, ()),
+        (Case("0.0.0.0", (), device=UPLINK), UPLINK, (ANY, AT4, EXTRA, FROM4)),
+        (Case("::", (), "0", "tcp", UPLINK), UPLINK, EVERYTHING),
+        (Case(V4.second_host, ()), UPLINK, ()),
+        (Case(V6.second_host, ()), UPLINK, ()),
+        (Case(V4.second_host, ()), UPLINK2, (ANY, FROM4)),
+        (Case(V4.host, ()), UPLINK, (ANY, AT4, FROM4)),
+    ],
+    ids=str,
+)
+def test_a_listener_of_another_device_than_dev_is_no_conflict(
+    cast: Cast, case: Case, dev: str, against: tuple[str, ...]
+) -> None:
+    with listening(cast, case):
+        said = taken(cast, case, f'dev="{dev}"')
+    assert tuple(PORTS[port] for port in said) == against
+
+
+def test_a_socket_on_another_device_keeps_its_connections_beside_a_forward_with_dev(cast: Cast) -> None:
+    with contextlib.closing(socket_in(cast.host.path, socket.AF_INET, "udp")) as server:
+        server.settimeout(ANSWERED)
+        server.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, UPLINK2.encode())
+        server.bind(("0.0.0.0", 5353))
+        cast.scene.start("web", port_forward("5353:80", proto="udp", attributes=f'dev="{UPLINK}"'))
+        assert who(cast.client, V4.host, 5353, "udp") == "web"
+        with contextlib.closing(socket_in(cast.client2.path, socket.AF_INET, "udp")) as other:
+            other.sendto(b"hello", (V4.second_host, 5353))
+            assert server.recv(100) == b"hello"
+
+
+@pytest.mark.parametrize(
+    ("case", "against"),
+    [
+        (Case("::", (), "1"), (AT6, FROM6)),
+        (Case(V6.host, ()), (AT6, FROM6)),
+        (Case("::", (), "0"), EVERYTHING),
+        (Case("0.0.0.0", ()), (ANY, AT4, EXTRA, FROM4)),
+    ],
+    ids=str,
+)
+def test_a_listener_on_ipv6_alone_is_no_conflict_with_a_guest_that_has_ipv4_alone(
+    cast: Cast, case: Case, against: tuple[str, ...]
+) -> None:
+    with bridge4(cast) as bridge, listening(cast, case):
+        declared = (port_forward(str(port), attributes=limits) for port, limits in PORTS.items())
+        text = domain("four", forwards(*declared), [Nic(bridge, "52:54:00:00:00:44")], "prepare")
+        said = cast.scene.lab.hook("qemu", "four", "prepare", xml=text, check=False).err
+    found = [limits for port, limits in PORTS.items() if f"/{port} is taken by" in said]
+    assert tuple(found) == against
+
+
+@contextlib.contextmanager
+def bridge4(cast: Cast) -> Iterator[str]:
+    """Make a bridge on which the host has IPv4 alone."""
+    cast.scene.lab.add_bridge("virbr4", "10.40.0.1/24")
+    try:
+        yield "virbr4"
+    finally:
+        cast.host.ip("link del virbr4")
+
+
+CLIENT_PORT = 40000
+
+
+@pytest.fixture
+def client_socket(cast: Cast) -> Iterator[socket.socket]:
+    """A program of the host that asks somebody by UDP; the kernel chooses its port, of which there is one."""
+    before = cast.host.run(["sysctl", "-n", RANGE]).out.split()
+    cast.host.sysctl(RANGE, f"{CLIENT_PORT} {CLIENT_PORT}")
+    try:
+        with (
+            contextlib.closing(cast.client.serve("udp", 9999, name="resolver")),
+            contextlib.closing(socket_in(cast.host.path, socket.AF_INET, "udp")) as sock,
+        ):
+            sock.settimeout(ANSWERED)
+            yield sock
+    finally:
+        cast.host.sysctl(RANGE, " ".join(before))
+
+
+RANGE = "net.ipv4.ip_local_port_range"
+
+
+def asked(sock: socket.socket) -> bool:
+    """Ask the resolver from an unconnected socket, and tell whether its answer comes back."""
+    sock.sendto(b"who are you?\n", (V4.client, 9999))
+    return b"resolver" in sock.recv(2048)
+
+
+def test_a_clients_udp_socket_refuses_no_start_and_goes_on_getting_its_answers(
+    cast: Cast, client_socket: socket.socket
+) -> None:
+    assert asked(client_socket)
+    assert client_socket.getsockname()[1] == CLIENT_PORT
+    cast.scene.start("web", port_forward(f"{CLIENT_PORT}:80", proto="udp"))
+    assert who(cast.client, V4.host, CLIENT_PORT, "udp") == "web"
+    assert asked(client_socket)
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_wide_forward_leaves_a_client_its_port(
+    cast: Cast, client_socket: socket.socket, whole: bool
+) -> None:
+    assert asked(client_socket)
+    declared = (
+        port_forward("!1-79", "!82-39998", proto="udp", attributes=AT4)
+        if whole
+        else port_forward(f"80-{CLIENT_PORT + 1}", proto="udp")
+    )
+    with cast.web.serve("udp", CLIENT_PORT - 1, CLIENT_PORT, CLIENT_PORT + 1, name="web"):
+        cast.scene.start("web", declared)
+        answers = [who(cast.client, V4.host, port, "udp") for port in (39999, 40000, 40001)]
+    assert answers == ["web", None, "web"]
+
+
+def test_a_client_takes_no_port_from_a_guest_that_has_it(cast: Cast, client_socket: socket.socket) -> None:
+    declared = port_forward(f"{CLIENT_PORT}-{CLIENT_PORT + 1}:80", proto="udp")
+    cast.scene.start("web", declared)
+    assert asked(client_socket)
+    cast.scene.event("web", "reconnect", declared)
+    assert who(cast.client, V4.host, CLIENT_PORT, "udp") == "web"
+
+
+def test_a_server_on_a_port_of_the_kernels_range_is_a_listener(cast: Cast) -> None:
+    with contextlib.closing(socket_in(cast.host.path, socket.AF_INET, "udp")) as server:
+        server.bind(("0.0.0.0", 51820))
+        for ports in ("51820", "51000-52000"):
+            assert "host port udp/51820 is taken by" in cast.scene.refused(
+                "web", port_forward(ports, proto="udp")
+            )

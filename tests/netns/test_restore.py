@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import re
+import time
 
 import pytest
 
 from lab.proc import Done
-from lab.xml import Nic, domain, forwards, port_forward
+from lab.xml import Nic, domain, forwards, port_forward, uuid_of
 from netns.support import PHASES, V4, Cast, mac_of, who
+from virt_forward.hook import RESTORE_SECONDS
 
 pytestmark = pytest.mark.root
 
@@ -101,3 +104,14 @@ def test_a_restored_guest_is_not_refused_for_what_it_declares(cast: Cast) -> Non
         cast.scene.stop("web")
         assert table(cast) == before
     cast.scene.refused("web", HTTP)
+
+
+def test_restore_that_never_happened_waives_no_later_conflict(cast: Cast) -> None:
+    """libvirt may find that it cannot restore a guest after it has asked the hook; then nothing follows."""
+    cast.scene.start("db", HTTP)
+    cast.scene.event("web", "restore", HTTP)
+    record = cast.scene.lab.run_dir / "guests" / f"{uuid_of('web')}.json"
+    then = time.time() - RESTORE_SECONDS - 1
+    os.utime(record, (then, then))
+    assert "host port tcp/8080 is taken by guest db" in cast.scene.refused("web", HTTP)
+    assert not record.exists()

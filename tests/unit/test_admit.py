@@ -13,6 +13,7 @@ from unit.build import forward, guest, seat
 from virt_forward import claims
 from virt_forward.admit import iptables, nftables, plan
 from virt_forward.admit.plan import Decision, Entry, Rule, Spot
+from virt_forward.errors import VirtForwardError
 from virt_forward.model import Guest, Network
 
 OURS = '-A LIBVIRT_FWI -o virbr5 -m connlabel --label "100" -m comment --comment virt-forward -j ACCEPT'
@@ -86,6 +87,41 @@ def test_a_rule_is_deleted_by_its_own_words() -> None:
     assert rule.handle[:2] == ("-o", "virbr5")
     assert rule.handle[-2:] == ("-j", "ACCEPT")
     assert "100" in rule.handle
+
+
+@pytest.mark.parametrize("line", ['-A LIBVIRT_FWI -m comment --comment "half', "-A LIBVIRT_FWI \\"])
+def test_a_damaged_listing_of_iptables_is_an_error(line: str) -> None:
+    with pytest.raises(VirtForwardError, match="chain LIBVIRT_FWI: its listing cannot be read"):
+        iptables.parse(f"{OURS}\n{line}\n")
+
+
+def test_a_rule_of_iptables_without_a_target_rejects_nothing() -> None:
+    assert chain("-A LIBVIRT_FWI -o virbr5 -j") == [("virbr5", False, False)]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *(
+            "",
+            "[]",
+            "{}",
+            '{"nftables": 1}',
+            '{"nftables": [1]}',
+            '{"nftables": [{"rule": {}}]}',
+            "[" * 100000,
+        ),
+        '{"nftables": [{"rule": {"handle": 7, "expr": [{"match": {}}]}}]}',
+        '{"nftables": [{"rule": {"handle": 7, "expr": [1]}}]}',
+        '{"nftables": [{"rule": 7}]}',
+    ],
+    ids=lambda text: text[:70],
+)
+def test_a_damaged_listing_of_nft_is_an_error(text: str) -> None:
+    with pytest.raises(
+        VirtForwardError, match="chain libvirt_network guest_input: its listing cannot be read"
+    ):
+        nftables.parse(text)
 
 
 def nft_rule(*expressions: dict[str, object], comment: str = "") -> Rule:

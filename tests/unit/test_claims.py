@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 
 from unit import strategies as make
 from unit.build import forward, guest, seat, uuid_of
+from unit.counted import Looks
 from virt_forward import claims, ports
 from virt_forward.claims import GATEWAY, HELD, LAN, OUT, PORT, SEAT, Row
-from virt_forward.model import Guest
+from virt_forward.model import LEARNED, ORIGINS, Forward, Guest, Origin
 
 A = guest("a", forward(80))
 # Another guest's seat would be a conflict of its own.
@@ -94,6 +95,64 @@ def test_two_guests_with_one_address_on_a_bridge() -> None:
     assert claims.settle(index_of(A), elsewhere) == elsewhere
 
 
+def of(name: str, origin: Origin, ip: str = "198.51.100.200") -> Guest:
+    return guest(name, forward({"a": 80, "b": 81}[name]), seats=[seat(ip)._replace(origin=origin)])
+
+
+FIRM: tuple[Origin, ...] = ("declared", "reserved")
+
+
+@pytest.mark.parametrize("second", ORIGINS)
+@pytest.mark.parametrize("first", ORIGINS)
+def test_of_two_guests_with_one_address_the_stronger_origin_has_it(first: Origin, second: Origin) -> None:
+    a, b = of("a", first), of("b", second)
+    settled = claims.settle(index_of(a), b)
+    overruled = claims.overruled(index_of(a), [settled])
+    if first in FIRM and second in FIRM:
+        assert (bool(settled.conflicts), settled.seats, overruled) == (True, (), {})
+    elif ORIGINS.index(second) < ORIGINS.index(first):
+        assert (settled, overruled) == (b, {a.uuid: {("198.51.100.200", "virbr0")}})
+    else:
+        # It waits for an address of its own; that refuses nobody's start.
+        assert (settled, overruled) == (b._replace(seats=()), {})
+    kept = [bool(item.seats) for item in claims.reconciled([a, b])]
+    assert kept == [
+        first in FIRM or ORIGINS.index(first) <= ORIGINS.index(second),
+        second in FIRM or ORIGINS.index(second) < ORIGINS.index(first),
+    ]
+
+
+def test_address_on_another_bridge_is_another_address() -> None:
+    a, b = of("a", "neighbour"), of("b", "declared")
+    b = b._replace(seats=(b.seats[0]._replace(bridge="virbr9"),))
+    assert claims.settle(index_of(a), b) == b
+    assert claims.overruled(index_of(a), [b]) == {}
+    assert claims.reconciled([a, b]) == [a, b]
+
+
+@given(st.permutations(range(5)), st.lists(st.sampled_from(ORIGINS), min_size=5, max_size=5))
+def test_one_guest_at_most_has_a_learned_address_and_the_strongest_does(
+    order: list[int], origins: list[Origin]
+) -> None:
+    found = claims.reconciled(
+        guest(str(number), seats=[seat()._replace(origin=origins[number])]) for number in order
+    )
+    held = [item.seats[0].origin for item in found if item.seats]
+    assert len([origin for origin in held if origin in LEARNED]) <= 1
+    assert min(held, key=ORIGINS.index) == min(origins, key=ORIGINS.index)
+    assert claims.reconciled(found) == found
+
+
+@given(st.lists(make.guests(), min_size=1, max_size=5), make.guests())
+def test_claims_near_a_guest_settle_it_as_all_claims_do(others: list[Guest], item: Guest) -> None:
+    others = [other for other in others if other.uuid != item.uuid]
+    index = index_of(*others)
+    near = claims.Held(index).near(item)
+    assert claims.settle(near, item) == claims.settle(index, item)
+    assert set(near) <= set(index)
+    assert claims.Held((*index, *claims.rows(item))).near(item) == near
+
+
 def test_what_the_judge_says_comes_first_and_can_be_taken_back() -> None:
     judged = claims.settle((), A, lambda item: "no" if item.start == 80 else None)
     assert judged.conflicts == ((forward(80), "no"),)
@@ -161,7 +220,11 @@ GOOD = claims.render_index(index_of(A))
 
 
 @pytest.mark.parametrize(
-    "text", ["x", "\n", GOOD[:-1], GOOD[:-20], GOOD + "more", GOOD.replace("\t", " "), "\0\n"]
+    "text",
+    [
+        *("x", "\n", GOOD[:-1], GOOD[:-20], GOOD + "more", GOOD.replace("\t", " "), "\0\n"),
+        *(GOOD.replace("\n", end, 1) for end in ("\v", "\r", "\u2028")),
+    ],
 )
 def test_a_damaged_index_is_noticed(text: str) -> None:
     with pytest.raises(ValueError, match="the index of claims is damaged"):
@@ -179,3 +242,23 @@ def test_a_name_never_breaks_the_index(name: str) -> None:
     assert isinstance(row, Row)
     assert row.uuid == uuid_of("odd")
     assert row.label.isprintable()
+
+
+@given(st.lists(make.forwards(), max_size=8), st.lists(make.forwards(), max_size=8))
+def test_conflicts_are_what_a_look_at_every_pair_finds(mine: list[Forward], theirs: list[Forward]) -> None:
+    others = index_of(guest("b", *theirs))
+    found = claims.conflicts(others, mine)
+    assert set(found) == {one for one in mine for other in theirs if ports.collide(one, other)}
+    for one, reason in found.items():
+        first = next(other for other in theirs if ports.collide(one, other))
+        assert reason == f"host port {one.proto}/{max(one.start, first.start)} is taken by guest b"
+
+
+@pytest.mark.parametrize("meet", [True, False])
+def test_conflicts_look_at_no_more_than_what_meets(meet: bool) -> None:
+    looks, number = Looks(), 1000
+    spans = range(1000, 1000 + 10 * number, 10)
+    mine = looks.forwards(forward(port) for port in spans)
+    theirs = index_of(guest("b", *(forward(port if meet else port + 5) for port in spans)))
+    assert len(claims.conflicts(theirs, mine)) == (number if meet else 0)
+    assert looks.number < 50 * number

@@ -9,8 +9,10 @@ from virt_forward.errors import VirtForwardError
 
 
 def test_nothing_is_the_defaults() -> None:
-    assert parse_config("") == parse_config("[forward]\n[policy]\n[libvirt]\n") == Config()
-    assert Config() == Config((), False, True, (ReservedPort("tcp", 22),), "refuse", True, "qemu:///system")
+    assert parse_config("") == parse_config("[forward]\n[policy]\n[addresses]\n[libvirt]\n") == Config()
+    assert Config() == Config(
+        (), False, True, (ReservedPort("tcp", 22),), "refuse", "derived", True, "qemu:///system"
+    )
 
 
 @pytest.mark.parametrize(
@@ -27,6 +29,8 @@ def test_nothing_is_the_defaults() -> None:
         ),
         ("[policy]\nreserved = []", Config(reserved=())),
         ('[policy]\non_error = "warn"', Config(on_error="warn")),
+        ('[addresses]\nlearn = "any"', Config(learn="any")),
+        ('[addresses]\nlearn = "never"', Config(learn="never")),
         ("[libvirt]\nadmit = false", Config(admit=False)),
         ('[libvirt]\nuri = "qemu+ssh://host/system"', Config(uri="qemu+ssh://host/system")),
         ("forward.localhost = true", Config(localhost=True)),
@@ -45,6 +49,7 @@ TRUE_FALSE = "use true or false"
 STRINGS = "use a list of strings, in brackets"
 DEV = "use the name of a network interface, as in enp1s0"
 RESERVED = 'use protocol/port with a port from 1 to 65535, as in "tcp/22"'
+LEARN = 'use "derived", "any" or "never"'
 URI = 'use a libvirt connection URI, as in "qemu:///system"'
 
 
@@ -54,6 +59,7 @@ URI = 'use a libvirt connection URI, as in "qemu:///system"'
         *(("forward.localhost", value, TRUE_FALSE) for value in ("1", '"yes"', "[]", "0.5")),
         *(("forward.hairpin", value, 'use true, false or "ports"') for value in ("0", '"no"', '["ports"]')),
         ("libvirt.admit", '"false"', TRUE_FALSE),
+        *(("addresses.learn", value, LEARN) for value in ('"all"', "true", '["any"]', '""')),
         *(("forward.uplinks", value, STRINGS) for value in ('"enp1s0"', "[1]", "true", '[["enp1s0"]]')),
         *(("forward.uplinks", f'["{value}"]', DEV) for value in ("", "a b", "x" * 16, "..", "enp*", "a/b")),
         ("policy.reserved", '"tcp/22"', STRINGS),
@@ -92,7 +98,10 @@ def test_a_wrong_value_says_where_and_what_is_right(key: str, value: str, said: 
     [
         ("[forward]\n\nuplink = []", "3: [forward] uplink: unknown key; known: uplinks, localhost, hairpin"),
         ("[policy]\nlocalhost = true", "2: [policy] localhost: unknown key; known: reserved, on_error"),
-        ("[libvirt]\n[forwards]", "2: unknown section [forwards]; known: forward, policy, libvirt"),
+        (
+            "[libvirt]\n[forwards]",
+            "2: unknown section [forwards]; known: forward, policy, addresses, libvirt",
+        ),
         ("\nlocalhost = true", "2: unknown section [localhost]"),
         ("\nforward = 1", "2: forward is a section; write [forward] and its keys below"),
         ("[[forward]]\nlocalhost = true", "forward is a section; write [forward]"),
@@ -121,6 +130,20 @@ def test_all_errors_are_told_with_the_default_path() -> None:
         f"{path}:5",
         f"{path}:6",
     ]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a = " + "[" * 5000,  # tomllib reads lists and tables one inside another by recursion
+        "a = " + '{"" = ' * 2000,
+        "a = " + "9" * 5000,  # more digits than int() takes
+    ],
+    ids=["lists", "tables", "digits"],
+)
+def test_toml_beyond_what_python_reads(text: str) -> None:
+    with pytest.raises(VirtForwardError, match=r"^/x.toml: "):
+        parse_config(text, "/x.toml")
 
 
 @pytest.mark.parametrize("text", ["[forward", "localhost", "[forward]\nhairpin = yes", "a = 1\na = 2", "\0"])

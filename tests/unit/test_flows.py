@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from ipaddress import ip_address
 
+import pytest
+
 from unit.build import forward, guest, seat
+from unit.counted import Looks
 from virt_forward.flows import Flow, knocked, pairs, parse, stale
+from virt_forward.model import Forward
 
 # conntrack -L of conntrack-tools 1.4.7, addresses changed.
 LISTING = """\
@@ -41,10 +45,33 @@ def test_real_output() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("part", "damaged"),
+    [
+        ("src=192.0.2.2 dst", "src=192.0.2 dst"),
+        ("dst=192.0.2.1 sport", "dst= sport"),
+        ("sport=40000", "sport="),
+        ("dport=8080", "dport=65536"),
+        ("dport=8080", "dport=-1"),
+        ("src=198.51.100.200", "src=198.51.100.2000"),
+    ],
+)
+def test_parse_passes_over_a_damaged_line(part: str, damaged: str) -> None:
+    assert part in LISTING.splitlines()[0]
+    assert list(parse(LISTING.replace(part, damaged, 1))) == list(parse(LISTING))[1:]
+
+
 def test_only_a_running_guest_has_pairs() -> None:
     web = guest("web", forward(80), forward(53, address="2001:db8::1"))
-    assert pairs(web) == {(web.forwards[0], web.seats[0])}
+    assert [(one, seat.ip) for one, seat in pairs(web)] == [(web.forwards[0], web.seats[0].ip)]
     assert pairs(web._replace(phase="prepared")) == pairs(None) == set()
+
+
+def test_origin_of_an_address_changes_no_pair() -> None:
+    leased, probed = (
+        guest("web", forward(80), seats=[seat()._replace(origin=o)]) for o in ("leased", "probed")
+    )
+    assert pairs(leased) == pairs(probed)
 
 
 THROUGH = flow("tcp 192.0.2.2:1 > 192.0.2.1:5001 < 198.51.100.200:6001")
@@ -52,7 +79,7 @@ PAIR = (forward(5000, 5010, to=6000), seat())
 
 
 def ended(found: Flow) -> bool:
-    return list(stale([found], [PAIR])) == [found]
+    return list(stale([found], [PAIR], [])) == [found]
 
 
 def test_what_went_through_a_pair_that_is_gone_is_stale() -> None:
@@ -73,7 +100,42 @@ def test_what_went_elsewhere_is_not_ours() -> None:
 def test_the_address_of_a_forward_is_minded() -> None:
     at = (forward(5001, to=6001, address="192.0.2.1"), seat())
     elsewhere = THROUGH._replace(destination=ip_address("192.0.2.9"))
-    assert list(stale([THROUGH, elsewhere], [at])) == [THROUGH]
+    assert list(stale([THROUGH, elsewhere], [at], [])) == [THROUGH]
+
+
+@pytest.mark.parametrize(
+    "now",
+    [
+        [forward(5000, 5020, to=6000)],  # made longer
+        [forward(5001, 5010, to=6001)],  # and shorter
+        [forward(5000, to=6000), forward(5001, 5010, to=6001)],  # split
+        [forward(5001, to=6001, address="192.0.2.1")],
+        [forward(5001, to=6001, source="192.0.2.0/24")],
+        [forward(5001, to=80, source="198.51.100.0/24"), forward(5001, to=6001)],
+        # It may have come by either device.
+        [forward(5001, to=80, dev="enp1s0"), forward(5001, to=6001)],
+    ],
+)
+def test_flow_that_goes_on_as_before_is_not_stale(now: list[Forward]) -> None:
+    assert list(stale([THROUGH], [PAIR], [(one, seat()) for one in now])) == []
+
+
+@pytest.mark.parametrize(
+    "now",
+    [
+        [forward(5000, 5010, to=6001)],
+        [forward(5002, 5010, to=6002)],
+        [forward(5001, to=6001, proto="udp")],
+        [forward(5001, to=6001, address="192.0.2.9")],
+        [forward(5001, to=6001, source="203.0.113.0/24")],
+        [forward(5001, to=80, source="192.0.2.0/24"), forward(5001, to=6001)],
+        [forward(5001, to=80, dev="enp1s0")],
+    ],
+)
+def test_flow_that_would_go_elsewhere_is_stale(now: list[Forward]) -> None:
+    assert list(stale([THROUGH], [PAIR], [(one, seat()) for one in now])) == [THROUGH]
+    moved = [(PAIR[0], seat("198.51.100.201"))]
+    assert list(stale([THROUGH], [PAIR], moved)) == [THROUGH]
 
 
 OWN = frozenset({ip_address("192.0.2.1"), ip_address("2001:db8:1::1")})
@@ -93,3 +155,15 @@ def test_what_knocked_elsewhere_is_left_alone() -> None:
     # passing through, not to the host; and already translated by somebody else
     assert not list(knocked([flow("udp 192.0.2.2:1 > 203.0.113.1:53 < 203.0.113.1:53")], [udp], OWN))
     assert not list(knocked([flow("udp 192.0.2.2:1 > 192.0.2.1:53 < 198.51.100.7:53")], [udp], OWN))
+
+
+def test_the_cost_is_that_of_the_flows_not_of_flows_times_forwards() -> None:
+    looks, number = Looks(), 1000
+    ports = range(1, 2 * number, 2)
+    forwards = [(one, seat()) for one in looks.forwards(forward(port, proto="udp") for port in ports)]
+    through = [flow(f"udp 192.0.2.2:1 > 192.0.2.1:{port} < 198.51.100.200:{port}") for port in ports]
+    to_host = [flow(f"udp 192.0.2.2:1 > 192.0.2.1:{port} < 192.0.2.1:{port}") for port in ports]
+    assert list(stale([*through, *to_host], forwards, [])) == through
+    assert list(stale(through, forwards, forwards)) == []
+    assert list(knocked([*through, *to_host], forwards, OWN)) == to_host
+    assert looks.number < 400 * number

@@ -14,6 +14,9 @@ PACKAGE = Path(virt_forward.__file__).parent
 PURE = (
     *(
         "errors",
+        "text",
+        "vetoes",
+        "absent",
         "model",
         "ports",
         "spec",
@@ -32,7 +35,6 @@ PURE = (
 EDGES = {
     # The service also listens to what never ends, and asks libvirt by a process that it can end.
     "subprocess": {"process", "watch.kernel_events", "watch.syncing"},
-    "syslog": {"log"},
     "libvirt": {"libvirt_api", "watch.libvirt_events"},
 }
 """What only these modules of ours may import."""

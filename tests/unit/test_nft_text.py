@@ -14,7 +14,8 @@ from unit.build import domain_xml, forward, guest
 from unit.nft_grammar import assert_spoken
 from unit.test_records import DELETE, EVIL, FULL, changed, paths
 from unit.world import Event, World, events
-from virt_forward.addresses.resolve import Bridge, Facts, resolve
+from virt_forward.addresses.attachments import Bridge, Facts
+from virt_forward.addresses.resolve import resolve
 from virt_forward.config import Config
 from virt_forward.errors import StateError, VirtForwardError
 from virt_forward.metadata.domain import parse_domain
@@ -89,7 +90,9 @@ def test_what_networks_come_to(bridge: str, ip: str) -> None:
     forwards = '<portForward proto="tcp"><range start="80"/></portForward>'
     metadata = f'<forwards xmlns="urn:virt-forward:1">{forwards}</forwards>'
     found = resolved(domain_xml(metadata, nic), (parse_network(xml.encode())[0],))
-    assert found
+    assert (found is None) == (bridge not in ("", "virbr1"))  # a name that nft cannot have is refused
+    if found is None:
+        return
     spoken([found])
     assert bool(found.seats) == (bridge == "virbr1" and ip == "192.0.2.9")
 

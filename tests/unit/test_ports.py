@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ipaddress import ip_address, ip_network
 from itertools import combinations, pairwise
+from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -11,7 +12,8 @@ from hypothesis import strategies as st
 from unit import strategies as make
 from unit.build import forward
 from virt_forward import ports
-from virt_forward.model import MAX_PORT, Declaration, Forward, PortForward, Range, Subnet
+from virt_forward.config import ReservedPort
+from virt_forward.model import MAX_PORT, Declaration, Forward, PortForward, Proto, Range, Subnet
 
 spans = st.tuples(st.integers(1, 60), st.integers(0, 20)).map(lambda pair: (pair[0], sum(pair)))
 holes = st.lists(spans, max_size=6)
@@ -25,7 +27,7 @@ def members(found: list[tuple[int, int]]) -> set[int]:
 def test_subtract_is_the_difference_in_order_and_in_the_fewest_pieces(
     span: tuple[int, int], taken: list[tuple[int, int]]
 ) -> None:
-    left = ports.subtract(span, sorted(taken))
+    left = ports.subtract(span, ports.merge(taken))
     assert members(left) == members([span]) - members(taken)
     assert all(start <= end for start, end in left)
     assert all(before[1] + 1 < after[0] for before, after in pairwise(left))
@@ -54,18 +56,57 @@ def test_expand_leads_each_port_where_its_range_says(
     whole = {port: port + shift for span, shift in included for port in members([span])}
     if not included:
         whole = {port: port for port in range(1, MAX_PORT + 1)}
-    taken = members(excluded) | members(spared if not included else [])
+    alone = any(start == end for (start, end), _ in included)
+    taken = members(excluded) | members([] if alone else spared)
     expected = {port: to for port, to in whole.items() if port not in taken}
     found = ports.expand(Declaration((item,)), lambda _: spared)
     assert mapped(found) == expected
     assert all(f[4:] == item[2:] and f.proto == "udp" for f in found)
 
 
-def test_only_a_forward_that_names_no_port_leaves_some_to_the_host() -> None:
+def test_a_port_that_is_named_by_itself_is_never_left_to_the_host() -> None:
     every = PortForward("tcp", (Range(1, 21, 1, exclude=True),), ip_address("203.0.113.7"))
-    one = PortForward("tcp", (Range(22, 22, 22),))
-    found = ports.expand(Declaration((every, one)), lambda _: [(22, 22), (80, 81)])
-    assert [(f.start, f.end) for f in found] == [(23, 79), (82, MAX_PORT), (22, 22)]
+    some = PortForward("tcp", (Range(22, 22, 22), Range(79, 90, 79)))
+    found = ports.expand(Declaration((every, some)), lambda _: [(22, 22), (80, 81)])
+    assert [(f.start, f.end) for f in found] == [(23, 79), (82, MAX_PORT), (22, 22), (79, 79), (82, 90)]
+
+
+@given(holes)
+def test_merged_spans_have_the_same_ports_and_gaps_between_them(taken: list[tuple[int, int]]) -> None:
+    merged = ports.merge(taken)
+    assert members(merged) == members(taken)
+    assert all(before[1] + 1 < after[0] for before, after in pairwise(merged))
+
+
+@given(spans, holes)
+def test_overlapping_spans_are_found(span: tuple[int, int], taken: list[tuple[int, int]]) -> None:
+    merged = ports.merge(taken)
+    expected = [one for one in merged if members([one]) & members([span])]
+    assert ports.overlapping(merged, *span) == expected
+
+
+@given(spans, st.lists(st.tuples(st.sampled_from(("tcp", "udp")), st.integers(1, 80))))
+def test_items_between_two_ports_are_found(span: tuple[int, int], made: list[tuple[Proto, int]]) -> None:
+    items = [ReservedPort(*pair) for pair in made]
+    expected = sorted(item for item in items if item.proto == "tcp" and item.port in members([span]))
+    assert sorted(ports.between(ports.by_port(items), "tcp", *span)) == expected
+
+
+class Counted(list[tuple[int, int]]):
+    """Spans that count how many of them are looked at."""
+
+    looks = 0
+
+    def __getitem__(self, key: Any) -> Any:
+        found = super().__getitem__(key)
+        self.looks += len(found) if isinstance(key, slice) else 1
+        return found
+
+
+def test_subtract_looks_at_the_holes_of_its_span_alone() -> None:
+    every_other = Counted((port, port) for port in range(1, MAX_PORT, 2))
+    assert ports.subtract((1000, 1003), every_other) == [(1000, 1000), (1002, 1002)]
+    assert every_other.looks < 50
 
 
 forwards = st.lists(make.forwards(), min_size=2, max_size=8)

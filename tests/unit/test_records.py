@@ -157,6 +157,7 @@ def test_what_is_no_record_is_a_state_error(text: str) -> None:
         (("forwards", 0, "start"), True),
         (("forwards", 1, "source"), "192.0.2.1/24"),
         (("seats", 0, "bridge"), "a b"),
+        (("seats", 0, "origin"), "hearsay"),
         (("seats", 0, "ip"), "2001:db8::1%eth0"),
         (("lans", 0, "subnet"), "2001:db8::%a }/128"),
         (("hosts", 1, "mac"), "x"),
@@ -168,3 +169,11 @@ def test_what_must_not_reach_nft_is_refused(path: tuple[Any, ...], value: Any) -
     document = json.loads(dump_guest(FULL))
     with pytest.raises(StateError):
         load_guest(json.dumps(changed(document, path, value)), "x")
+
+
+def test_record_without_origins_is_trusted_the_least() -> None:
+    """As versions wrote it that kept none."""
+    fields = json.loads(dump_guest(guest("web", forward(80))))
+    for one in fields["seats"]:
+        del one["origin"]
+    assert [one.origin for one in load_guest(json.dumps(fields), "old").seats] == ["neighbour"]

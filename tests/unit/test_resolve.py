@@ -8,8 +8,9 @@ from ipaddress import ip_address, ip_interface, ip_network
 import pytest
 
 from unit.build import BRIDGE, MAC, UUID, forward
+from virt_forward.addresses.attachments import Bridge, Facts, places
 from virt_forward.addresses.leases import Neighbours
-from virt_forward.addresses.resolve import Bridge, Facts, places, remembering, reseat, resolve
+from virt_forward.addresses.resolve import remembering, reseat, resolve
 from virt_forward.config import Config
 from virt_forward.errors import VirtForwardError
 from virt_forward.model import (
@@ -117,7 +118,7 @@ def test_the_sources_are_asked_in_their_order(first: int) -> None:
                 HOST,
                 tuple(lease(ip) for ip in have(3)),
                 lambda: tuple(lease(ip) for ip in have(4)),
-                lambda: Neighbours(*(tuple(lease(ip) for ip in have(number)) for number in (5, 6))),
+                lambda: Neighbours(tuple(map(lease, have(5))), tuple(map(lease, have(6)))),
             )
         },
     )
@@ -184,7 +185,7 @@ def test_each_nic_has_its_own_address() -> None:
     )
     assert made(Declaration(WEB, (host("198.51.100.9"),)), known, nics).seats == (
         Seat(ip_address("198.51.100.9"), BRIDGE, MAC),
-        Seat(ip_address("192.0.2.7"), "br1", MAC2),
+        Seat(ip_address("192.0.2.7"), "br1", MAC2, "leased"),
     )
     # an address without mac belongs to the NIC on whose network it is
     assert made(Declaration(WEB, (host("192.0.2.9"),)), known, nics).seats == (
@@ -245,7 +246,10 @@ def test_the_smallest_networks_have_no_broadcast_address(prefix: str) -> None:
         ((Nic(MAC, "direct"),), "it is on the LAN already"),
         ((), "it has no NIC on a bridge or libvirt network"),
         ((Nic(MAC, "hostdev"),), "it has no NIC on a bridge or libvirt network"),
-        ((Nic(MAC, "bridge", "no such name!"),), "it has no NIC on a bridge or libvirt network"),
+        (
+            (Nic(MAC, "bridge", "no such name!"),),
+            'its bridge has the name "no such name!", which cannot be served; rename it',
+        ),
     ],
 )
 def test_a_guest_that_cannot_be_served_is_told_what_serves_it(nics: tuple[Nic, ...], said: str) -> None:
@@ -326,7 +330,7 @@ def test_places_are_the_nics_on_a_bridge_of_ours() -> None:
 
 def seen(confirmed: list[str], others: list[str]) -> Facts:
     """Return facts of a host that knows the guest from its neighbour table alone."""
-    table = Neighbours(*(tuple(lease(ip) for ip in group) for group in (confirmed, others)))
+    table = Neighbours(tuple(map(lease, confirmed)), tuple(map(lease, others)))
     return facts(bridges={BRIDGE: Bridge(HOST, neighbours=lambda: table)})
 
 
@@ -338,7 +342,8 @@ OLD6, NEW6 = "2001:db8:10::30", "2001:db8:10::31"
     ("confirmed", "others", "expected"),
     [
         ([], [], [OLD, OLD6]),  # the entry of a guest that is silent goes away
-        ([NEW], [OLD], [NEW, OLD6]),  # a guest that has moved
+        ([NEW], [OLD], [OLD, OLD6]),  # a second address: the known one stays while it is listed at all
+        ([NEW], [], [NEW, OLD6]),  # a guest that has moved
         ([], [NEW], [OLD, OLD6]),
         ([OLD6], [], [OLD, OLD6]),
         ([NEW6], [OLD6], [OLD, OLD6]),  # with IPv6, a guest has several at once

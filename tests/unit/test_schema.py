@@ -28,7 +28,6 @@ BEYOND_GRAMMAR = (
     "overlap on the host",
     "is a second IPv",
     "give both of one family",
-    "but no <host> gives the guest",
     "has bits set beyond the prefix",
     "leave the attribute out to listen on every address",
     "the kernel cannot forward ::1",

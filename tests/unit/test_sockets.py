@@ -10,9 +10,9 @@ from ipaddress import ip_address
 import pytest
 
 from unit.build import forward
-from virt_forward import hostfacts
+from virt_forward import hostports, ports, sockdiag
 from virt_forward.model import Forward
-from virt_forward.sockets import Listener, against, parse, parse_sctp, parse_v6only
+from virt_forward.sockets import Details, Listener, Reach, against, autobound, parse, parse_sctp
 
 pytestmark = pytest.mark.skipif(
     sys.byteorder != "little", reason="the samples are of a little-endian machine"
@@ -75,6 +75,30 @@ def test_udp_sockets_that_are_connected_listen_to_nobody_else() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("part", "damaged"),
+    [
+        ("00000000:0016 ", "0000000000000000:0016 "),
+        ("00000000:0016 ", "-0000001:0016 "),
+        ("00000000:0016 ", "00000000: "),
+        (":0016 ", ":10000 "),
+        (" 21001 ", " x "),
+        (" 21001 ", " -1 "),
+    ],
+)
+def test_parse_passes_over_a_damaged_line(part: str, damaged: str) -> None:
+    assert part in TCP
+    assert list(parse("tcp", TCP.replace(part, damaged, 1))) == list(parse("tcp", TCP))[1:]
+
+
+@pytest.mark.parametrize(
+    ("part", "damaged"), [(" 9901 ", " 65536 "), (" 24003 ", " - "), ("0.0.0.0", "0.0.0")]
+)
+def test_parse_sctp_passes_over_a_damaged_line(part: str, damaged: str) -> None:
+    assert part in SCTP
+    assert list(parse_sctp(SCTP.replace(part, damaged))) == list(parse_sctp(SCTP))[:2]
+
+
 def test_sctp() -> None:
     assert list(parse_sctp(SCTP)) == [
         listener("sctp", "192.0.2.10", 9899, 24001),
@@ -103,9 +127,17 @@ def test_this_machines_own_text(family: socket.AddressFamily, kind: socket.Socke
         if kind == socket.SOCK_STREAM:
             ours.listen()
         address, port = ours.getsockname()[:2]
-        (found,) = [item for item in hostfacts.listeners() if (item.proto, item.port) == (proto, port)]
+        (found,) = [item for item in hostports.listeners() if (item.proto, item.port) == (proto, port)]
         assert found.address == ip_address(address)
-        assert hostfacts.socket_owner(found.inode)
+        assert hostports.socket_owners()[found.inode]
+
+
+def stands_against(
+    found: list[Listener],
+    wanted: Forward,
+    reach: Reach = Reach(),  # noqa: B008
+) -> list[Listener]:
+    return list(against(ports.by_port(found), wanted, reach))
 
 
 GATEWAY = "10.10.0.1"
@@ -153,51 +185,33 @@ AT_UPLINK6 = forward(80, address="2001:db8::1")
     ],
 )
 def test_whom_a_listener_stands_against(address: str, wanted: Forward, taken: bool) -> None:
-    found = list(
-        against(
-            [listener("tcp", address, 80)],
-            wanted,
-            localhost=False,
-            spared=frozenset({ip_address(GATEWAY)}),
-        )
-    )
-    assert bool(found) == taken
+    reach = Reach(spared=frozenset({ip_address(GATEWAY)}))
+    assert bool(stands_against([listener("tcp", address, 80)], wanted, reach)) == taken
 
 
 @pytest.mark.parametrize(("address", "taken"), [("127.0.0.1", True), ("127.0.0.53", True), ("::1", False)])
 def test_localhost_listeners_count_where_forwards_listen_there(address: str, taken: bool) -> None:
-    found = against([listener("tcp", address, 80)], EVERYWHERE, localhost=True, spared=frozenset())
-    assert bool(list(found)) == taken
+    assert bool(stands_against([listener("tcp", address, 80)], EVERYWHERE, Reach(localhost=True))) == taken
 
 
-SS = """\
-udp UNCONN 0      0      [::]:80   [::]:* ino:25001 sk:103f cgroup:/ v6only:1 <->
-tcp LISTEN 0      128    [::]:80   [::]:* uid:33 ino:25002 sk:1040 v6only:1 <->
-tcp LISTEN 0      128       *:443     *:* ino:25003 sk:1041 cgroup:/ v6only:0 <->
-tcp LISTEN 0      128 [::1]:631    [::]:* ino:25004 sk:1042
-"""
-
-
-def test_sockets_that_take_ipv6_alone() -> None:
-    assert parse_v6only(SS) == {25001, 25002}
-    assert parse_v6only("") == frozenset()
+V6ONLY, BOTH = 25002, 25003
 
 
 @pytest.mark.parametrize(
     ("inode", "wanted", "taken"),
     [
-        (25002, AT_UPLINK, False),
-        (25002, forward(80, source="198.51.100.0/24"), False),
-        (25002, AT_UPLINK6, True),
-        (25002, EVERYWHERE, True),
-        (25003, AT_UPLINK, True),
-        (25003, forward(80, source="198.51.100.0/24"), True),
+        (V6ONLY, AT_UPLINK, False),
+        (V6ONLY, forward(80, source="198.51.100.0/24"), False),
+        (V6ONLY, AT_UPLINK6, True),
+        (V6ONLY, EVERYWHERE, True),
+        (BOTH, AT_UPLINK, True),
+        (BOTH, forward(80, source="198.51.100.0/24"), True),
     ],
 )
 def test_a_socket_that_takes_ipv6_alone_leaves_ipv4(inode: int, wanted: Forward, taken: bool) -> None:
     listening = [listener("tcp", "::", 80, inode)]
-    found = against(listening, wanted, localhost=False, spared=frozenset(), v6only=lambda: parse_v6only(SS))
-    assert bool(list(found)) == taken
+    reach = Reach(details=lambda: Details(v6only=frozenset({V6ONLY})))
+    assert bool(stands_against(listening, wanted, reach)) == taken
 
 
 def test_the_kernel_tells_which_sockets_take_ipv6_alone() -> None:
@@ -208,15 +222,102 @@ def test_the_kernel_tells_which_sockets_take_ipv6_alone() -> None:
             ours.bind(("::", 0))
             ours.listen()
             inodes.append(os.fstat(ours.fileno()).st_ino)
-        found = hostfacts.v6only_inodes()
+        found = sockdiag.details().v6only
     assert inodes[0] in found
     assert inodes[1] not in found
 
 
 @pytest.mark.parametrize(
-    ("wanted", "ports"),
+    ("wanted", "found"),
     [(forward(80), [80]), (forward(81), []), (forward(1, 100), [80]), (forward(80, proto="udp"), [])],
 )
-def test_only_the_same_port_and_protocol_counts(wanted: Forward, ports: list[int]) -> None:
-    sockets = [listener("tcp", "0.0.0.0", port) for port in (80, 443)]
-    assert [found.port for found in against(sockets, wanted, localhost=False, spared=frozenset())] == ports
+def test_only_the_same_port_and_protocol_counts(wanted: Forward, found: list[int]) -> None:
+    sockets = [listener("tcp", "0.0.0.0", port) for port in (443, 80)]
+    assert [item.port for item in stands_against(sockets, wanted)] == found
+
+
+def test_the_kernel_tells_which_ports_were_its_own_choice() -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client, _udp6() as client6, _udp6() as server:
+        client.sendto(b"", ("127.0.0.1", 9))
+        client6.bind(("::", 0))
+        # A free port of the very range that the kernel chooses from, asked for by its number.
+        port = client.getsockname()[1]
+        client.close()
+        server.bind(("::", port))
+        inodes = [os.fstat(ours.fileno()).st_ino for ours in (client6, server)]
+        found = sockdiag.details().autobound
+    assert [inode in found for inode in inodes] == [True, False]
+
+
+def _udp6() -> socket.socket:
+    return socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
+
+
+def test_a_client_that_only_sent_is_autobound() -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+        client.sendto(b"", ("127.0.0.1", 9))
+        (found,) = [item for item in hostports.listeners() if item.port == client.getsockname()[1]]
+        assert autobound(found, Reach(details=sockdiag.details))
+
+
+def test_the_kernel_tells_to_which_device_a_socket_is_bound() -> None:
+    with _udp6() as bound, _udp6() as free:
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b"lo")
+        for ours in (bound, free):
+            ours.bind(("::", 0))
+        inodes = [os.fstat(ours.fileno()).st_ino for ours in (bound, free)]
+        devices = sockdiag.details().devices
+    assert [devices.get(inode) for inode in inodes] == [socket.if_nametoindex("lo"), None]
+
+
+def test_a_kernel_without_sock_diag_tells_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sockdiag, "NETLINK_SOCK_DIAG", 31)
+    assert sockdiag.details() == Details()
+    monkeypatch.undo()
+    # No handler for this family: the kernel answers with an error message.
+    monkeypatch.setattr(socket, "AF_INET", 40)
+    monkeypatch.setattr(socket, "AF_INET6", 40)
+    assert sockdiag.details() == Details()
+
+
+@pytest.mark.parametrize(
+    ("bound", "wanted", "taken"),
+    [
+        (2, forward(80, dev="enp1s0"), True),
+        (3, forward(80, dev="enp1s0"), False),
+        (3, forward(80, dev="enp1s0", address="192.0.2.10"), False),
+        (9, forward(80, dev="enp1s0"), True),  # the VRF of enp1s0
+        (3, forward(80), True),
+    ],
+)
+def test_a_socket_that_is_bound_to_another_device_loses_nothing(
+    bound: int, wanted: Forward, taken: bool
+) -> None:
+    reach = Reach(details=lambda: Details(devices={26001: bound}), devices=lambda _: frozenset({2, 9}))
+    assert bool(stands_against([listener("tcp", "0.0.0.0", 80, 26001)], wanted, reach)) == taken
+
+
+@pytest.mark.parametrize(
+    ("address", "inode", "families", "taken"),
+    [
+        ("::", V6ONLY, {4}, False),
+        ("::", V6ONLY, {6}, True),
+        ("::", BOTH, {4}, True),
+        ("2001:db8::1", BOTH, {4}, False),
+        ("0.0.0.0", BOTH, {6}, False),
+        ("192.0.2.10", BOTH, {6}, False),
+        ("192.0.2.10", BOTH, {4, 6}, True),
+    ],
+)
+def test_a_listener_loses_nothing_to_a_guest_of_the_other_family(
+    address: str, inode: int, families: set[int], taken: bool
+) -> None:
+    reach = Reach(families=frozenset(families), details=lambda: Details(v6only=frozenset({V6ONLY})))
+    assert bool(stands_against([listener("tcp", address, 80, inode)], EVERYWHERE, reach)) == taken
+    # An address or source says itself which family is meant, whether the guest has it yet or not.
+    assert stands_against([listener("tcp", "2001:db8::1", 80)], AT_UPLINK6, reach)
+
+
+def test_a_forward_with_dev_takes_nothing_of_127_0_0_1() -> None:
+    found = [listener("tcp", "127.0.0.1", 80)]
+    assert not stands_against(found, forward(80, dev="enp1s0"), Reach(localhost=True))

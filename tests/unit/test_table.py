@@ -137,6 +137,10 @@ GOOD = table.text(table.whole([WEB], Config(), 3))
         "\n",
         "garbage",
         GOOD.replace("revision { 3 }", "revision { x }"),
+        # no number of ours, and more digits than int() takes
+        GOOD.replace("revision { 3 }", "revision { ٣ }"),
+        GOOD.replace("revision { 3 }", f"revision {{ {'9' * 5000} }}"),
+        table.text(table.whole([], Config(), 3)).replace("revision 3", f"revision {'9' * 5000}"),
         GOOD.replace("srcnat - 5", "srcnat - 6"),
         GOOD.partition("\n")[2],
         GOOD[: len(GOOD) // 3],

@@ -3,5 +3,7 @@
 networkd          static leases and subnets in systemd-networkd's .network files
 leases            what networkd's and libvirt's DHCP servers have given out
 neighbours        the kernel's neighbour table
-resolve           all sources in their order, to the seats of a guest
+attachments       the NICs that are on a bridge of the host
+endpoints         all sources in their order, to the addresses of a guest's NICs
+resolve           a domain and the host's facts to a guest
 """

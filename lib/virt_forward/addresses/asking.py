@@ -5,7 +5,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from ipaddress import IPv4Address, IPv4Network, IPv6Address
 from typing import NamedTuple
 
-from virt_forward.addresses.resolve import Facts, places
+from virt_forward.addresses.attachments import Facts, places
 from virt_forward.model import Address, Guest, Network, Sighting, Subnet, fits
 
 Heard = Mapping[str, tuple[Sighting, ...]]

@@ -56,23 +56,37 @@ def _dnsmasq_lease(item: dict[str, Any], now: float) -> tuple[float, Reservation
 
 
 class Neighbours(NamedTuple):
-    """What the neighbour table knows: entries confirmed a moment ago, and those that were so once."""
+    """What the neighbour table knows: entries confirmed a moment ago, and those that were so once.
+
+    ``failed`` are addresses that the kernel has asked for in vain.
+    """
 
     confirmed: tuple[Reservation, ...] = ()
     others: tuple[Reservation, ...] = ()
+    failed: tuple[Address, ...] = ()
 
 
 def neighbours(text: str) -> Neighbours:
     """Return what is in the output of ``ip -j neighbour show dev BRIDGE``."""
     confirmed: list[Reservation] = []
     others: list[Reservation] = []
+    failed: list[Address] = []
     for item in _dicts(_json(text)):
         state = item.get("state")
         words = {str(word) for word in state} if isinstance(state, list) else set()
+        if "FAILED" in words:
+            failed += _address(str(item.get("dst", "")))
         lease = _lease(0, str(item.get("dst", "")), str(item.get("lladdr", "")))
         if lease and words and not words & UNUSABLE:
             (confirmed if "REACHABLE" in words else others).append(lease[1])
-    return Neighbours(tuple(confirmed), tuple(others))
+    return Neighbours(tuple(confirmed), tuple(others), tuple(failed))
+
+
+def _address(text: str) -> list[Address]:
+    try:
+        return [values.address(text)]
+    except ValueError:
+        return []
 
 
 def _lease(expires: float, ip: str, mac: str) -> tuple[float, Reservation] | None:

@@ -9,6 +9,7 @@ from virt_forward.admit.plan import COMMENT, Decision, Family, Rule
 from virt_forward.errors import VirtForwardError
 from virt_forward.process import Result, run
 from virt_forward.ruleset.names import LABEL
+from virt_forward.text import output
 
 NAME = "iptables"
 CHAIN = "LIBVIRT_FWI"
@@ -32,14 +33,17 @@ def rules(family: Family) -> list[Rule]:
 
 
 def parse(listing: str) -> list[Rule]:
-    """Return the rules in what ``iptables -S LIBVIRT_FWI`` prints."""
-    lines = (line for line in listing.splitlines() if line.startswith(f"-A {CHAIN} "))
-    return [_rule(tuple(shlex.split(line)[2:])) for line in lines]
+    """Return the rules in what ``iptables -S LIBVIRT_FWI`` prints; raises VirtForwardError for others."""
+    lines = (line for line in listing.split("\n") if line.startswith(f"-A {CHAIN} "))
+    try:
+        return [_rule(tuple(shlex.split(line)[2:])) for line in lines]
+    except ValueError as error:
+        raise VirtForwardError(f"iptables, chain {CHAIN}: its listing cannot be read: {error}") from None
 
 
 def _rule(words: tuple[str, ...]) -> Rule:
     bridge = _after("-o", words)
-    rejects = words[:3] == ("-o", bridge, "-j") and words[3] in ("REJECT", "DROP")
+    rejects = words[:3] == ("-o", bridge, "-j") and words[3:4] in (("REJECT",), ("DROP",))
     return Rule(words, bridge, _after("--comment", words) == COMMENT, rejects)
 
 
@@ -78,5 +82,5 @@ def _iptables(family: Family, *words: str) -> Result:
 
 
 def _failure(family: Family, result: Result) -> VirtForwardError:
-    words = " ".join(result.stderr.split()) or f"exit status {result.status}"
-    return VirtForwardError(f"{_PROGRAMS[family]}, chain {CHAIN}: {words[:400]}")
+    words = output(result.stderr) or f"exit status {result.status}"
+    return VirtForwardError(f"{_PROGRAMS[family]}, chain {CHAIN}: {words}")

@@ -9,6 +9,7 @@ from virt_forward.admit.plan import COMMENT, Decision, Family, Rule
 from virt_forward.errors import VirtForwardError
 from virt_forward.process import run
 from virt_forward.ruleset import names
+from virt_forward.text import output
 
 NAME = "nftables"
 TABLE, CHAIN = "libvirt_network", "guest_input"
@@ -20,14 +21,19 @@ def rules(family: Family) -> list[Rule]:
     if "No such file or directory" in result.stderr:
         return []
     if result.status:
-        words = " ".join(result.stderr.split()) or f"exit status {result.status}"
-        raise VirtForwardError(f"nft, chain {family} {TABLE} {CHAIN}: {words[:400]}")
+        words = output(result.stderr) or f"exit status {result.status}"
+        raise VirtForwardError(f"nft, chain {family} {TABLE} {CHAIN}: {words}")
     return parse(result.stdout)
 
 
 def parse(listing: str) -> list[Rule]:
-    """Return the rules in nft's JSON listing of the chain."""
-    return [_rule(item["rule"]) for item in json.loads(listing)["nftables"] if "rule" in item]
+    """Return the rules in nft's JSON listing of the chain; raises VirtForwardError for anything else."""
+    try:
+        return [_rule(item["rule"]) for item in json.loads(listing)["nftables"] if "rule" in item]
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        raise VirtForwardError(
+            f"nft, chain {TABLE} {CHAIN}: its listing cannot be read: {type(error).__name__}"
+        ) from None
 
 
 def _rule(rule: Mapping[str, Any]) -> Rule:

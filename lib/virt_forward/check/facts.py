@@ -2,7 +2,9 @@
 
 from typing import NamedTuple
 
-from virt_forward.model import Domain, Guest, Network
+from virt_forward import absent
+from virt_forward.metadata.domain import MetadataError
+from virt_forward.model import Domain, Forward, Guest, Network
 
 
 class Hook(NamedTuple):
@@ -37,8 +39,21 @@ class Forwarding(NamedTuple):
     on: bool
 
 
+class Veto(NamedTuple):
+    """What the host has against a forward that a running guest holds."""
+
+    uuid: str
+    forward: Forward
+    reason: str
+
+
 class Facts(NamedTuple):
-    """All of them. ``running`` are the running domains that declare forwards, None without libvirt."""
+    """All of them.
+
+    ``running`` are the running domains that declare forwards, None without libvirt; ``host`` is
+    what forwards can listen on, ``uplinks`` the interfaces that the configuration limits them to;
+    ``invalid`` are the domains, running or not, whose metadata is wrong.
+    """
 
     guests: tuple[Guest, ...] = ()
     networks: tuple[Network, ...] = ()
@@ -49,3 +64,7 @@ class Facts(NamedTuple):
     flush: Flush | None = None
     forwarding: tuple[Forwarding, ...] = ()
     networkd_ipforward: tuple[str, ...] = ()
+    host: absent.Host | None = None
+    uplinks: tuple[str, ...] = ()
+    vetoes: tuple[Veto, ...] = ()
+    invalid: tuple[MetadataError, ...] = ()

@@ -1,14 +1,17 @@
 """The findings: each a function of the facts."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
-from virt_forward import spec
-from virt_forward.addresses import waiting
+from virt_forward import absent, spec, text, vetoes
+from virt_forward.addresses import attachments, resolve, waiting
 from virt_forward.check import listing
-from virt_forward.check.facts import Facts, Hook
+from virt_forward.check.facts import Facts, Forwarding, Hook
 from virt_forward.check.problem import Problem
+from virt_forward.config import DEFAULT_PATH
+from virt_forward.model import Domain, Forward, Guest
 
 SYNC = "virt-forward sync"
+LINKS = "ip -br link lists the interfaces"
 
 
 def problems(facts: Facts) -> list[Problem]:
@@ -47,6 +50,15 @@ def _not_loaded(hook: Hook) -> Problem:
     )
 
 
+def metadata_invalid(facts: Facts) -> Iterator[Problem]:
+    """Find domains whose metadata is wrong: one that runs keeps what it had, another is refused its start."""
+    for error in facts.invalid:
+        named = f"guest {text.quote(error.domain.name)}: "
+        few = "; ".join(message.removeprefix(named) for message in error.messages[:3])
+        few += "; ..." if len(error.messages) > 3 else ""
+        yield Problem("metadata-invalid", "error", error.domain.name, few, error.hint)
+
+
 def table_missing(facts: Facts) -> Iterator[Problem]:
     """Find a table that should be there, and running guests that have nothing in it."""
     if facts.table_should_be and facts.table_is is None:
@@ -56,8 +68,12 @@ def table_missing(facts: Facts) -> Iterator[Problem]:
     known = {guest.uuid for guest in facts.guests}
     for domain in facts.running or ():
         if domain.uuid not in known:
-            message = "the guest runs and declares forwards, but nothing was made of them"
-            yield Problem("table-missing", "error", domain.name, message, SYNC)
+            unserved = resolve.unserved(domain, attachments.Facts(facts.networks))
+            message = "the guest runs and declares forwards, but none is open"
+            message, fix = (
+                (f"{message}: {'; '.join(unserved)}", _edit(domain)) if unserved else (message, SYNC)
+            )
+            yield Problem("table-missing", "error", domain.name, message, fix)
 
 
 def table_differs(facts: Facts) -> Iterator[Problem]:
@@ -94,26 +110,79 @@ def ip_forwarding_off(facts: Facts) -> Iterator[Problem]:
     versions = {seat.ip.version for guest in facts.guests for seat in guest.seats if guest.forwards}
     for item in facts.forwarding:
         if item.version in versions and not item.on:
-            key = f"net.ipv{item.version}.conf.{item.device}.forwarding"
-            message = f"the kernel does not forward IPv{item.version} packets that come in by {item.device}"
-            fix = f"sysctl -w {key}=1; with networkd, IPv{item.version}Forwarding=yes in its .network file"
+            by = text.word(item.device)
+            message = f"the kernel does not forward IPv{item.version} packets that come in by {by}"
+            fix = _forwarding_fix(item)
             yield Problem("ip-forwarding-off", "error", None, message, fix)
+
+
+def _forwarding_fix(item: Forwarding) -> str:
+    if item.version == 6:
+        return "sysctl -w net.ipv6.conf.all.forwarding=1; with networkd, IPv6Forwarding=yes in networkd.conf"
+    # With a slash first, the dot in the name of a VLAN's interface is no separator (sysctl.d(5)).
+    key = f"net/ipv4/conf/{text.word(item.device)}/forwarding"
+    key = key if "." in item.device else key.replace("/", ".")
+    return f"sysctl -w {key}=1; with networkd, IPv4Forwarding=yes in its .network file"
 
 
 def networkd_ipforward(facts: Facts) -> Iterator[Problem]:
     """Find the setting that systemd ignores since version 256."""
     for path in facts.networkd_ipforward:
-        message = f"{path} has IPForward=, which this systemd ignores"
+        message = f"{text.word(path)} has IPForward=, which this systemd ignores"
         yield Problem("networkd-ipforward", "warning", None, message, "write IPv4Forwarding=yes instead")
 
 
 def host_port_taken(facts: Facts) -> Iterator[Problem]:
-    """Find forwards that are kept out by a conflict."""
+    """Find forwards kept out by a conflict, and those that take a port from a program of the host."""
     for guest in facts.guests:
         for forward, reason in guest.conflicts:
             message = f"{spec.render(forward)} is kept out: {reason}"
-            fix = "give one of the two another port; virt-forward list shows who has which"
-            yield Problem("host-port-taken", "error", guest.name, message, fix)
+            yield Problem("host-port-taken", "error", guest.name, message, vetoes.remedy(reason))
+    names = {guest.uuid: guest.name for guest in facts.guests}
+    for veto in facts.vetoes:
+        message = f"{spec.render(veto.forward)} has the port all the same, from before: {veto.reason}"
+        yield Problem("host-port-taken", "warning", names[veto.uuid], message, vetoes.remedy(veto.reason))
+
+
+def address_absent(facts: Facts) -> Iterator[Problem]:
+    """Find forwards on an address that the host does not have, by mistake or as it floats."""
+    for guest, why in _absent(facts, absent.address):
+        fix = f"give the address to an interface, or correct address= ({_edit(guest)}); "
+        fix += "nothing is to be done for a floating address that another host has now"
+        yield Problem("address-absent", "warning", guest.name, why, fix)
+
+
+def device_absent(facts: Facts) -> Iterator[Problem]:
+    """Find forwards on an interface that does not exist, whether metadata or configuration names it."""
+    for dev in facts.uplinks:
+        if facts.host and dev not in facts.host.devices:
+            message = f"[forward] uplinks names {dev}, but interface {dev} does not exist now"
+            yield Problem("device-absent", "warning", None, message, f"correct it in {DEFAULT_PATH}; {LINKS}")
+    for guest, why in _absent(facts, absent.device):
+        fix = f"correct dev= ({_edit(guest)}); {LINKS}"
+        yield Problem("device-absent", "warning", guest.name, why, fix)
+
+
+def _absent(facts: Facts, what: Callable[[Forward, absent.Host], str | None]) -> Iterator[tuple[Guest, str]]:
+    """Yield what the host does not have for a running guest, once for all forwards that need it."""
+    host = facts.host
+    if host is None:
+        return
+    for guest in facts.guests:
+        idle: dict[str, list[str]] = {}
+        for forward in guest.forwards if guest.phase == "running" else ():
+            why = what(forward, host)
+            if why:
+                idle.setdefault(why, []).append(spec.render(forward))
+        yield from ((guest, f"{_few(shown)} cannot be reached: {why}") for why, shown in idle.items())
+
+
+def _few(shown: list[str]) -> str:
+    return ", ".join(shown[:5]) + (f" and {len(shown) - 5} more" if len(shown) > 5 else "")
+
+
+def _edit(guest: Guest | Domain) -> str:
+    return f"virsh edit {guest.name if text.is_word(guest.name) else guest.uuid}"
 
 
 def no_address(facts: Facts) -> Iterator[Problem]:
@@ -122,11 +191,15 @@ def no_address(facts: Facts) -> Iterator[Problem]:
         idle = [forward for forward in guest.forwards if not guest.seats_for(forward)]
         if guest.phase == "running" and idle:
             why = waiting.reason(guest, idle[0], facts.networks)
-            message = f"{', '.join(map(spec.render, idle[:5]))} waits: {why}"
-            fix = (
-                f'wait for its DHCP and run {SYNC}, reserve an address, or add <host ip="…"/> to its metadata'
-            )
-            yield Problem("no-address", "warning", guest.name, message, fix)
+            message = f"{_few([*map(spec.render, idle)])} waits: {why}"
+            yield Problem("no-address", "warning", guest.name, message, _address_fix(guest, idle[0], facts))
+
+
+def _address_fix(guest: Guest, forward: Forward, facts: Facts) -> str:
+    placed = attachments.places(guest.nics, attachments.Facts(facts.networks))
+    if not any(forward.mac in (None, place.nic.mac) for place in placed):
+        return f"correct its interfaces, or mac= in its metadata ({_edit(guest)})"
+    return f'wait for its DHCP and run {SYNC}, reserve an address, or add <host ip="…"/> to its metadata'
 
 
 FINDINGS = (
@@ -135,8 +208,11 @@ FINDINGS = (
     flush_unprotected,
     ip_forwarding_off,
     networkd_ipforward,
+    metadata_invalid,
     table_missing,
     table_differs,
     host_port_taken,
+    address_absent,
+    device_absent,
     no_address,
 )

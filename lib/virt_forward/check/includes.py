@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Iterable
 from fnmatch import fnmatchcase
+from typing import NamedTuple
 
 _COMMENT = re.compile(r"#.*")
 _STATEMENT = re.compile(r"^\s*(?:(flush\s+ruleset)\b|include\s+[\"']([^\"']+)[\"'])", re.MULTILINE)
@@ -13,29 +14,52 @@ Reader = Callable[[str], Iterable[tuple[str, str]]]
 """Gives the (path, text) of every file that an include's pattern matches."""
 
 
-def flushes(text: str, read: Reader, depth: int = 0) -> bool:
+class _Effect(NamedTuple):
+    """What a ruleset does: whether it flushes at all, and whether the file was included after that.
+
+    ``included`` is None where it neither flushes nor includes the file.
+    """
+
+    flushes: bool = False
+    included: bool | None = None
+
+
+def flushes(text: str, read: Reader) -> bool:
     """Tell whether a ruleset flushes everything, itself or in a file that it includes."""
-    return any(flush or _inside(pattern, read, depth) for flush, pattern in _statements(text))
+    return _effect(text, "", read, {}).flushes
 
 
-def _inside(pattern: str, read: Reader, depth: int) -> bool:
-    return depth < MAX_DEPTH and any(flushes(text, read, depth + 1) for _, text in read(pattern))
-
-
-def included_after(text: str, target: str, read: Reader, depth: int = 0) -> bool:
+def included_after(text: str, target: str, read: Reader) -> bool:
     """Tell whether the file ``target`` is included after the last flush of a ruleset."""
-    included = False
+    return bool(_effect(text, target, read, {}).included)
+
+
+def _effect(text: str, target: str, read: Reader, known: dict[str, _Effect], depth: int = 0) -> _Effect:
+    """Return the effect of a ruleset; ``known`` are those of the files that were read already."""
+    whole = _Effect()
     for flush, pattern in _statements(text):
         if flush:
-            included = False
-        elif fnmatchcase(target, pattern):
-            included = True
-        elif depth < MAX_DEPTH:
-            for _, inner in read(pattern):
-                included = (included and not flushes(inner, read, depth + 1)) or included_after(
-                    inner, target, read, depth + 1
-                )
-    return included
+            parts = [_Effect(True, False)]
+        elif target and fnmatchcase(target, pattern):
+            parts = [_Effect(False, True)]
+        else:
+            parts = [_of_file(file, target, read, known, depth + 1) for file in read(pattern)]
+        for part in parts:
+            included = whole.included if part.included is None else part.included
+            whole = _Effect(whole.flushes or part.flushes, included)
+    return whole
+
+
+def _of_file(
+    file: tuple[str, str], target: str, read: Reader, known: dict[str, _Effect], depth: int
+) -> _Effect:
+    path, text = file
+    if path not in known:
+        # nft refuses a file that includes itself.
+        known[path] = _Effect()
+        if depth <= MAX_DEPTH:
+            known[path] = _effect(text, target, read, known, depth)
+    return known[path]
 
 
 def _statements(text: str) -> list[tuple[str, str]]:

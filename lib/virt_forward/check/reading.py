@@ -3,16 +3,17 @@
 import glob
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
-from virt_forward import hostfacts, libvirt_api, nft
+from virt_forward import hostfacts, hostports, libvirt_api, nft
+from virt_forward.addresses import attachments
 from virt_forward.check import includes
-from virt_forward.check.facts import Facts, Flush, Forwarding, Hook
+from virt_forward.check.facts import Facts, Flush, Forwarding, Hook, Veto
 from virt_forward.config import Config
 from virt_forward.errors import VirtForwardError
 from virt_forward.libvirt_api import DomainState
-from virt_forward.metadata.domain import parse_domain
-from virt_forward.model import Domain
+from virt_forward.metadata.domain import MetadataError, parse_domain
+from virt_forward.model import Domain, Guest
 from virt_forward.process import run
 from virt_forward.ruleset import table
 from virt_forward.store import Store
@@ -41,7 +42,23 @@ def read(config: Config, store: Store, domains: list[DomainState] | None) -> Fac
         _flush(store),
         tuple(_forwarding()),
         tuple(_ignored_ipforward()),
+        hostfacts.here(),
+        config.uplinks,
+        tuple(_vetoes(guests, config, store)),
+        tuple(_invalid(domains or [])),
     )
+
+
+def _vetoes(guests: Iterable[Guest], config: Config, store: Store) -> Iterator[Veto]:
+    """Yield what stands against forwards that running guests hold: it came after them."""
+    running = [guest for guest in guests if guest.phase == "running"]
+    facts = hostfacts.facts(config, store.networks(), {name for guest in running for name in guest.networks})
+    listening = hostports.listening_now()
+    for guest in running:
+        places = attachments.places(guest.nics, facts)
+        judge, _ = hostports.port_judge(config, places, listening, hosts=guest.hosts)
+        found = ((forward, judge(forward)) for forward in guest.forwards)
+        yield from (Veto(guest.uuid, forward, reason) for forward, reason in found if reason)
 
 
 def domains(config: Config) -> list[DomainState]:
@@ -58,6 +75,16 @@ def _declaring(states: list[DomainState]) -> Iterator[Domain]:
             continue
         if state.active and domain.declaration and domain.declaration.port_forwards:
             yield domain
+
+
+def _invalid(states: list[DomainState]) -> Iterator[MetadataError]:
+    for state in states:
+        try:
+            parse_domain(state.xml)
+        except MetadataError as error:
+            yield error
+        except VirtForwardError:
+            continue
 
 
 def _hook(driver: str, store: Store) -> Hook:
@@ -117,9 +144,20 @@ def _included(pattern: str) -> Iterator[tuple[str, str]]:
 def _forwarding() -> Iterator[Forwarding]:
     for device in sorted(hostfacts.default_route_devices()):
         for version in (4, 6):
-            value = hostfacts.text(f"/proc/sys/net/ipv{version}/conf/{device}/forwarding").strip()
-            if value:
-                yield Forwarding(device, version, value != "0")
+            values = [hostfacts.text(f"/proc/sys/net/{path}").strip() for path in _switches(device, version)]
+            if any(values):
+                yield Forwarding(device, version, any(value not in ("", "0") for value in values))
+
+
+def _switches(device: str, version: int) -> tuple[str, ...]:
+    """Return what makes the kernel forward what comes in by a device, any of them (ip-sysctl.rst).
+
+    With IPv4 it is the device's own switch. With IPv6 that one tells a router from a host; packets
+    are forwarded by the switch for all devices or, since Linux 6.17, by force_forwarding.
+    """
+    if version == 4:
+        return (f"ipv4/conf/{device}/forwarding",)
+    return ("ipv6/conf/all/forwarding", f"ipv6/conf/{device}/force_forwarding")
 
 
 def _ignored_ipforward() -> Iterator[str]:

@@ -1,16 +1,19 @@
 """The command: its words, and where they lead. Only this module prints errors and chooses exit statuses."""
 
 import argparse
+import io
 import os
 import sys
 from collections.abc import Callable, Sequence
+from typing import NoReturn, TextIO
 
-from virt_forward import __version__
+from virt_forward import __version__, text
 from virt_forward.errors import UsageError, VirtForwardError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return 0 when done, 1 when it failed, 2 for wrong usage."""
+    _escape_what_cannot_be_encoded()
     options = _parser().parse_args(arguments)
     run: Callable[[argparse.Namespace], int] = options.run
     try:
@@ -29,10 +32,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def complain(error: VirtForwardError) -> None:
     """Print an error and its hint to stderr."""
-    for message in error.messages:
-        print(f"virt-forward: error: {message}", file=sys.stderr)
+    for message in text.lines(error.messages):
+        say(f"virt-forward: error: {message}", sys.stderr)
     if error.hint:
-        print(f"hint: {error.hint}", file=sys.stderr)
+        say(f"hint: {error.hint}", sys.stderr)
+
+
+def say(message: str, file: TextIO | None = None) -> None:
+    """Print one line, whatever the message was made of; to stdout where no file is given."""
+    print(text.line(message), file=file)
+
+
+def _escape_what_cannot_be_encoded() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse puts the words of the command line into its complaints as they are."""
+
+    def error(self, message: str) -> NoReturn:
+        super().error(text.line(message))
 
 
 def _need_root() -> None:
@@ -43,7 +64,7 @@ def _need_root() -> None:
 def _parser() -> argparse.ArgumentParser:
     from virt_forward.cli import check, listing, rules, sync, watch
 
-    parser = argparse.ArgumentParser(
+    parser: argparse.ArgumentParser = _Parser(
         prog="virt-forward",
         description="Port forwarding for libvirt guests that follows the guest.",
         epilog="The forward ports of a guest stand in its domain metadata; see virt-forward(1).",

@@ -2,9 +2,10 @@
 
 import argparse
 import json
+from typing import Any
 
-from virt_forward import cli
-from virt_forward.check import findings, reading
+from virt_forward import cli, text
+from virt_forward.check import findings, guests, reading
 from virt_forward.check.problem import Problem
 from virt_forward.cli.listing import choose
 from virt_forward.errors import VirtForwardError
@@ -31,12 +32,17 @@ def run(options: argparse.Namespace) -> int:
     config = load_config()
     domains = _domains(options)
     wanted = {state.name for state in choose(domains or [], options.domains)} if options.domains else None
-    found = findings.problems(reading.read(config, Store(), domains))
+    facts = reading.read(config, Store(), domains)
+    found = findings.problems(facts)
     shown = [item for item in found if wanted is None or item.domain is None or item.domain in wanted]
+    running = guests.running(facts.guests, wanted)
     if options.json:
-        print(json.dumps({"version": 1, "problems": [item._asdict() for item in shown]}, indent=2))
+        told = {"problems": [*map(_as_json, shown)], "guests": [*map(guests.as_json, running)]}
+        print(json.dumps({"version": 1, **told}, indent=2))
     else:
         _print(shown)
+        for guest in running:
+            cli.say(guests.line(guest))
     return 1 if shown else 0
 
 
@@ -50,9 +56,14 @@ def _domains(options: argparse.Namespace) -> list[DomainState] | None:
         return None
 
 
+def _as_json(item: Problem) -> dict[str, Any]:
+    return item._asdict() | {"message": text.line(item.message), "fix": text.line(item.fix)}
+
+
 def _print(problems: list[Problem]) -> None:
     for item in problems:
-        where = f"{item.domain}: " if item.domain else ""
-        print(f"{item.severity}: {where}{item.message} [{item.id}]\n  fix: {item.fix}")
+        where = f"{text.word(item.domain)}: " if item.domain else ""
+        cli.say(f"{item.severity}: {where}{item.message} [{item.id}]")
+        cli.say(f"  fix: {item.fix}")
     if not problems:
-        print("nothing found")
+        cli.say("nothing found")

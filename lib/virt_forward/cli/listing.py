@@ -2,9 +2,10 @@
 
 import argparse
 import json
+import unicodedata
 from collections.abc import Iterable
 
-from virt_forward import cli, libvirt_api, nft, report, spec
+from virt_forward import cli, hostfacts, libvirt_api, nft, report, spec, text
 from virt_forward.errors import StateError, VirtForwardError
 from virt_forward.libvirt_api import DomainState
 from virt_forward.metadata.domain import parse_domain
@@ -48,18 +49,19 @@ def choose(states: Iterable[DomainState], wanted: list[str]) -> list[DomainState
     known = {word for state in states for word in (state.name, state.uuid)}
     unknown = [word for word in wanted if word not in known]
     if unknown:
-        raise VirtForwardError((f'there is no domain "{word}"' for word in unknown), "see virsh list --all")
+        told = (f"there is no domain {text.quote(word)}" for word in unknown)
+        raise VirtForwardError(told, "see virsh list --all")
     return [state for state in states if not wanted or state.name in wanted or state.uuid in wanted]
 
 
 def _lines(states: list[DomainState], errors: list[VirtForwardError]) -> list[report.Line]:
-    store, kernel = Store(), report.counters(nft.listing())
-    networks = tuple(store.networks())
+    store = Store()
+    seen = report.Seen(report.counters(nft.listing()), tuple(store.networks()), hostfacts.here())
     found: list[report.Line] = []
     for state in states:
         try:
             record = _record(store, state.uuid, errors)
-            found += report.lines(parse_domain(state.xml), state.active, record, kernel, networks)
+            found += report.lines(parse_domain(state.xml), state.active, record, seen)
         except VirtForwardError as error:
             errors.append(error)
     return found
@@ -75,14 +77,21 @@ def _record(store: Store, uuid: str, errors: list[VirtForwardError]) -> Guest | 
 
 def _print_table(lines: list[report.Line]) -> None:
     rows = [HEADINGS, *map(_row, lines)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(HEADINGS))]
+    widths = [max(_width(row[column]) for row in rows) for column in range(len(HEADINGS))]
     for row in rows:
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+        cells = (cell + " " * (width - _width(cell)) for cell, width in zip(row, widths, strict=True))
+        print("  ".join(cells).rstrip())
+
+
+def _width(cell: str) -> int:
+    """Return how many columns of a terminal a cell takes: two a wide character, none a combining one."""
+    wide = sum(unicodedata.east_asian_width(c) in "WF" for c in cell)
+    return len(cell) + wide - sum(unicodedata.category(c) in ("Mn", "Me") for c in cell)
 
 
 def _row(line: report.Line) -> tuple[str, ...]:
     where = " ".join(filter(None, (spec.host_part(line.forward), spec.qualifiers(line.forward))))
     first, last = line.forward.to, line.forward.to + line.forward.end - line.forward.start
     guest = f"{', '.join(line.guest) or '?'} {spec.span(first, last)}"
-    shown = "".join(c if c.isprintable() else "?" for c in line.domain)
-    return (shown, line.state, where, guest, str(line.packets), str(line.bytes), line.reason or "")
+    name, reason = text.plain(line.domain), text.line(line.reason or "")
+    return (name, line.state, *map(text.line, (where, guest)), str(line.packets), str(line.bytes), reason)

@@ -2,11 +2,14 @@
 
 import argparse
 import sys
+from collections.abc import Iterable
 from typing import NamedTuple
 
-from virt_forward import cli
-from virt_forward.model import Guest
+from virt_forward import cli, text, vetoes
+from virt_forward.addresses import waiting
+from virt_forward.model import Guest, Network
 from virt_forward.spec import host_part
+from virt_forward.store import Store
 from virt_forward.sync import sync
 
 
@@ -35,16 +38,18 @@ def run(_options: argparse.Namespace) -> int:
     outcome = sync()
     forwards = sum(len(guest.forwards) for guest in outcome.guests)
     print(f"{Count(len(outcome.guests), 'guest')} with {Count(forwards, 'forward')}")
+    networks = Store().networks() if outcome.guests else ()
     for guest in outcome.guests:
-        _tell(guest)
+        _tell(guest, networks)
     for error in outcome.errors:
         cli.complain(error)
     return 1 if outcome.errors else 0
 
 
-def _tell(guest: Guest) -> None:
+def _tell(guest: Guest, networks: Iterable[Network]) -> None:
+    name = text.word(guest.name)
     for forward, reason in guest.conflicts:
-        print(f"{guest.name}: {host_part(forward)} is kept out: {reason}", file=sys.stderr)
+        cli.say(f"{name}: {host_part(forward)} is kept out: {reason}; {vetoes.remedy(reason)}", sys.stderr)
     for forward in guest.forwards:
         if not guest.seats_for(forward):
-            print(f"{guest.name}: {host_part(forward)} waits: the guest's address is not known yet")
+            cli.say(f"{name}: {host_part(forward)} waits: {waiting.reason(guest, forward, networks)}")

@@ -2,6 +2,7 @@
 
 from lxml import etree
 
+from virt_forward import text
 from virt_forward.errors import VirtForwardError
 from virt_forward.metadata import forwards, values, xml
 from virt_forward.model import Declaration, Domain, Nic
@@ -11,7 +12,8 @@ class MetadataError(VirtForwardError):
     """The domain is known, but its ``<forwards>`` are wrong; ``domain`` says which one it is."""
 
     def __init__(self, domain: Domain, messages: tuple[str, ...]) -> None:
-        super().__init__(messages, f"correct it with: virsh edit {domain.name}")
+        name = domain.name if text.is_word(domain.name) else domain.uuid
+        super().__init__(messages, f"correct it with: virsh edit {name}")
         self.domain = domain
 
 
@@ -25,28 +27,29 @@ def parse_domain(data: bytes) -> Domain:
     if root.tag == "domstatus":
         root = _child(root, "domain")
     if root.tag != "domain":
-        raise VirtForwardError(f"domain XML: the root element is <{root.tag!s}>; it should be <domain>")
+        found = text.plain(str(root.tag))
+        raise VirtForwardError(f"domain XML: the root element is <{found}>; it should be <domain>")
     name = xml.text(root.find("name"))
     domain = Domain(name, _uuid(root), tuple(_nic(element) for element in root.iterfind("devices/interface")))
     declaration, errors = _declared(root)
     if errors:
-        raise MetadataError(domain, tuple(f"guest {forwards.quote(name)}: {error}" for error in errors))
+        raise MetadataError(domain, tuple(f"guest {text.quote(name)}: {error}" for error in errors))
     return domain._replace(declaration=declaration)
 
 
 def _child(root: etree._Element, name: str) -> etree._Element:
     child = root.find(name)
     if child is None:
-        raise VirtForwardError(f"<{root.tag!s}>: has no <{name}> inside")
+        raise VirtForwardError(f"<{text.plain(str(root.tag))}>: has no <{name}> inside")
     return child
 
 
 def _uuid(root: etree._Element) -> str:
-    text = xml.text(root.find("uuid")).lower()
+    found = xml.text(root.find("uuid")).lower()
     try:
-        return values.uuid(text)
+        return values.uuid(found)
     except values.Bad:
-        raise VirtForwardError(f"domain XML: <uuid> is {forwards.quote(text)}, which is no UUID") from None
+        raise VirtForwardError(f"domain XML: <uuid> is {text.quote(found)}, which is no UUID") from None
 
 
 def _nic(element: etree._Element) -> Nic:
@@ -83,7 +86,7 @@ def foreign_macs(domain: Domain) -> MetadataError | None:
     hosts = [host.mac for host in declaration.hosts]
     asked = dict.fromkeys((*hosts, *(item.mac for item in declaration.port_forwards)))
     foreign = [mac for mac in asked if mac and mac not in have]
-    listed = ", ".join(sorted(have)) or "none"
-    errors = [f"mac={forwards.quote(mac)} is no NIC of this guest; its NICs: {listed}" for mac in foreign]
-    told = tuple(f"guest {forwards.quote(domain.name)}: {error}" for error in errors)
+    listed = ", ".join(map(text.word, sorted(have))) or "none"
+    errors = [f"mac={text.quote(mac)} is no NIC of this guest; its NICs: {listed}" for mac in foreign]
+    told = tuple(f"guest {text.quote(domain.name)}: {error}" for error in errors)
     return MetadataError(domain, told) if told else None

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from lxml import etree
 
-from virt_forward import ports, spec
+from virt_forward import ports, spec, text
 from virt_forward.metadata import values
 from virt_forward.model import MAX_PORT, Declaration, HostAddress, PortForward, Range
 
@@ -37,13 +37,13 @@ class Reader:
     def take(self, attribute: str, convert: Callable[[str], T]) -> T | None:
         """Return the attribute's value, or None where it is absent or wrong."""
         self._known.add(attribute)
-        text = self.element.get(attribute)
-        if text is None:
+        value = self.element.get(attribute)
+        if value is None:
             return None
         try:
-            return convert(text)
+            return convert(value)
         except values.Bad as error:
-            self.error(f"{attribute}={quote(text)} is wrong: {error}")
+            self.error(f"{attribute}={text.quote(value)} is wrong: {error}")
             return None
 
     def require(self, attribute: str, example: str) -> None:
@@ -59,7 +59,7 @@ class Reader:
                 yield name.localname, child
             else:
                 Reader(child, self.errors).error(self._unknown(name, allowed))
-        if any((text or "").strip(_XML_SPACE) for text in self._texts()):
+        if any((part or "").strip(_XML_SPACE) for part in self._texts()):
             self.error("text is not allowed here; remove it")
 
     def finish(self) -> None:
@@ -67,7 +67,7 @@ class Reader:
         for attribute in self.element.attrib:
             if attribute not in self._known:
                 known = ", ".join(sorted(self._known)) or "none"
-                self.error(f"unknown attribute {quote(str(attribute))}; known: {known}")
+                self.error(f"unknown attribute {text.quote(str(attribute))}; known: {known}")
 
     def _texts(self) -> Iterable[str | None]:
         return [self.element.text, *(child.tail for child in self.element)]
@@ -80,15 +80,9 @@ class Reader:
 
 
 def display(element: etree._Element) -> str:
-    """Return an element's name for a message, with its prefix and without surprises."""
+    """Return an element's name for a message, with its prefix."""
     name = etree.QName(element).localname
-    return quote(f"{element.prefix}:{name}" if element.prefix else name)[1:-1]
-
-
-def quote(text: str) -> str:
-    """Return ``text`` in double quotes, on one line and cut to a readable length."""
-    shown = text if len(text) <= 60 else f"{text[:57]}..."
-    return '"' + "".join(c if c.isprintable() else "?" for c in shown) + '"'
+    return text.plain(f"{element.prefix}:{name}" if element.prefix else name)
 
 
 def parse_forwards(root: etree._Element) -> tuple[Declaration, tuple[str, ...]]:
@@ -195,15 +189,3 @@ def _contradictions(declaration: Declaration) -> Iterator[str]:
                 "keep one, or give each its mac"
             )
         seen.add(key)
-    yield from _family_clashes(declaration)
-
-
-def _family_clashes(declaration: Declaration) -> Iterator[str]:
-    for item in declaration.port_forwards:
-        limit = item.address or item.source
-        versions = {h.ip.version for h in declaration.hosts if item.mac is None or h.mac in (None, item.mac)}
-        if limit is not None and versions and limit.version not in versions:
-            yield (
-                f"<portForward>: {limit} is IPv{limit.version}, but no <host> gives the guest an "
-                f"IPv{limit.version} address; add one, or remove the other <host> elements"
-            )

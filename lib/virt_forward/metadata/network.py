@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 from lxml import etree
 
+from virt_forward import text
 from virt_forward.errors import VirtForwardError
 from virt_forward.metadata import values, xml
 from virt_forward.model import Network, Reservation, Subnet
@@ -23,7 +24,7 @@ def parse_network(data: bytes) -> tuple[Network, NetworkPort | None]:
     root = xml.parse(data, "network XML")
     element = root if root.tag == "network" else root.find("network")
     if element is None:
-        raise VirtForwardError(f"network XML: <{root.tag!s}> has no <network> inside")
+        raise VirtForwardError(f"network XML: <{text.plain(str(root.tag))}> has no <network> inside")
     return _network(element), _port(root.find("networkport"))
 
 
@@ -42,10 +43,11 @@ def _network(element: etree._Element) -> Network:
 
 def _uuid(element: etree._Element) -> str:
     # Our record of the network is a file of this name.
+    found = xml.text(element.find("uuid")).lower()
     try:
-        return values.uuid(xml.text(element.find("uuid")).lower())
+        return values.uuid(found)
     except values.Bad:
-        raise VirtForwardError("network XML: <uuid> is no UUID") from None
+        raise VirtForwardError(f"network XML: <uuid> is {text.quote(found)}, which is no UUID") from None
 
 
 def _port(element: etree._Element | None) -> NetworkPort | None:

@@ -3,6 +3,7 @@
 from lxml import etree
 
 from virt_forward.errors import VirtForwardError
+from virt_forward.text import output
 
 MAX_BYTES = 4 * 1024 * 1024
 """No domain or network XML comes near this; a document beyond it is refused unread."""
@@ -28,7 +29,7 @@ def parse(data: bytes, what: str) -> etree._Element:
     try:
         root = etree.fromstring(data, parser)
     except (etree.XMLSyntaxError, ValueError) as error:
-        raise VirtForwardError(f"{what}: not well-formed XML: {_one_line(error)}") from None
+        raise VirtForwardError(f"{what}: not well-formed XML: {output(str(error))}") from None
     if root.getroottree().docinfo.internalDTD is not None:
         raise VirtForwardError(f"{what}: has a document type declaration (<!DOCTYPE>); remove it")
     return root
@@ -37,7 +38,3 @@ def parse(data: bytes, what: str) -> etree._Element:
 def text(element: etree._Element | None) -> str:
     """Return the text of an element, or an empty string where there is no element."""
     return "" if element is None else (element.text or "").strip()
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())

@@ -71,8 +71,9 @@ def _nat(guest: Guest, served: list[Forward], config: Config) -> Chain:
 
 
 def _count(guest: Guest) -> Chain:
+    numbers = {forward: number for number, forward in enumerate(guest.forwards)}
     rules = [
-        f'{match} counter return comment "{counter_comment(guest.forwards.index(forward))}"'
+        f'{match} counter return comment "{counter_comment(numbers[forward])}"'
         for forward in ordered(guest)
         for match in _count_matches(forward)
     ]

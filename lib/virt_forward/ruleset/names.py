@@ -2,6 +2,8 @@
 
 import re
 
+from virt_forward import text
+
 TABLE = "inet virt-forward"
 TABLE_COMMENT = "virt-forward: port forwards of libvirt guests; changed by its hooks, not by hand"
 LABEL = 100
@@ -24,14 +26,9 @@ def suffix(name: str, uuid: str) -> str:
     return f"{altered}-{uuid.replace('-', '')}"
 
 
-def label(name: str) -> str:
-    """Return a guest's name for one line of text: no control characters, no surprises."""
-    return "".join(c if c.isprintable() else "?" for c in name)[:200]
-
-
-def quoted(text: str) -> str:
-    """Return ``text`` as an nft string, cut to what nft takes; nft knows no escapes inside."""
-    clean = "".join("?" if c in '"\\' else c for c in label(text))
+def quoted(value: str) -> str:
+    """Return ``value`` as an nft string, cut to what nft takes; nft knows no escapes inside."""
+    clean = "".join("?" if c in '"\\' else c for c in text.plain(value[:_MAX_COMMENT], _MAX_COMMENT))
     data = clean.encode("utf-8", "replace")[: _MAX_COMMENT - 1]
     return '"' + data.decode("utf-8", "ignore") + '"'
 

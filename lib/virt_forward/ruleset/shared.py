@@ -7,6 +7,7 @@ known for as long as one guest with forwards is on it.
 
 from collections.abc import Iterable, Iterator
 from ipaddress import ip_network
+from typing import NamedTuple
 
 from virt_forward import claims, ports
 from virt_forward.claims import Row
@@ -17,6 +18,14 @@ from virt_forward.ruleset.guest import level_of, modest, nat_chain
 
 Slot = tuple[str, str, int]
 """Protocol, address (empty for every address), and port (0 for the chain of the wide ranges)."""
+
+
+class Claim(NamedTuple):
+    """A narrowed claim; ``number`` is its place in the index, which decides between equally special ones."""
+
+    number: int
+    row: Row
+    forward: Forward
 
 
 def blocks(index: Iterable[Row], touching: Iterable[Row]) -> dict[str, Block]:
@@ -32,48 +41,63 @@ def _narrowed_ports(rows: Iterable[Row]) -> Iterator[Row]:
     return (row for row in rows if row.kind == claims.PORT and (row.dev or row.source))
 
 
+class _Claims(NamedTuple):
+    """The narrowed claims on the ports of one protocol and address that a change touches.
+
+    ``single`` are the modest ones by port, ``wide`` the others.
+    """
+
+    single: dict[int, list[Claim]]
+    wide: list[Claim]
+
+
 def _slots(index: tuple[Row, ...], touching: tuple[Row, ...]) -> dict[Slot, list[Row]]:
     """Return the claims on every slot that one of ``touching`` changes."""
-    changed = [claims.forward_of(row) for row in _narrowed_ports(touching)]
-    if not changed:
-        return {}
-    present = [(row, claims.forward_of(row)) for row in _narrowed_ports(index)]
+    touched: dict[tuple[str, str], list[Forward]] = {}
+    for row in _narrowed_ports(touching):
+        touched.setdefault((row.proto, row.address), []).append(claims.forward_of(row))
+    spans = {
+        place: ports.merge((forward.start, forward.end) for forward in changed)
+        for place, changed in touched.items()
+    }
+    present: dict[tuple[str, str], _Claims] = {place: _Claims({}, []) for place in touched}
+    for number, row in enumerate(_narrowed_ports(index) if touched else ()):
+        place = (row.proto, row.address)
+        if place in touched:
+            _sort_in(present[place], Claim(number, row, claims.forward_of(row)), spans[place])
     slots: dict[Slot, list[Row]] = {}
-    for slot in {slot for forward in changed for slot in _touched(forward, present)}:
-        members = [(row, forward) for row, forward in present if _covers(slot, forward)]
-        if any(_makes(slot, forward) for _, forward in members):
-            slots[slot] = [row for row, _ in sorted(members, key=lambda member: ports.specificity(member[1]))]
+    for place, known in present.items():
+        wide = any(not modest(forward) for forward in touched[place])
+        slots |= {(*place, port): _ranked(members) for port, members in _members(known)}
+        if wide and known.wide:
+            slots[(*place, 0)] = _ranked(known.wide)
     return slots
 
 
-def _touched(changed: Forward, present: list[tuple[Row, Forward]]) -> Iterator[Slot]:
-    address = str(changed.address or "")
-    for forward in (changed, *(other for _, other in present if _meet(changed, other))):
-        if modest(forward):
-            first, last = max(changed.start, forward.start), min(changed.end, forward.end)
-            yield from ((changed.proto, address, port) for port in range(first, last + 1))
-        else:
-            yield (changed.proto, address, 0)
+def _sort_in(known: _Claims, claim: Claim, spans: list[ports.Span]) -> None:
+    """Add a claim to those that are known, as far as it is on the ports ``spans``."""
+    if not modest(claim.forward):
+        known.wide.append(claim)
+        return
+    for port in range(claim.forward.start, claim.forward.end + 1):
+        if ports.overlapping(spans, port, port):
+            known.single.setdefault(port, []).append(claim)
 
 
-def _meet(one: Forward, other: Forward) -> bool:
-    return (
-        (one.proto, one.address) == (other.proto, other.address)
-        and one.start <= other.end
-        and other.start <= one.end
-    )
+def _members(known: _Claims) -> Iterator[tuple[int, list[Claim]]]:
+    """Yield every single port with the claims on it, the wide ones among them: one pass in order of ports."""
+    coming = sorted(known.wide, key=lambda claim: claim.forward.start, reverse=True)
+    open_: list[Claim] = []
+    for port in sorted(known.single):
+        while coming and coming[-1].forward.start <= port:
+            open_.append(coming.pop())
+        open_ = [claim for claim in open_ if port <= claim.forward.end]
+        yield port, known.single[port] + open_
 
 
-def _covers(slot: Slot, forward: Forward) -> bool:
-    proto, address, port = slot
-    if (forward.proto, str(forward.address or "")) != (proto, address):
-        return False
-    return forward.start <= port <= forward.end if port else not modest(forward)
-
-
-def _makes(slot: Slot, forward: Forward) -> bool:
-    """Tell whether the slot exists for this claim's sake: wide ranges make no single ports."""
-    return modest(forward) == bool(slot[2])
+def _ranked(members: list[Claim]) -> list[Row]:
+    ranked = sorted(members, key=lambda claim: (ports.specificity(claim.forward), claim.number))
+    return [claim.row for claim in ranked]
 
 
 def _slot_block(slot: Slot, rows: list[Row]) -> Block:

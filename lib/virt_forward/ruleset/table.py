@@ -18,7 +18,8 @@ from virt_forward.ruleset import shared, skeleton
 from virt_forward.ruleset.block import Block, load, unload
 from virt_forward.ruleset.names import TABLE
 
-_REVISION = re.compile(rf"add element {TABLE} revision {{ (\d+) }}\Z")
+_NUMBER = "([0-9]{1,19})"
+_REVISION = re.compile(rf"add element {TABLE} revision {{ {_NUMBER} }}\Z")
 
 
 _NOTICE = "# Made by virt-forward, and made anew with every guest that starts or stops: do not edit.\n"
@@ -86,7 +87,7 @@ def text(include: Include) -> str:
 
 def parse(source: str, config: Config) -> Include | None:
     """Return an include file taken apart; None where it is not one that this configuration made."""
-    empty = re.fullmatch(rf"{re.escape(_EMPTY)}# revision (\d+)\n", source)
+    empty = re.fullmatch(rf"{re.escape(_EMPTY)}# revision {_NUMBER}\n", source)
     if empty:
         return Include(_header(config), int(empty[1]), ())
     top, *paragraphs = source.rstrip("\n").split("\n\n")

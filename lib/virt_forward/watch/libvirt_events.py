@@ -6,7 +6,7 @@ import threading
 import time
 from typing import Any
 
-from virt_forward import libvirt_api, log
+from virt_forward import libvirt_api, log, text
 from virt_forward.watch.backoff import Backoff
 
 STOPPED_SECONDS = 1.0
@@ -81,7 +81,7 @@ class LibvirtEvents:
             opened.registerCloseCallback(self._closed, None)
             self._register(opened)
         except self._libvirt.libvirtError as error:
-            self._say(f"libvirt is not reachable at {self._uri}: {error}")
+            self._say(f"libvirt is not reachable at {text.plain(self._uri)}: {text.output(str(error))}")
             return False
         self._opened = opened
         self._told = ""

@@ -10,8 +10,10 @@ def intact(store: Store) -> bool:
     """Tell, without the lock, whether the kernel has the table of the include file, by its revision.
 
     While a hook is about to write the file the two differ, too: whoever takes the lock then
-    finds nothing to do.
+    finds nothing to do. A change that is queued or was interrupted is one that the table lacks.
     """
+    if store.left()[0] or store.read("unfinished") is not None:
+        return False
     text = store.read("ruleset.nft")
     if text is None:
         return False

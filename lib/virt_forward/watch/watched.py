@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterable
 
 from virt_forward import hostfacts
-from virt_forward.addresses import asking, resolve
+from virt_forward.addresses import asking, attachments
 from virt_forward.addresses.asking import Question
 from virt_forward.model import Address, Guest, Network
 from virt_forward.store import Store
@@ -35,8 +35,8 @@ class Watched:
     def set(self, guests: Iterable[Guest], networks: Iterable[Network]) -> None:
         """Take these guests for the running ones."""
         guests, networks = tuple(guests), tuple(networks)
-        facts = resolve.Facts(networks)
-        bridges = {place.bridge for guest in guests for place in resolve.places(guest.nics, facts)}
+        facts = attachments.Facts(networks)
+        bridges = {place.bridge for guest in guests for place in attachments.places(guest.nics, facts)}
         self.running = bool(guests)
         self.questions = [item for guest in guests for item in asking.questions(guest, networks)]
         self._lease_files = {path for bridge in bridges for path in hostfacts.lease_files(bridge)}

@@ -1,0 +1,48 @@
+"""What a forward listens on and the host does not have now. Such a forward works the moment it comes."""
+
+import json
+from ipaddress import ip_network
+from typing import Any, NamedTuple
+
+from virt_forward.model import Address, Forward, Subnet
+
+
+class Host(NamedTuple):
+    """What the host has: the addresses of its interfaces, the subnets whose every address is its own
+    (127.0.0.0/8, and routes of type local), and its interfaces.
+    """  # noqa: D205 - one sentence
+
+    addresses: frozenset[Address] = frozenset()
+    subnets: tuple[Subnet, ...] = ()
+    devices: frozenset[str] = frozenset()
+
+
+def address(forward: Forward, host: Host) -> str | None:
+    """Return in words that the host does not have the address of a forward, or None where it does."""
+    listen = forward.address
+    if listen is None or listen in host.addresses or any(listen in subnet for subnet in host.subnets):
+        return None
+    return f"no interface of this host has {listen} now"
+
+
+def device(forward: Forward, host: Host) -> str | None:
+    """Return in words that the interface of a forward does not exist, or None where it does."""
+    return (
+        f"interface {forward.dev} does not exist now"
+        if forward.dev and forward.dev not in host.devices
+        else None
+    )
+
+
+def reason(forward: Forward, host: Host) -> str | None:
+    """Return why nothing can come in by a forward now, or None."""
+    return "; ".join(filter(None, (address(forward, host), device(forward, host)))) or None
+
+
+def parse_local_routes(text: str) -> tuple[Subnet, ...]:
+    """Return the destinations in what ``ip -j route show table local type local`` printed (ip-route(8))."""
+    try:
+        routes: list[dict[str, Any]] = json.loads(text or "[]", strict=False)
+    except ValueError:  # without a table of that family, ip breaks off after the first bracket
+        return ()
+    return tuple(ip_network(route["dst"]) for route in routes if route.get("dst", "default") != "default")

@@ -1,0 +1,202 @@
+"""The endpoints of a guest: which address each of its NICs has, and where that was learned.
+
+Origins rank (model.ORIGINS). Declared and reserved addresses are what a person wrote down;
+they are taken as they are. Leased, probed and neighbour addresses are learned: one that
+another hardware address holds is nobody's, and one that is known and still confirmed is
+never exchanged for another.
+"""
+
+from collections.abc import Iterable, Iterator
+from functools import cached_property
+
+from virt_forward.addresses.attachments import Facts, Place, belongs, inside, plausible
+from virt_forward.addresses.leases import Neighbours
+from virt_forward.model import LEARNED, Address, Guest, HostAddress, Origin, Reservation, Seat, rank
+
+Firm = dict[tuple[int, int], tuple[Address, Origin]]
+"""The declared and reserved addresses, by the number of the attachment and the IP version."""
+
+
+def endpoints(guest: Guest, found: list[Place], facts: Facts) -> Iterator[Seat]:
+    """Yield the endpoints of a guest, at most one an attachment and family, in document order."""
+    firm = _firm(guest, found, facts)
+    used = {(ip, found[number].bridge) for (number, _), (ip, _) in firm.items()}
+    for number, place in enumerate(found):
+        for version in (4, 6):
+            address = firm.get((number, version))
+            if address is None:
+                other = (number, 10 - version) in firm
+                address = Learning(guest, place, version, facts, other_is_firm=other).best(used)
+            if address:
+                used.add((address[0], place.bridge))
+                yield Seat(address[0], place.bridge, place.nic.mac, address[1])
+
+
+def doubted(guest: Guest, found: list[Place], facts: Facts) -> Iterator[Seat]:
+    """Yield the learned endpoints beside which another address of the same NIC has shown up.
+
+    The kernel has to find out whether the guest still answers there.
+    """
+    for place in found:
+        for version in (4, 6):
+            known = Learning(guest, place, version, facts).doubted()
+            if known:
+                yield known
+
+
+def _firm(guest: Guest, found: list[Place], facts: Facts) -> Firm:
+    chosen = _declared(guest.hosts, found)
+    used = {(ip, found[number].bridge) for (number, _), (ip, _) in chosen.items()}
+    for number, place in enumerate(found):
+        for ip in _reserved(guest, place, found):
+            taken = (number, ip.version) in chosen or (ip, place.bridge) in used
+            if not taken and plausible(ip, place, facts):
+                chosen[number, ip.version] = (ip, "reserved")
+                used.add((ip, place.bridge))
+    return chosen
+
+
+def _declared(hosts: Iterable[HostAddress], found: list[Place]) -> Firm:
+    chosen: Firm = {}
+    for host in sorted(hosts, key=lambda host: host.mac is None):
+        fitting = [
+            number
+            for number, place in enumerate(found)
+            if host.mac in (None, place.nic.mac)
+            and (number, host.ip.version) not in chosen
+            and belongs(host.ip, place)
+        ]
+        # A bridge without a subnet takes any address, but the one whose subnet has it comes first.
+        for number in sorted(fitting, key=lambda number: not inside(host.ip, found[number]))[:1]:
+            chosen[number, host.ip.version] = (host.ip, "declared")
+    return chosen
+
+
+def _reserved(guest: Guest, place: Place, found: list[Place]) -> Iterator[Address]:
+    """Yield the reserved addresses of a NIC: by its MAC address, then by the guest's name."""
+    mac = place.nic.mac
+    of_network = place.network.reservations if place.network else ()
+    yield from (lease.ip for lease in of_network if lease.mac == mac)
+    named = [lease.ip for lease in of_network if lease.mac is None and lease.name == guest.name]
+    if named:
+        siblings = {other.nic.mac for other in found if other.network == place.network} - {mac}
+        # With several NICs on the network, the one that the server gave it to is meant.
+        elsewhere = {lease.ip for lease in place.facts.leases() if lease.mac in siblings} if siblings else ()
+        yield from (ip for ip in named if ip not in elsewhere)
+    yield from (lease.ip for lease in place.facts.reservations if lease.mac == mac)
+
+
+class Learning:
+    """What a NIC's address in one family can be learned from."""
+
+    def __init__(
+        self, guest: Guest, place: Place, version: int, facts: Facts, *, other_is_firm: bool = False
+    ) -> None:
+        self.guest, self.place, self.version, self.facts = guest, place, version, facts
+        self.mac = place.nic.mac
+        self.other_is_firm = other_is_firm
+
+    def best(self, used: set[tuple[Address, str]]) -> tuple[Address, Origin] | None:
+        """Return the address that the NIC has, as far as one may trust that; None for none."""
+        if not any(subnet.version == self.version for subnet in self.place.lans()):
+            return None
+        for ip, origin in self._candidates():
+            if (ip, self.place.bridge) not in used and self._acceptable(ip, origin):
+                return ip, origin
+        return None
+
+    def doubted(self) -> Seat | None:
+        """Return the known endpoint where another address has shown up and it was not confirmed just now."""
+        known = self._known()
+        if known is None or known.ip in self._mine(self._neighbours.confirmed):
+            return None
+        others = (*(ip for ip, _ in self._fresh()), *self._mine(self._neighbours.others))
+        return known if any(ip != known.ip for ip in others) else None
+
+    def _candidates(self) -> Iterator[tuple[Address, Origin]]:
+        known = self._known()
+        failed = known is not None and known.ip in self._neighbours.failed
+        if known and self._is_confirmed(known):
+            yield self._with_origin(known)
+        yield from self._fresh()
+        if known and not failed:
+            yield self._with_origin(known)
+        yield from ((ip, "neighbour") for ip in self._mine(self._neighbours.others))
+        if known and failed:
+            yield self._with_origin(known)
+
+    def _fresh(self) -> Iterator[tuple[Address, Origin]]:
+        """Yield what tells of the NIC now, the most trusted first and of equals the newest."""
+        for ip in self._leased:
+            yield ip, "leased"
+        for seen in sorted(self.place.facts.sightings, key=rank):
+            if seen.mac == self.mac and seen.ip.version == self.version:
+                yield seen.ip, seen.origin
+        for ip in self._mine(self._neighbours.confirmed):
+            yield ip, "neighbour"
+
+    def _known(self) -> Seat | None:
+        place = (self.mac, self.place.bridge, self.version)
+        seats = (seat for seat in self.guest.seats if (seat.mac, seat.bridge, seat.ip.version) == place)
+        return next((seat for seat in seats if seat.origin in LEARNED), None)
+
+    def _is_confirmed(self, known: Seat) -> bool:
+        # The server has another lease for the NIC now, or the kernel has asked in vain.
+        over = known.origin == "leased" and self._leased and known.ip not in self._leased
+        if over or known.ip in self._neighbours.failed:
+            return False
+        listed = (*self._fresh(), *((ip, "") for ip in self._mine(self._neighbours.others)))
+        return any(ip == known.ip for ip, _ in listed)
+
+    def _with_origin(self, known: Seat) -> tuple[Address, Origin]:
+        origins = [origin for ip, origin in self._fresh() if ip == known.ip]
+        return known.ip, min((known.origin, *origins), key=LEARNED.index)
+
+    def _acceptable(self, ip: Address, origin: Origin) -> bool:
+        return (
+            plausible(ip, self.place, self.facts)
+            and ip not in self._held_by_others
+            and (origin == "leased" or self._may_come_from_the_wire(ip))
+        )
+
+    def _may_come_from_the_wire(self, ip: Address) -> bool:
+        if self.facts.learn != "derived":
+            return self.facts.learn == "any"
+        return not self.other_is_firm or is_derived(ip, self.mac)
+
+    @cached_property
+    def _neighbours(self) -> Neighbours:
+        return self.place.facts.neighbours()
+
+    @cached_property
+    def _leased(self) -> list[Address]:
+        return self._mine(self.place.facts.leases())
+
+    def _mine(self, leases: Iterable[Reservation]) -> list[Address]:
+        return [lease.ip for lease in leases if lease.mac == self.mac and lease.ip.version == self.version]
+
+    @cached_property
+    def _held_by_others(self) -> frozenset[Address]:
+        """Addresses that are reserved for, leased to or answered by a NIC that is not the guest's."""
+        own = {nic.mac for nic in self.guest.nics}
+        reserved = self.place.network.reservations if self.place.network else ()
+        held = (
+            *reserved,
+            *self.place.facts.reservations,
+            *self.place.facts.leases(),
+            *self._neighbours.confirmed,
+            *self._neighbours.others,
+            *(Reservation(seen.ip, seen.mac) for seen in self.place.facts.sightings),
+        )
+        return frozenset(
+            lease.ip
+            for lease in held
+            if (lease.mac not in own if lease.mac else lease.name != self.guest.name)
+        )
+
+
+def is_derived(ip: Address, mac: str) -> bool:
+    """Tell whether an IPv6 address has the interface identifier made of a MAC (RFC 4291, appendix A)."""
+    octets = bytes.fromhex(mac.replace(":", ""))
+    identifier = bytes([octets[0] ^ 2]) + octets[1:3] + b"\xff\xfe" + octets[3:]
+    return ip.version == 6 and ip.packed[8:] == identifier

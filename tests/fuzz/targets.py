@@ -1,0 +1,280 @@
+"""What is fuzzed, and what has to be true of each: one line in TARGETS for each parser.
+
+A target takes bytes. It passes where the parser returns what its types promise or raises the
+exception that it documents; an AssertionError or any other exception is a failure.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from contextlib import suppress
+
+from fuzz import seeds
+from fuzz.engine import Target
+from fuzz.invariants import (
+    are_leases,
+    are_listeners,
+    are_sightings,
+    is_address,
+    is_guest,
+    is_mac,
+    is_network,
+    is_port,
+    is_told,
+    is_wire_address,
+)
+from unit.test_asking import ECHO_ID, GATEWAYS
+from unit.test_nft_text import resolved
+from unit.test_schema import assert_agreement
+from virt_forward import claims, config, events, flows, journal, quick, records, report, sockets
+from virt_forward.addresses import asking, leases, networkd
+from virt_forward.admit import iptables, nftables, plan
+from virt_forward.check import includes, listing
+from virt_forward.config import Config
+from virt_forward.errors import StateError, VirtForwardError
+from virt_forward.metadata import values, xml
+from virt_forward.metadata.domain import parse_domain
+from virt_forward.metadata.forwards import ROOT
+from virt_forward.metadata.network import parse_network
+from virt_forward.model import PROTOS
+from virt_forward.ruleset import skeleton, table
+from virt_forward.watch import kernel_events
+
+NOWHERE = "/nonexistent"
+"""A run directory without records."""
+
+# Parsers that raise the package's own error, and what is true of what they return.
+
+
+def text_of(data: bytes) -> str:
+    """Return what every reader of foreign text makes of bytes (hostfacts.text, process.run)."""
+    return data.decode("utf-8", "replace")
+
+
+def state_of(data: bytes) -> str | None:
+    """Return what Store.read() makes of the bytes of one of our own files."""
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        return None
+
+
+def domain(data: bytes) -> None:
+    try:
+        found = parse_domain(data)
+    except VirtForwardError as error:
+        is_told(error)
+        return
+    values.uuid(found.uuid)
+    guest = resolved(data)
+    if guest:
+        is_guest(guest)
+
+
+def forwards(data: bytes) -> None:
+    try:
+        root = xml.parse(data, "fuzz")
+    except VirtForwardError as error:
+        is_told(error)
+        return
+    # A domain is searched for this element; no other is ever given to the parser.
+    if root.tag == ROOT:
+        assert_agreement(data)
+
+
+def network(data: bytes) -> None:
+    try:
+        found, port = parse_network(data)
+    except VirtForwardError as error:
+        is_told(error)
+        return
+    is_network(found)
+    macs = [lease.mac for lease in found.reservations if lease.mac] + ([port.mac] if port else [])
+    guest = resolved(seeds.domain_on(found.name, macs[:3]), (found,))
+    if guest:
+        is_guest(guest)
+
+
+def configuration(data: bytes) -> None:
+    text = state_of(data)
+    try:
+        found = config.parse_config(text or "")
+    except VirtForwardError as error:
+        is_told(error)
+        return
+    assert all(map(values.is_dev, found.uplinks))
+    for item in found.reserved:
+        assert item.proto in PROTOS
+        is_port(item.port)
+    assert skeleton.render(found)
+    assert skeleton.render_rules(found)
+
+
+def guest_record(data: bytes) -> None:
+    with suppress(StateError):
+        is_guest(records.load_guest(state_of(data) or "", "x"))
+
+
+def network_record(data: bytes) -> None:
+    with suppress(StateError):
+        is_network(records.load_network(state_of(data) or "", "x"))
+
+
+def pending(data: bytes) -> None:
+    found = journal.parse(state_of(data) or "")
+    if found:
+        assert journal.parse(journal.render(found.before, found.after, found.taken)) == found
+
+
+def index(data: bytes) -> None:
+    text = state_of(data) or ""
+    try:
+        found = claims.parse_index(text)
+    except ValueError:
+        return
+    assert claims.render_index(found) == text
+
+
+def include(data: bytes) -> None:
+    found = table.parse(state_of(data) or "", Config())
+    if found:
+        assert table.parse(table.text(found), Config()) == found
+
+
+def admitted(data: bytes) -> None:
+    found = plan.parse_record(state_of(data) or "")
+    assert plan.parse_record(plan.render_record(found)) == found
+    assert all(values.is_dev(entry.bridge) for entry in found)
+
+
+# Text that programs print and kernels write: nothing is raised, damaged parts are passed over.
+
+
+def neighbour_events(data: bytes) -> None:
+    for neighbour in kernel_events.neighbours(data):
+        is_wire_address(neighbour.ip)
+        if neighbour.mac or not neighbour.gone:
+            is_mac(neighbour.mac)
+
+
+def monitor(data: bytes) -> None:
+    assert plan.chain_changed(data) in (True, False)
+    assert all(isinstance(words, bytes) for words in kernel_events.TABLE_GONE if words in data)
+
+
+def neighbour_table(data: bytes) -> None:
+    found = leases.neighbours(text_of(data))
+    are_leases((*found.confirmed, *found.others))
+
+
+def network_files(data: bytes) -> None:
+    found = networkd.bridge_config({"a.network": text_of(data)}, "virbr0", "52:54:00:9a:8a:d1")
+    for interface in found.addresses:
+        assert not interface.ip.is_unspecified
+        is_address(interface.ip)
+    for lease in found.leases:
+        is_address(lease.ip)
+        is_mac(lease.mac or "")
+
+
+def connections(data: bytes) -> None:
+    for flow in flows.parse(text_of(data)):
+        for ip in (flow.source, flow.destination, flow.answering):
+            is_wire_address(ip)
+        for port in (flow.source_port, flow.destination_port, flow.answering_port):
+            is_port(port, 0)
+
+
+def admit(parse: Callable[[str], list[plan.Rule]]) -> Callable[[bytes], None]:
+    def target(data: bytes) -> None:
+        try:
+            found = parse(text_of(data))
+        except VirtForwardError as error:
+            is_told(error)
+            return
+        for rule in found:
+            assert all(isinstance(word, str) for word in (*rule.handle, rule.bridge))
+        decision = plan.decide(found, frozenset({"virbr5", "virbr6"}))
+        assert set(decision.insert) <= decision.there
+
+    return target
+
+
+def counters(data: bytes) -> None:
+    """Check only what is JSON of the right outline: nft is trusted for the rest."""
+    with suppress(ValueError, RecursionError, KeyError, TypeError, AttributeError):
+        for packets, size in report.counters(json.loads(text_of(data))["nftables"]).values():
+            assert packets + size is not None
+
+
+def arguments(data: bytes) -> None:
+    words = [os.fsdecode(word) for word in data.split(b"\0")]
+    for driver in ("qemu", "network"):
+        found = events.parse_event(driver, words)
+        assert found.policy.action in events.Action
+    before = os.environ.get("VIRT_FORWARD_RUN_DIR")
+    os.environ["VIRT_FORWARD_RUN_DIR"] = NOWHERE
+    try:
+        assert quick.concerns_us(words[:3], data) in (True, False)
+    finally:
+        del os.environ["VIRT_FORWARD_RUN_DIR"]
+        os.environ |= {} if before is None else {"VIRT_FORWARD_RUN_DIR": before}
+
+
+def ruleset(data: bytes) -> None:
+    """A ruleset that includes itself, as often as it likes."""
+    text = text_of(data)
+
+    def read(pattern: str) -> list[tuple[str, str]]:
+        return [(pattern, text)]
+
+    assert includes.flushes(text, read) in (True, False)
+    assert includes.included_after(text, "/run/virt-forward/ruleset.nft", read) in (True, False)
+
+
+def table_listing(data: bytes) -> None:
+    found = listing.parse(text_of(data))
+    assert not listing.differences(found, found)
+
+
+LEASE_TIME = 1795380000.0
+"""When the leases of the seeds are valid."""
+
+TARGETS = (
+    # from the wire and from netlink
+    Target("arp", lambda data: are_sightings([asking.arp_answer(data, GATEWAYS)]), seeds.ARP),
+    Target("echo", lambda data: are_sightings([asking.echo_answer(data, GATEWAYS, ECHO_ID)]), seeds.ECHO),
+    Target("dhcp", lambda data: are_sightings([asking.dhcp_answer(data, GATEWAYS)]), seeds.DHCP),
+    Target("netlink", neighbour_events, seeds.NETLINK),
+    Target("nft-monitor", monitor, seeds.MONITOR),
+    # what DHCP servers, networkd and libvirt write
+    Target("networkd-leases", lambda d: are_leases(leases.networkd(text_of(d), LEASE_TIME)), seeds.NETWORKD),
+    Target("dnsmasq-leases", lambda d: are_leases(leases.dnsmasq(text_of(d), LEASE_TIME)), seeds.DNSMASQ),
+    Target("ip-neighbour", neighbour_table, seeds.NEIGHBOURS),
+    Target("networkd", network_files, seeds.NETWORK_FILES),
+    Target("domain", domain, seeds.DOMAINS),
+    Target("forwards", forwards, seeds.FORWARDS),
+    Target("network", network, seeds.NETWORKS),
+    Target("hook-arguments", arguments, seeds.ARGUMENTS),
+    # what a person writes
+    Target("config", configuration, seeds.CONFIGS),
+    Target("includes", ruleset, seeds.RULESETS),
+    # our own state
+    Target("guest-record", guest_record, seeds.GUEST_RECORDS),
+    Target("network-record", network_record, seeds.NETWORK_RECORDS),
+    Target("journal", pending, seeds.JOURNALS),
+    Target("claims", index, seeds.INDEXES),
+    Target("include-file", include, seeds.INCLUDES),
+    Target("admitted", admitted, seeds.ADMITTED),
+    # what the kernel and other programs print
+    Target("proc-tcp", lambda data: are_listeners(sockets.parse("tcp", text_of(data))), seeds.PROC_TCP),
+    Target("proc-udp", lambda data: are_listeners(sockets.parse("udp", text_of(data))), seeds.PROC_UDP),
+    Target("proc-sctp", lambda data: are_listeners(sockets.parse_sctp(text_of(data))), seeds.PROC_SCTP),
+    Target("conntrack", connections, seeds.CONNTRACK),
+    Target("iptables", admit(iptables.parse), seeds.IPTABLES),
+    Target("nft-chain", admit(nftables.parse), seeds.NFT_CHAINS),
+    Target("nft-counters", counters, seeds.NFT_CHAINS),
+    Target("nft-listing", table_listing, seeds.LISTINGS),
+)

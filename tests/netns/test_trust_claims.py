@@ -1,0 +1,82 @@
+"""Whose address it is, where two guests have the same: what a person wrote down wins over what was learned.
+
+Each test runs twice: with the hooks and ``virt-forward sync`` alone, and with the service.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from lab import frames
+from netns.trust import DB4, MACS, OTHER4, WEB4, Guests, pages
+
+pytestmark = pytest.mark.root
+
+
+def squat(guests: Guests) -> None:
+    """Let ``db`` run with an address that a guest which does not run yet has in its metadata."""
+    guests.address(guests.db, WEB4)
+    guests.start("db")
+    guests.speak(guests.db, WEB4)
+    guests.follow(lambda: guests.leads("db") == {WEB4}, "the address is learned")
+
+
+def test_learned_address_refuses_no_start(guests: Guests) -> None:
+    squat(guests)
+    done = guests.start("web", WEB4, check=False)
+    assert (done.status, done.err) == (0, "")
+    assert guests.leads("web") == {WEB4}
+    assert guests.leads("db") == set()
+    # The first is up and says so; whoever else answers for the address, its own forward leads there no more.
+    guests.address(guests.web, WEB4)
+    guests.address(guests.db, DB4)
+    frames.send(guests.web, frames.gratuitous((MACS["web"], WEB4)))
+    assert guests.confirm(WEB4) == "web"
+    assert pages(guests) == {"web"}
+    guests.settle()
+    assert guests.leads("db") <= {DB4}
+    assert pages(guests) == {"web"}
+
+
+def test_guest_whose_learned_address_was_lost_is_served_at_its_own(guests: Guests) -> None:
+    squat(guests)
+    guests.start("web", WEB4)
+    guests.address(guests.web, WEB4)
+    guests.address(guests.db, DB4)
+    assert guests.confirm(WEB4) == "web"
+    guests.speak(guests.db, DB4)
+    guests.follow(lambda: guests.page("db") == "db", "its own address is learned", 40)
+    assert guests.leads("db") == {DB4}
+    assert pages(guests) == {"web"}
+
+
+def test_declared_address_of_another_guest_is_not_learned(guests: Guests) -> None:
+    """The other one runs already; this one answers for its address as well."""
+    guests.address(guests.web, WEB4)
+    guests.start("web", WEB4)
+    assert pages(guests) == {"web"}
+    guests.start("db")
+    guests.address(guests.db, WEB4)
+    guests.speak(guests.db, WEB4)
+    guests.settle()
+    assert guests.leads("db") == set()
+    assert guests.leads("web") == {WEB4}
+
+
+def test_second_declaration_of_an_address_is_refused(guests: Guests) -> None:
+    guests.start("web", WEB4)
+    done = guests.start("db", WEB4, check=False)
+    assert done.status == 1
+    assert WEB4 in done.err
+    assert "guest web" in done.err
+
+
+def test_declared_address_replaces_the_learned_one_of_the_same_guest(guests: Guests) -> None:
+    """A person writes down another address than the guest had: the forward moves, whatever is confirmed."""
+    guests.address(guests.web, OTHER4)
+    guests.start("web")
+    guests.follow(lambda: guests.leads() == {OTHER4}, "the address is learned")
+    guests.web.ip(f"address add {WEB4}/24 dev eth0")
+    guests.declare("web", WEB4)
+    guests.follow(lambda: guests.leads() == {WEB4}, "the declared address counts")
+    assert pages(guests) == {"web"}

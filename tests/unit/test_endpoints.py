@@ -1,0 +1,243 @@
+"""Which address a NIC has: origins and their rank, addresses that others hold, and what may be learned."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from ipaddress import ip_address, ip_interface, ip_network
+
+import pytest
+
+from unit.build import BRIDGE, MAC, UUID
+from virt_forward.addresses.attachments import Bridge, Facts, places
+from virt_forward.addresses.endpoints import doubted, endpoints, is_derived
+from virt_forward.addresses.leases import Neighbours
+from virt_forward.config import Learn
+from virt_forward.model import Guest, HostAddress, Network, Nic, Origin, Reservation, Seat, Sighting
+
+MAC2, FOREIGN = "52:54:00:00:00:02", "52:54:00:00:00:99"
+HOST = (ip_interface("198.51.100.1/24"), ip_interface("2001:db8:10::1/64"))
+OLD, NEW, OLD6, NEW6 = "198.51.100.50", "198.51.100.60", "2001:db8:10::50", "2001:db8:10::60"
+# MAC is 52:54:00:a0:8f:2c.
+DERIVED6 = "2001:db8:10:0:5054:ff:fea0:8f2c"
+
+
+def at(ip: str, mac: str = MAC) -> Reservation:
+    return Reservation(ip_address(ip), mac)
+
+
+def seen(ip: str, origin: Origin = "probed", mac: str = MAC) -> Sighting:
+    return Sighting(ip_address(ip), mac, origin)
+
+
+def bridge(
+    *, reserved: Iterable[Reservation] = (), leased: Iterable[Reservation] = (),
+    confirmed: Iterable[Reservation] = (), stale: Iterable[Reservation] = (), failed: Iterable[str] = (),
+    sightings: Iterable[Sighting] = (),
+) -> Bridge:  # fmt: skip
+    table = Neighbours(tuple(confirmed), tuple(stale), tuple(map(ip_address, failed)))
+    leases = tuple(leased)
+    return Bridge(HOST, tuple(reserved), lambda: leases, lambda: table, tuple(sightings))
+
+
+def guest(*known: tuple[str, Origin], hosts: Iterable[HostAddress] = (), nics: Iterable[Nic] = ()) -> Guest:
+    seats = tuple(Seat(ip_address(ip), BRIDGE, MAC, origin) for ip, origin in known)
+    return Guest(
+        UUID, "web", nics=tuple(nics) or (Nic(MAC, "bridge", BRIDGE),), seats=seats, hosts=tuple(hosts)
+    )
+
+
+def found(
+    of: Guest, *networks: Network, learn: Learn = "derived", **bridges: Bridge
+) -> list[tuple[str, Origin]]:
+    facts = Facts(networks, lambda name: bridges.get(name, Bridge()), learn=learn)
+    return [(str(seat.ip), seat.origin) for seat in endpoints(of, places(of.nics, facts), facts)]
+
+
+def test_each_source_gives_its_origin() -> None:
+    declared = guest(hosts=(HostAddress(ip_address(OLD)),))
+    assert found(declared, virbr0=bridge()) == [(OLD, "declared")]
+    assert found(guest(), virbr0=bridge(reserved=[at(OLD)])) == [(OLD, "reserved")]
+    assert found(guest(), virbr0=bridge(leased=[at(OLD)])) == [(OLD, "leased")]
+    assert found(guest(), virbr0=bridge(sightings=[seen(OLD, "leased")])) == [(OLD, "leased")]
+    assert found(guest(), virbr0=bridge(sightings=[seen(OLD)])) == [(OLD, "probed")]
+    assert found(guest(), virbr0=bridge(confirmed=[at(OLD)])) == [(OLD, "neighbour")]
+    assert found(guest(), virbr0=bridge(stale=[at(OLD)])) == [(OLD, "neighbour")]
+
+
+HELD_BY_ANOTHER = {
+    "reserved": bridge(reserved=[at(OLD, FOREIGN)]),
+    "leased": bridge(leased=[at(OLD, FOREIGN)]),
+    "just leased": bridge(sightings=[seen(OLD, "leased", FOREIGN)]),
+    "confirmed neighbour": bridge(confirmed=[at(OLD, FOREIGN)]),
+    "stale neighbour": bridge(stale=[at(OLD, FOREIGN)]),
+}
+
+
+@pytest.mark.parametrize("held", HELD_BY_ANOTHER.values(), ids=HELD_BY_ANOTHER)
+@pytest.mark.parametrize("origin", ["leased", "probed", "neighbour"])
+def test_known_address_that_another_mac_holds_is_given_up(held: Bridge, origin: Origin) -> None:
+    assert found(guest((OLD, origin)), virbr0=held) == []
+
+
+@pytest.mark.parametrize("held", HELD_BY_ANOTHER.values(), ids=HELD_BY_ANOTHER)
+def test_address_that_another_mac_holds_is_not_learned(held: Bridge) -> None:
+    for mine in (bridge(leased=[at(OLD)]), bridge(confirmed=[at(OLD)]), bridge(sightings=[seen(OLD)])):
+        both = Bridge(
+            HOST,
+            held.reservations,
+            lambda mine=mine: (*mine.leases(), *held.leases()),  # type: ignore[misc]
+            lambda mine=mine: Neighbours(  # type: ignore[misc]
+                (*mine.neighbours().confirmed, *held.neighbours().confirmed), held.neighbours().others
+            ),
+            (*mine.sightings, *held.sightings),
+        )
+        assert found(guest(), virbr0=both) == []
+
+
+@pytest.mark.parametrize("held", HELD_BY_ANOTHER.values(), ids=HELD_BY_ANOTHER)
+def test_declared_and_reserved_addresses_stay_whoever_else_answers_there(held: Bridge) -> None:
+    assert found(guest(hosts=(HostAddress(ip_address(OLD)),)), virbr0=held) == [(OLD, "declared")]
+    reserved = held._replace(reservations=(at(OLD),))
+    assert found(guest(), virbr0=reserved) == [(OLD, "reserved")]
+
+
+def test_reservation_for_another_mac_under_the_name_of_the_guest_is_not_the_guests() -> None:
+    of = Reservation(ip_address(OLD), FOREIGN, "web")
+    network = Network("default", UUID, BRIDGE, "nat", (ip_network("198.51.100.0/24"),), (of,))
+    on_network = guest(nics=(Nic(MAC, "network", "default"),))
+    assert found(on_network, network, virbr0=bridge(leased=[at(OLD)])) == []
+
+
+@pytest.mark.parametrize(
+    ("known", "now", "expected"),
+    [
+        # a second address, of which the kernel has learned
+        ((OLD, "neighbour"), bridge(confirmed=[at(NEW)], stale=[at(OLD)]), (OLD, "neighbour")),
+        ((OLD, "probed"), bridge(confirmed=[at(NEW), at(OLD)]), (OLD, "probed")),
+        # a second lease for a client that has two identifiers
+        ((OLD, "leased"), bridge(leased=[at(NEW), at(OLD)]), (OLD, "leased")),
+        ((OLD, "leased"), bridge(sightings=[seen(NEW, "leased")], stale=[at(OLD)]), (OLD, "leased")),
+        # nothing speaks for the known one, and nothing against it
+        ((OLD, "probed"), bridge(), (OLD, "probed")),
+        ((OLD, "probed"), bridge(stale=[at(NEW)]), (OLD, "probed")),
+        # the server has given the NIC another address
+        ((OLD, "leased"), bridge(leased=[at(NEW)], stale=[at(OLD)]), (NEW, "leased")),
+        # nobody answers at the known one, and there is another
+        ((OLD, "neighbour"), bridge(confirmed=[at(NEW)], failed=[OLD]), (NEW, "neighbour")),
+        ((OLD, "neighbour"), bridge(stale=[at(NEW)], failed=[OLD]), (NEW, "neighbour")),
+        ((OLD, "leased"), bridge(leased=[at(NEW), at(OLD)], failed=[OLD]), (NEW, "leased")),
+        ((OLD, "neighbour"), bridge(failed=[OLD]), (OLD, "neighbour")),
+        ((OLD, "neighbour"), bridge(confirmed=[at(NEW)]), (NEW, "neighbour")),
+        # what is known already is trusted more when a better source says the same
+        ((OLD, "neighbour"), bridge(leased=[at(OLD)]), (OLD, "leased")),
+        ((OLD, "neighbour"), bridge(sightings=[seen(OLD)]), (OLD, "probed")),
+        ((OLD, "probed"), bridge(confirmed=[at(OLD)]), (OLD, "probed")),
+        ((OLD6, "neighbour"), bridge(confirmed=[at(NEW6)], stale=[at(OLD6)]), (OLD6, "neighbour")),
+        # a person has taken the <host> away: what was declared is not remembered
+        ((OLD, "declared"), bridge(confirmed=[at(NEW)]), (NEW, "neighbour")),
+    ],
+)  # fmt: skip
+def test_known_address_stays_while_it_is_confirmed(
+    known: tuple[str, Origin], now: Bridge, expected: tuple[str, Origin]
+) -> None:
+    assert found(guest(known), virbr0=now) == [expected]
+
+
+def doubts(of: Guest, now: Bridge) -> list[str]:
+    facts = Facts((), lambda _: now)
+    return [str(seat.ip) for seat in doubted(of, places(of.nics, facts), facts)]
+
+
+def test_second_address_makes_the_known_one_doubted_unless_it_was_confirmed_just_now() -> None:
+    known = guest((OLD, "neighbour"))
+    assert doubts(known, bridge(confirmed=[at(NEW)], stale=[at(OLD)])) == [OLD]
+    assert doubts(known, bridge(stale=[at(NEW), at(OLD)])) == [OLD]
+    assert doubts(known, bridge(leased=[at(NEW)])) == [OLD]
+    assert doubts(known, bridge(confirmed=[at(NEW), at(OLD)])) == []
+    assert doubts(known, bridge(stale=[at(OLD)])) == []
+    assert doubts(known, bridge(confirmed=[at(NEW, FOREIGN)], stale=[at(OLD)])) == []
+    assert doubts(guest((OLD, "declared")), bridge(confirmed=[at(NEW)])) == []
+
+
+@pytest.mark.parametrize("learn", ["derived", "any", "never"])
+@pytest.mark.parametrize("ip", [OLD6, DERIVED6])
+@pytest.mark.parametrize("firm", [True, False])
+def test_address_of_the_other_family_comes_from_the_wire_only_where_it_derives_from_the_mac(
+    learn: Learn, ip: str, firm: bool
+) -> None:
+    reserved = [at(OLD)] if firm else []
+    expected = learn == "any" or (learn == "derived" and (not firm or ip == DERIVED6))
+    for origin, one in (
+        ("neighbour", bridge(reserved=reserved, stale=[at(ip)])),
+        ("probed", bridge(reserved=reserved, sightings=[seen(ip)])),
+    ):
+        learned = found(guest(), learn=learn, virbr0=one)[len(reserved) :]
+        assert learned == ([(ip, origin)] if expected else [])
+
+
+def test_lease_is_not_learned_from_the_wire() -> None:
+    firm = guest(hosts=(HostAddress(ip_address(OLD6)),))
+    for learn in ("derived", "any", "never"):
+        assert found(firm, learn=learn, virbr0=bridge(leased=[at(OLD)])) == [
+            (OLD, "leased"),
+            (OLD6, "declared"),
+        ]
+
+
+def test_derived_address_is_known_by_its_interface_identifier() -> None:
+    assert is_derived(ip_address(DERIVED6), MAC)
+    assert is_derived(ip_address("2001:db8::202:3ff:fe04:506"), "00:02:03:04:05:06")
+    assert not is_derived(ip_address(DERIVED6), MAC2)
+    assert not is_derived(ip_address(OLD6), MAC)
+    assert not is_derived(ip_address(OLD), MAC)
+
+
+TWO = (Nic(MAC, "network", "default"), Nic(MAC2, "network", "default"))
+NAMED = Network(
+    "default", UUID, BRIDGE, "nat", (ip_network("198.51.100.0/24"),),
+    (Reservation(ip_address(OLD), None, "web"),),
+)  # fmt: skip
+
+
+def test_reservation_by_name_is_that_of_one_nic() -> None:
+    assert found(guest(nics=TWO), NAMED, virbr0=bridge()) == [(OLD, "reserved")]
+
+
+def test_reservation_by_name_is_that_of_the_nic_that_got_it() -> None:
+    of = guest(nics=TWO)
+    facts = Facts((NAMED,), lambda _: bridge(leased=[at(OLD, MAC2)]))
+    assert [(seat.mac, seat.origin) for seat in endpoints(of, places(of.nics, facts), facts)] == [
+        (MAC2, "reserved")
+    ]
+
+
+def test_neighbour_entry_with_another_mac_of_the_guest_itself_holds_nothing() -> None:
+    """A guest with two NICs on a bridge may answer for either address by either (arp_ignore)."""
+    both = (Nic(MAC, "bridge", BRIDGE), Nic(MAC2, "bridge", BRIDGE))
+    of = guest((OLD, "neighbour"), nics=both)
+    assert found(of, virbr0=bridge(confirmed=[at(OLD, MAC2)])) == [(OLD, "neighbour")]
+
+
+def test_declared_address_goes_to_the_bridge_whose_subnet_has_it() -> None:
+    """The first NIC is on a bridge without a subnet, which takes any address."""
+    of = guest(
+        hosts=(HostAddress(ip_address(OLD)),), nics=(Nic(MAC2, "bridge", "br9"), Nic(MAC, "bridge", BRIDGE))
+    )
+    facts = Facts((), lambda name: bridge() if name == BRIDGE else Bridge())
+    assert [(str(seat.ip), seat.bridge) for seat in endpoints(of, places(of.nics, facts), facts)] == [
+        (OLD, BRIDGE)
+    ]
+
+
+def test_declared_address_without_mac_leaves_out_the_nic_that_has_its_own() -> None:
+    hosts = (HostAddress(ip_address(NEW)), HostAddress(ip_address(OLD), MAC))
+    both = (Nic(MAC, "bridge", BRIDGE), Nic(MAC2, "bridge", BRIDGE))
+    assert found(guest(hosts=hosts, nics=both), virbr0=bridge()) == [(OLD, "declared"), (NEW, "declared")]
+
+
+@pytest.mark.parametrize("prefix", ["198.51.100.8/31", "198.51.100.9/32", "2001:db8:77::8/127"])
+def test_every_address_of_the_smallest_subnets_is_usable(prefix: str) -> None:
+    """A /31 and a /127 have no network or broadcast address (RFC 3021, RFC 6164)."""
+    for ip in ip_network(prefix, strict=False):
+        known = Bridge((ip_interface(prefix),), (), lambda ip=ip: (at(str(ip)),))  # type: ignore[misc]
+        assert found(guest(), virbr0=known) == [(str(ip), "leased")]

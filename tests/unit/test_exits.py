@@ -1,0 +1,295 @@
+"""What leaves the program for a person (terminal, journal, tables, JSON), whatever names are made of."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from ipaddress import ip_address
+from pathlib import Path
+from types import SimpleNamespace
+from unittest import mock
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from lxml import etree
+
+from lab.proc import REPO, run
+from unit.build import BRIDGE, MAC, UUID, domain_xml, forward, guest, seat, uuid_of
+from unit.test_text import ANYTHING, NASTY, assert_harmless
+from virt_forward import claims, cli, hook, hostports, log, process, report, sync, text, vetoes
+from virt_forward.addresses import attachments, resolve, waiting
+from virt_forward.check import findings, guests
+from virt_forward.check.facts import Facts, Forwarding, Veto
+from virt_forward.check.problem import Problem
+from virt_forward.cli import check, listing
+from virt_forward.cli import sync as sync_command
+from virt_forward.errors import VirtForwardError
+from virt_forward.metadata.domain import MetadataError, parse_domain
+from virt_forward.metadata.network import parse_network
+from virt_forward.model import Domain, Network, Nic
+from virt_forward.records import load_guest
+from virt_forward.sockets import Listener
+from virt_forward.store import Store
+
+XML_NAMES = st.text(st.characters(codec="utf-8", exclude_categories=("Cs", "Cc")), min_size=1, max_size=80)
+
+
+@contextlib.contextmanager
+def printed() -> Iterator[Callable[[], list[str]]]:
+    """Give a function that returns the lines on stdout and stderr; only a newline parts two lines."""
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
+        yield lambda: out.getvalue().split("\n")[:-1]
+
+
+def said(data: bytes) -> str:
+    """Return a message for the journal without its priority, time and identifier."""
+    return data.decode().partition("]: ")[2]
+
+
+@given(ANYTHING)
+def test_the_journal_gets_one_harmless_line(message: str) -> None:
+    with mock.patch.object(log, "_send") as logged:
+        log.error(message)
+    (data,), _ = logged.call_args
+    assert_harmless(said(data))
+
+
+@given(st.lists(ANYTHING, min_size=1, max_size=3), ANYTHING)
+def test_complain_prints_a_line_a_message(messages: list[str], hint: str) -> None:
+    with printed() as told:
+        cli.complain(VirtForwardError(messages, hint))
+    assert len(told()) == len(messages) + bool(hint)
+    for line in told():
+        assert_harmless(line)
+
+
+@given(ANYTHING, ANYTHING, ANYTHING)
+def test_a_hook_that_refuses_prints_a_line_a_message(name: str, message: str, hint: str) -> None:
+    error = VirtForwardError(message, hint)
+    with (
+        printed() as told,
+        mock.patch.object(hook, "_handle", side_effect=error),
+        mock.patch.object(hook, "_on_error", return_value="refuse"),
+        mock.patch.object(process, "limit"),  # it holds for the whole process, which here has more to do
+        mock.patch.object(log, "_send") as logged,
+    ):
+        assert hook.main("qemu", [name, "prepare", "begin", "-"], b"") == 1
+    assert len(told()) == 1 + bool(hint)
+    for line in (*told(), *(said(call.args[0]) for call in logged.call_args_list)):
+        assert_harmless(line)
+
+
+@given(st.lists(st.tuples(ANYTHING, ANYTHING), min_size=1, max_size=4))
+def test_a_table_is_harmless_and_its_columns_are_aligned(rows: list[tuple[str, str]]) -> None:
+    lines = [
+        report.Line(name, UUID, forward(), ("198.51.100.200",), ("leased",), "active", reason)
+        for name, reason in rows
+    ]
+    with printed() as told:
+        listing._print_table(lines)
+    assert len(told()) == len(rows) + 1
+    for line in told():
+        assert_harmless(line, 2 * text.MAX_LINE)
+    states = [line.index("active") for line in told()[1:]]
+    before = [listing._width(line[:at]) for line, at in zip(told()[1:], states, strict=True)]
+    assert set(before) == {told()[0].index("STATE")}
+
+
+def test_a_wide_character_takes_two_columns_and_a_combining_one_none() -> None:
+    assert [listing._width(cell) for cell in ("web", "東京", "e\u0301", "")] == [3, 4, 1, 0]
+
+
+@given(ANYTHING, ANYTHING)
+def test_check_prints_two_lines_a_finding_and_one_a_guest(name: str, word: str) -> None:
+    with printed() as told:
+        check._print([Problem("no-address", "warning", name, word, word)])
+        cli.say(guests.line(guest("web", forward())._replace(name=name)))
+    assert len(told()) == 3
+    for line in told():
+        assert_harmless(line)
+    shown = json.loads(json.dumps(check._as_json(Problem("no-address", "warning", name, word, word))))
+    assert_harmless(shown["message"])
+    assert_harmless(shown["fix"])
+
+
+@given(ANYTHING, ANYTHING)
+def test_sync_prints_a_line_a_forward_that_is_not_open(name: str, reason: str) -> None:
+    one = guest("web", forward(80), seats=())._replace(name=name, conflicts=((forward(81), reason),))
+    with (
+        printed() as told,
+        mock.patch.object(sync_command, "sync", return_value=sync.Outcome((one,), ())),
+        mock.patch.object(Store, "networks", return_value=[]),
+    ):
+        sync_command.run(SimpleNamespace())  # type: ignore[arg-type]
+    assert len(told()) == 3
+    for line in told():
+        assert_harmless(line)
+
+
+@given(ANYTHING)
+def test_a_wrong_command_line_is_repeated_harmlessly(word: str) -> None:
+    with printed() as told, contextlib.suppress(SystemExit):
+        cli._parser().parse_args(["sync", "x" + word])
+    for line in told():
+        assert_harmless(line, 2 * text.MAX_LINE)
+
+
+def test_a_terminal_that_cannot_show_a_character_gets_an_escape(monkeypatch: pytest.MonkeyPatch) -> None:
+    raw = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding="latin-1"))
+    cli._escape_what_cannot_be_encoded()
+    cli.say("☃")
+    sys.stdout.flush()
+    assert raw.getvalue() == b"\\u2603\n"
+
+
+@pytest.mark.parametrize(("driver", "operation", "status"), [
+    ("qemu", "prepare", 1), ("qemu", "reconnect", 0), ("network", "started", 0),
+])  # fmt: skip
+def test_a_hook_without_a_usable_package_says_so_harmlessly(
+    driver: str, operation: str, status: int, tmp_path: Path
+) -> None:
+    package = tmp_path / "lib" / "virt_forward"
+    package.mkdir(parents=True)
+    package.joinpath("__init__.py").write_text("raise ValueError('\\x1b[1m\\n\\ud800')\n")
+    hook_copy = tmp_path / "hooks" / driver
+    hook_copy.parent.mkdir()
+    shutil.copy(REPO / "hooks" / driver, hook_copy)
+    xml = domain_xml('<forwards xmlns="urn:virt-forward:1"/>').decode()
+    done = run([hook_copy, "web", operation, "begin", "-"], stdin=xml, check=False)
+    assert done.status == status
+    for line in done.err.split("\n")[:-1]:
+        assert_harmless(line)
+        assert "cannot be used" in line
+    assert bool(done.err) == bool(status)
+
+
+# The values, quoted where they enter a message: each message is a harmless line before any exit sees it.
+
+
+@given(ANYTHING)
+def test_the_name_of_a_process_is_quoted_in_a_reason(name: str) -> None:
+    listening = hostports.listening_now()._replace(owners=lambda: {1: name})
+    reason = hostports._taken(Listener("tcp", ip_address("0.0.0.0"), 8080, 1), listening)
+    assert_harmless(reason)
+    assert vetoes.remedy(reason).startswith("stop that program (ss -Hlntp sport = :8080 shows it)")
+
+
+@given(ANYTHING)
+def test_the_name_of_a_guest_is_quoted_in_a_conflict(name: str) -> None:
+    other = guest("db", forward())._replace(name=name)
+    settled = claims.settle(
+        claims.parse_index(claims.render_index(claims.rows(other))), guest("web", forward())
+    )
+    ((_, reason),) = settled.conflicts
+    assert_harmless(reason)
+    assert vetoes.remedy(reason).startswith("give one of the two guests another")
+
+
+@given(XML_NAMES)
+def test_names_in_xml_are_quoted_in_errors(name: str) -> None:
+    def written(tag: str, **attributes: str) -> etree._Element:
+        element = etree.Element(tag)
+        for key, value in attributes.items():
+            element.set(key, value)
+        return element
+
+    root = etree.fromstring(domain_xml('<forwards xmlns="urn:virt-forward:1" isolate="maybe"/>'))
+    root.find("name").text = name  # type: ignore[union-attr]
+    with pytest.raises(MetadataError) as caught:
+        parse_domain(etree.tostring(root))
+    assert_harmless(caught.value.messages[0])
+    assert_harmless(caught.value.hint)
+    root = written("network")
+    etree.SubElement(root, "uuid").text = name
+    with pytest.raises(VirtForwardError) as refused:
+        parse_network(etree.tostring(root))
+    assert_harmless(refused.value.messages[0])
+
+
+def test_the_hint_names_a_guest_by_its_uuid_where_its_name_means_something_to_a_shell() -> None:
+    assert MetadataError(Domain("web", UUID), ()).hint == "correct it with: virsh edit web"
+    assert MetadataError(Domain("a;reboot", UUID), ()).hint == f"correct it with: virsh edit {UUID}"
+
+
+@pytest.mark.parametrize("tag", ["x" * 5000, "a\u0301b"])
+def test_the_names_of_elements_are_cut_in_errors(tag: str) -> None:
+    for parse in (parse_domain, parse_network):
+        with pytest.raises(VirtForwardError) as caught:
+            parse(f"<{tag}/>".encode())
+        assert_harmless(caught.value.messages[0])
+
+
+@pytest.mark.parametrize(
+    "data", [b"<a>\xe2\x80\xae</b\xe2\x80\xae>", "<\u202e/>".encode(), b"<" + b"x" * 9000 + b">"]
+)
+def test_the_words_of_the_xml_parser_are_one_harmless_line(data: bytes) -> None:
+    with pytest.raises(VirtForwardError) as caught:
+        parse_domain(data)
+    assert_harmless(caught.value.messages[0])
+
+
+@given(ANYTHING)
+def test_what_a_guest_waits_for_is_told_harmlessly(name: str) -> None:
+    for nic in (Nic(MAC, "bridge", name), Nic(MAC, "network", name), Nic(name, "bridge", BRIDGE)):
+        for bridge in (BRIDGE, name):
+            one = guest("web", forward(), seats=())._replace(nics=(nic,))
+            reason = waiting.reason(one, forward(), (Network(name, UUID, bridge),))
+            assert_harmless(reason)
+
+
+@pytest.mark.parametrize("name", NASTY)
+def test_a_damaged_record_is_told_harmlessly(name: str) -> None:
+    with pytest.raises(VirtForwardError) as caught:
+        load_guest(json.dumps({"version": name}), "/run/virt-forward/guests/x.json")
+    assert_harmless(caught.value.messages[0])
+
+
+@given(ANYTHING)
+def test_findings_are_harmless(name: str) -> None:
+    one = guest("web", forward())._replace(name=name)
+    facts = Facts(
+        guests=(one, guest("db", forward(81), seats=())._replace(nics=(Nic(MAC, "bridge", name),))),
+        running=(Domain(name, uuid_of("x"), (Nic(MAC, "bridge", name),)),),
+        forwarding=(Forwarding(name, 4, False),),
+        networkd_ipforward=(name,),
+        vetoes=(Veto(one.uuid, forward(), vetoes.listening("tcp", 80, ip_address("::"), name)),),
+    )
+    found = findings.problems(facts)
+    assert {"ip-forwarding-off", "networkd-ipforward", "host-port-taken", "no-address", "table-missing"} == {
+        problem.id for problem in found
+    }
+    for problem in found:
+        assert_harmless(problem.message)
+        assert_harmless(problem.fix)
+
+
+@pytest.mark.parametrize("bridge", ["br 0", "br\x1b[1m", "ü", "x" * 16, "br,0", ".."])
+def test_a_bridge_that_cannot_be_served_is_told_as_such(bridge: str) -> None:
+    networks = (Network("odd", UUID, bridge),)
+    for nic in (Nic(MAC, "bridge", bridge), Nic(MAC, "network", "odd")):
+        (said,) = resolve.unserved(Domain("web", UUID, (nic,)), attachments.Facts(networks))
+        assert said.startswith(
+            f"its bridge has the name {text.quote(bridge)}, which cannot be served; rename it"
+        )
+        waits = guest("web", forward(), seats=())._replace(nics=(nic,))
+        assert waiting.reason(waits, forward(), networks) == said
+    assert resolve.unserved(Domain("web", UUID, (Nic(MAC, "bridge", BRIDGE),)), attachments.Facts()) == []
+
+
+def test_seat_is_shown_with_its_origin() -> None:
+    one = guest("web", forward(), seats=(seat()._replace(origin="reserved"), seat("2001:db8:10::2")))
+    assert guests.line(one) == "web: 198.51.100.200 on virbr0 (reserved), 2001:db8:10::2 on virbr0 (declared)"
+    assert guests.line(one._replace(seats=())) == "web: no address is known"
+    assert guests.as_json(one)["addresses"][0] == {
+        "ip": "198.51.100.200", "bridge": BRIDGE, "mac": MAC, "origin": "reserved",
+    }  # fmt: skip
+    other = one._replace(name="db", phase="prepared")
+    assert guests.running((one, other), None) == [one]
+    assert guests.running((one, other), {"db"}) == []

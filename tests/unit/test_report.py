@@ -1,0 +1,95 @@
+"""What ``list`` shows: state, reason and origin of each forward."""
+
+from __future__ import annotations
+
+from ipaddress import ip_address, ip_network
+
+import pytest
+
+from unit.build import BRIDGE, MAC, UUID, forward, guest, seat
+from virt_forward import absent, report
+from virt_forward.model import Declaration, Domain, Forward, Guest, HostAddress, Nic, PortForward, Range
+from virt_forward.ruleset import guest as guest_block
+from virt_forward.ruleset import names
+
+HOST = absent.Host(
+    frozenset({ip_address("192.0.2.1")}), (ip_network("127.0.0.0/8"),), frozenset({"enp1s0", BRIDGE})
+)
+DECLARED = Declaration((PortForward("tcp", (Range(8080, 8080, 8080),)),))
+
+
+def counted(record: Guest) -> report.Counters:
+    chain = guest_block.count_chain(names.suffix(record.name, record.uuid))
+    return {(chain, guest_block.counter_comment(number)): (3, 180) for number in range(len(record.forwards))}
+
+
+def only_line(record: Guest, host: absent.Host | None = HOST) -> report.Line:
+    item = record.forwards[0]
+    declared = PortForward(
+        item.proto, (Range(item.start, item.end, item.to),), item.address, item.dev, item.source, item.mac
+    )
+    domain = Domain(record.name, record.uuid, declaration=Declaration((declared,)))
+    (line,) = report.lines(domain, True, record, report.Seen(counted(record), (), host))
+    return line
+
+
+@pytest.mark.parametrize(
+    ("wanted", "reason"),
+    [
+        (forward(), None),
+        (forward(address="192.0.2.1", dev="enp1s0"), None),
+        (forward(address="127.0.0.1"), None),
+        (forward(address="203.0.113.7"), "no interface of this host has 203.0.113.7 now"),
+        (forward(dev="enp9s0"), "interface enp9s0 does not exist now"),
+        (
+            forward(address="203.0.113.7", dev="enp9s0"),
+            "no interface of this host has 203.0.113.7 now; interface enp9s0 does not exist now",
+        ),
+    ],
+)
+def test_an_active_forward_tells_what_the_host_does_not_have(wanted: Forward, reason: str | None) -> None:
+    line = only_line(guest("web", wanted))
+    assert (line.state, line.reason) == ("active", reason)
+    assert only_line(guest("web", wanted), None).reason is None
+
+
+def test_origins_stand_beside_the_addresses() -> None:
+    seats = (seat("2001:db8:10::2")._replace(origin="neighbour"), seat()._replace(origin="leased"))
+    shown = report.as_json(only_line(guest("web", forward(), seats=seats)))
+    assert shown["guest"] == ["198.51.100.200", "2001:db8:10::2"]
+    assert shown["origins"] == ["leased", "neighbour"]
+
+
+def test_the_addresses_of_a_guest_that_does_not_run_are_declared_ones() -> None:
+    declaration = DECLARED._replace(hosts=(HostAddress(ip_address("198.51.100.9")),))
+    (line,) = report.lines(Domain("web", UUID, (), declaration), False, None, report.Seen({}))
+    shown = report.as_json(line)
+    assert (shown["guest"], shown["origins"], shown["state"]) == (["198.51.100.9"], ["declared"], "inactive")
+
+
+@pytest.mark.parametrize(
+    ("nics", "reason"),
+    [
+        ((Nic(MAC, "bridge", BRIDGE),), "declared since the guest started; virt-forward sync opens it"),
+        ((Nic(MAC, "bridge", "br\n0"),), 'its bridge has the name "br?0", which cannot be served'),
+        ((Nic(MAC, "direct", "enp1s0"),), "its NIC is of type direct (macvtap)"),
+    ],
+)
+def test_a_forward_without_a_record_tells_why_it_is_missing(nics: tuple[Nic, ...], reason: str) -> None:
+    (line,) = report.lines(Domain("web", UUID, nics, DECLARED), True, None, report.Seen({}))
+    assert line.state == "missing"
+    assert line.reason
+    assert line.reason.startswith(reason)
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("", ()),
+        ("[", ()),
+        ('[{"type":"local","dst":"127.0.0.0/8","dev":"lo"}]', ("127.0.0.0/8",)),
+        ('[{"type":"local","dst":"::1"},{"type":"local","dst":"default"}]', ("::1/128",)),
+    ],
+)
+def test_local_routes_are_read(text: str, found: tuple[str, ...]) -> None:
+    assert absent.parse_local_routes(text) == tuple(map(ip_network, found))
