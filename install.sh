@@ -23,6 +23,7 @@ data=$repo/lib/virt_forward/data
 python=/usr/bin/python3
 os_release=/etc/os-release
 hooks_dir=/etc/libvirt/hooks
+unit=/etc/systemd/system/virt-forward.service
 run_dir=/run/virt-forward
 config=/etc/virt-forward/config.toml
 root=${DESTDIR:-}
@@ -60,12 +61,10 @@ act() {
 
 at_exit() {
     local status=$?
-    # A hook whose package is away would refuse every start, so an old package comes back first.
-    [[ -d $root$libdir/.old && ! -d $root$libdir/virt_forward ]] &&
-        mv "$root$libdir/.old" "$root$libdir/virt_forward"
+    [[ $action != install ]] || restore_package
     ((${#staged[@]} == 0)) || rm -rf -- "${staged[@]}"
     [[ $finished == yes ]] ||
-        printf 'install.sh: error: stopped half-way; run it again, or with --uninstall\n' >&2
+        printf 'install.sh: error: stopped half-way; run it again with the same PREFIX, also to --uninstall\n' >&2
     exit "$status"
 }
 
@@ -85,7 +84,7 @@ list_files() {
     one_file 0755 "$prefix/bin/virt-forward" "$data/launcher"
     one_file 0644 "$prefix/share/man/man1/virt-forward.1" "$data/virt-forward.1"
     one_file 0644 "$prefix/share/bash-completion/completions/virt-forward" "$data/virt-forward.bash"
-    one_file 0644 /etc/systemd/system/virt-forward.service "$data/virt-forward.service"
+    one_file 0644 "$unit" "$data/virt-forward.service"
     one_file 0644 /etc/systemd/system/nftables.service.d/virt-forward.conf "$data/nftables-virt-forward.conf"
 }
 
@@ -116,11 +115,14 @@ installed_hooks() {
     done
 }
 
-# The installed hooks know where the package they need is.
+# Each installed hook names the package it needs, and the unit the command; the unit is the last to be removed.
 installed_libdir() {
     local hook
-    hook=$(installed_hooks | head -n 1)
-    [[ -z $hook ]] || sed -n 's/^LIB = "\(.*\)"$/\1/p' "$root$hook"
+    while read -r hook; do
+        sed -n 's/^LIB = "\(.*\)"$/\1/p' "$root$hook"
+        return
+    done < <(installed_hooks)
+    [[ ! -f $root$unit ]] || sed -n 's|^ExecStart=\(.*\)/bin/virt-forward .*|\1/lib/virt-forward|p' "$root$unit"
 }
 
 # ---- install --------------------------------------------------------------------------------
@@ -134,9 +136,17 @@ make_dir() {
         dir=${dir%/*}
     done
     ((${#new[@]})) || return 0
-    act "make directory $root$1" mkdir -p -- "$root$1"
-    [[ $dry_run == yes ]] || printf '%s\n' "${new[@]}" >>"$root$libdir/made-directories"
+    act "make directory $root$1" record_and_make "$root$1" "${new[@]}"
 }
+
+# Written down first: what was made and is on no list would stay for ever. Only the directory of the list itself
+# cannot be on it before it is made, so nothing may come between the two.
+record_and_make() (
+    trap '' INT TERM HUP
+    [[ -d $root$libdir ]] || mkdir -p -- "$root$libdir"
+    printf '%s\n' "${@:2}" >>"$root$libdir/made-directories"
+    mkdir -p -- "$1"
+)
 
 # Renamed into place: libvirt may run a hook at any moment, and must never see half of one.
 put_file() {
@@ -154,12 +164,18 @@ write_file() {
 }
 
 put_package() {
-    make_dir "$libdir"
     act "copy the package to $root$libdir/virt_forward and compile it" copy_package
+}
+
+# A hook whose package is away would refuse every start, so one that an update had moved aside comes back first.
+restore_package() {
+    [[ ! -d $root$libdir/.old || -d $root$libdir/virt_forward ]] ||
+        mv -T -- "$root$libdir/.old" "$root$libdir/virt_forward"
 }
 
 copy_package() {
     local here=$root$libdir
+    restore_package
     staged+=("$here/.new" "$here/.old")
     rm -rf -- "$here/.new" "$here/.old"
     cp -R -- "$repo/lib/virt_forward" "$here/.new"
@@ -226,8 +242,13 @@ install_all() {
     need_python
     check_install
     if [[ $dry_run == no ]]; then finished=no; fi
+    make_dir "$libdir"
+    # The first file, as it tells --uninstall the PREFIX; nothing starts it yet.
+    put_file 0644 "$unit" "${source_of[$unit]}"
     put_package
-    for place in "${files[@]}"; do put_file "${mode_of[$place]}" "$place" "${source_of[$place]}"; done
+    for place in "${files[@]}"; do
+        [[ $place == "$unit" ]] || put_file "${mode_of[$place]}" "$place" "${source_of[$place]}"
+    done
     put_hooks # last: from here on libvirt may call them
     [[ -n $root ]] || start_work
     finished=yes
@@ -235,6 +256,7 @@ install_all() {
 
 # ---- uninstall ------------------------------------------------------------------------------
 
+# What an interrupted run has left is as good as a whole installation: each step takes what it finds.
 uninstall_all() {
     local there place
     there=$(installed_libdir)
@@ -243,8 +265,14 @@ uninstall_all() {
     list_files
     # Hooks first: one without its package would refuse every start.
     while read -r place; do remove_file "$place"; done < <(installed_hooks)
+    remove_file "$hooks_dir/.virt-forward"
     [[ -n $root ]] || stop_work
-    for place in "${files[@]}"; do remove_file "$place"; done
+    for place in "$root"/etc/systemd/system/*.{wants,requires}/virt-forward.service; do
+        remove_file "${place#"$root"}"
+    done
+    for place in "${files[@]}"; do
+        [[ $place == "$unit" ]] || remove_file "$place"
+    done
     remove_tree
     if exists "$root$config"; then note "$root$config is yours and stays"; fi
 }
@@ -254,22 +282,31 @@ remove_file() {
     act "remove $root$1" rm -f -- "$root$1"
 }
 
+# The unit tells the PREFIX and the package's directory which directories were made: a run that is cut short
+# must find both, so these go last and together.
 remove_tree() {
-    local dir
-    local -a made=()
-    [[ ! -f $root$libdir/made-directories ]] || mapfile -t made < <(sort -ru "$root$libdir/made-directories")
-    if exists "$root$libdir"; then act "remove $root$libdir" rm -rf -- "$root$libdir"; fi
-    for dir in "${made[@]}"; do
-        [[ ! -d $root$dir ]] || act "remove directory $root$dir, if it is empty" \
-            rmdir --ignore-fail-on-non-empty -- "$root$dir"
+    local place
+    local -a last=() made=()
+    for place in "$libdir" "$unit"; do
+        if exists "$root$place"; then last+=("$root$place"); fi
     done
-    [[ -n $root ]] || reload_systemd
+    [[ ! -f $root$libdir/made-directories ]] ||
+        mapfile -t made < <(sort -ru -- "$root$libdir/made-directories")
+    ((${#last[@]} == 0)) ||
+        act "remove ${last[*]}, and the directories that the installation made, if they are empty" remove_last
+    [[ -n $root ]] || forget_unit
 }
+
+remove_last() (
+    trap '' INT TERM HUP
+    rm -rf -- "${last[@]}"
+    ((${#made[@]} == 0)) || rmdir --ignore-fail-on-non-empty -- "${made[@]/#/$root}" 2>/dev/null || true
+)
 
 # ---- demo -----------------------------------------------------------------------------------
 
 demo() {
-    local why
+    if [[ $dry_run == no ]]; then need_namespaces; fi
     need_packages python3 python3-lxml nftables iproute2
     need_python
     if [[ $dry_run == yes ]]; then
@@ -277,8 +314,19 @@ demo() {
         return
     fi
     [[ -f $repo/hooks/qemu ]] || fail "$repo/hooks/qemu is missing: this checkout is not complete"
-    why=$(unshare --mount --net true 2>&1) || fail "namespaces cannot be made here: $why"
     exec "$python" -I "$repo/demo/demo.py"
+}
+
+# Before anything is installed for it.
+need_namespaces() {
+    local why capabilities
+    local -r remedy='run the demo on a machine, real or virtual, or in a privileged container'
+    why=$(unshare --mount --net mount -n -t tmpfs virt-forward-demo /run 2>&1) ||
+        fail "namespaces cannot be made here (${why%%$'\n'*}): $remedy"
+    capabilities=$(sed -n 's/^CapEff:[[:space:]]*//p' /proc/self/status)
+    ((16#$capabilities >> 12 & 1)) || fail "networks cannot be set up here (no CAP_NET_ADMIN): $remedy"
+    why=$(unshare --mount --net tee /proc/sys/net/ipv4/ip_forward 2>&1 <<<1 >/dev/null) ||
+        fail "forwarding cannot be switched on here (${why%%$'\n'*}): $remedy whose /proc/sys/net is writable"
 }
 
 # ---- command line ---------------------------------------------------------------------------

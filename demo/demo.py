@@ -35,6 +35,7 @@ HOOK_ENV = {
     "VIRT_FORWARD_RUN_DIR": str(WORK / "state"), "VIRT_FORWARD_CONFIG": str(WORK / "no-config"),
 }  # fmt: skip
 CLONE_NEWNS = 0x00020000
+IP_FORWARD = "/proc/sys/net/ipv4/ip_forward"
 WHOLE_DEMO_SECONDS = 60
 
 ROOMS = """
@@ -55,7 +56,6 @@ ip -n host link set vnet0 master virbr0 up
 ip -n guest link set eth0 address 52:54:00:a0:8f:2c up
 ip -n guest address add 10.10.0.200/24 dev eth0
 ip -n guest route add default via 10.10.0.1
-ip netns exec host sysctl -q -w net.ipv4.ip_forward=1
 """
 
 FETCH = """
@@ -136,8 +136,9 @@ def private_run() -> None:
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.unshare(CLONE_NEWNS):
         raise DemoError(f"a mount namespace cannot be made: {os.strerror(ctypes.get_errno())}")
-    must(["mount", "--make-rprivate", "/"])
-    must(["mount", "-t", "tmpfs", "-o", "mode=0755", "virt-forward-demo", "/run"])
+    # Without -n it leaves notes of its own in /run/mount.
+    must(["mount", "-n", "--make-rprivate", "/"])
+    must(["mount", "-n", "-t", "tmpfs", "-o", "mode=0755", "virt-forward-demo", "/run"])
     WORK.mkdir(mode=0o700)
 
 
@@ -145,6 +146,7 @@ def build_rooms() -> None:
     """Make host, guest and client, and load the ruleset that somebody wrote by hand."""
     for line in ROOMS.strip().splitlines():
         must(line.split())
+    must(inside("host", "tee", IP_FORWARD), "1\n")
     must(inside("host", "nft", "-f", str(HERE / "nftables.conf")))
 
 

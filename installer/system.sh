@@ -2,7 +2,14 @@
 # The running system: systemd, libvirt and the kernel's rules. Read by install.sh.
 # shellcheck disable=SC2154 # the lower-case globals are install.sh's
 
+# What fails here is told, and stops nothing: the rest of the work does not depend on it.
+attempt() {
+    local said
+    said=$("$@" 2>&1) || note "'$*' failed: ${said%%$'\n'*}"
+}
+
 start_work() {
+    label_files
     selinux_note
     reload_systemd
     restart_service
@@ -21,9 +28,15 @@ first_sync() {
 
 first_check() { timeout 60 "$prefix/bin/virt-forward" check || note 'the check found something: see above'; }
 
+# Files that were renamed into place bear the label of the place where they were written.
+label_files() {
+    local -a places=("$libdir" "$hooks_dir" "${files[@]}")
+    command -v restorecon >/dev/null || return 0
+    act "run: restorecon -R ${places[*]}" attempt restorecon -R -- "${places[@]}"
+}
+
 selinux_note() {
     [[ $(getenforce 2>/dev/null || true) == Enforcing ]] || return 0
-    act "run: restorecon -R $hooks_dir" restorecon -R "$hooks_dir"
     [[ $(getsebool virt_hooks_unconfined 2>/dev/null || true) != *on ]] || return 0
     note 'SELinux is enforcing, and guests with hooks may fail to start until you allow hooks to run:'
     note '    setsebool -P virt_hooks_unconfined on'
@@ -31,7 +44,7 @@ selinux_note() {
 
 reload_systemd() {
     [[ -d /run/systemd/system ]] || return 0
-    act 'run: systemctl daemon-reload' systemctl daemon-reload
+    act 'run: systemctl daemon-reload' attempt systemctl daemon-reload
 }
 
 # The service is a person's choice; one that runs is to run this version.
@@ -40,9 +53,19 @@ restart_service() {
     act 'run: systemctl try-restart virt-forward' systemctl try-restart virt-forward
 }
 
+# A unit whose file has gone can be stopped, but not disabled.
 stop_service() {
-    [[ -d /run/systemd/system ]] || return 0
-    act 'run: systemctl disable --now virt-forward' systemctl -q disable --now virt-forward
+    [[ -d /run/systemd/system && ! $(service_state) =~ ^(inactive|failed|)$ ]] || return 0
+    act 'run: systemctl stop virt-forward' attempt systemctl -q stop virt-forward
+}
+
+service_state() { systemctl show --property=ActiveState --value virt-forward.service 2>/dev/null || true; }
+
+# A service that has failed is known to systemd even without its unit.
+forget_unit() {
+    reload_systemd
+    [[ ! -d /run/systemd/system || $(service_state) != failed ]] ||
+        act 'run: systemctl reset-failed virt-forward' attempt systemctl -q reset-failed virt-forward
 }
 
 # libvirt looks at start, and on SIGHUP, which hooks exist. Guests do not notice.
@@ -50,10 +73,10 @@ reload_libvirt() {
     local daemon pid found=no
     for daemon in libvirtd virtqemud virtnetworkd; do
         if [[ -d /run/systemd/system ]] && systemctl -q is-active "$daemon.service"; then
-            act "run: systemctl reload $daemon.service" systemctl reload "$daemon.service"
+            act "run: systemctl reload $daemon.service" attempt systemctl reload "$daemon.service"
             found=yes
         elif pid=$(daemon_pid "$daemon"); then
-            act "send SIGHUP to $daemon ($pid)" kill -HUP "$pid"
+            act "send SIGHUP to $daemon ($pid)" attempt kill -HUP "$pid"
             found=yes
         fi
     done
@@ -85,7 +108,7 @@ from virt_forward.teardown import main; sys.exit(main())' "$repo/lib" 2>/dev/nul
 
 remove_table() {
     if nft list table inet virt-forward >/dev/null 2>&1; then
-        act 'delete the nft table inet virt-forward' nft delete table inet virt-forward
+        act 'delete the nft table inet virt-forward' attempt nft delete table inet virt-forward
     fi
 }
 
@@ -95,12 +118,12 @@ remove_admitting_rules() {
     for family in ip ip6; do
         while read -r chain handle; do
             act "delete our rule in $family libvirt_network $chain" \
-                nft delete rule "$family" libvirt_network "$chain" handle "$handle"
+                attempt nft delete rule "$family" libvirt_network "$chain" handle "$handle"
         done < <(admitting_rules_of_nft "$family")
     done
     for program in iptables ip6tables; do
         while read -r rule; do
-            act "run: $program -D $rule" delete_by_iptables "$program" "$rule"
+            act "run: $program -D $rule" attempt delete_by_iptables "$program" "$rule"
         done < <("$program" -w 5 -S 2>/dev/null | sed -n 's/^-A \(.*--comment "\?virt-forward\b.*\)/\1/p')
     done
 }

@@ -91,6 +91,7 @@ cat >/usr/local/bin/systemctl <<'EOF'
 #!/bin/sh
 case $* in
     "-q is-active libvirtd.service") exit 3 ;;
+    "show "*) echo active ;;
     "-q is-active "*) ;;
     *) echo "$*" >>/run/calls ;;
 esac
@@ -105,7 +106,62 @@ done
     )
     calls = ["daemon-reload", "reload virtnetworkd.service", "reload virtqemud.service"]
     installed = [*calls, "try-restart virt-forward"]
-    assert out.splitlines() == [*installed, "-q disable --now virt-forward", *calls]
+    assert out.splitlines() == [*installed, "-q stop virt-forward", *calls]
+
+
+# As systemd has it: without its file a unit cannot be disabled, and one that is not loaded cannot be stopped.
+SYSTEMCTL = """
+mkdir -p /run/systemd/system /usr/local/bin
+cat >/usr/local/bin/systemctl <<'EOF'
+#!/bin/sh
+case $* in
+    "show "*) cat /run/state ;;
+    *disable*) [ -e /etc/systemd/system/virt-forward.service ] ;;
+    "-q stop virt-forward") grep -q activ /run/state && echo inactive >/run/state || exit 5 ;;
+    "-q reset-failed virt-forward") echo inactive >/run/state ;;
+    "-q is-active "*) exit 3 ;;
+esac
+EOF
+chmod +x /usr/local/bin/systemctl
+"""
+
+
+@pytest.mark.parametrize("state", ["active", "activating", "inactive", "failed"])
+def test_uninstall_without_the_unit_file_and_a_second_time(state: str) -> None:
+    out = private_host(
+        SYSTEMCTL
+        + f"""
+find /etc /usr/local | sort >/run/before
+echo inactive >/run/state
+"$INSTALL" >/run/said 2>&1
+mkdir -p /etc/systemd/system/multi-user.target.wants
+ln -s /etc/systemd/system/virt-forward.service /etc/systemd/system/multi-user.target.wants/
+rm /etc/systemd/system/virt-forward.service
+echo {state} >/run/state
+for _ in 1 2; do "$INSTALL" --uninstall >/run/said; done
+cat /run/state
+find /etc /usr/local | sort | diff /run/before -
+"""
+    )
+    assert out == "inactive\n"
+
+
+@pytest.mark.parametrize("broken", ["systemctl", "nft", "libvirtd", "iptables", "timeout"])
+def test_uninstall_gets_to_its_end_whatever_fails_beside_it(broken: str) -> None:
+    out = private_host(
+        f"""
+mkdir -p /run/test/bin
+find /etc /usr/local | sort >/run/test/before
+"$INSTALL" >/run/test/said 2>&1
+mkdir -p /run/systemd/system
+printf '#!/bin/sh\\nexit 1\\n' >/run/test/bin/{broken}
+chmod +x /run/test/bin/{broken}
+for _ in 1 2; do PATH=/run/test/bin:$PATH "$INSTALL" --uninstall >/run/test/said; done
+find /etc /usr/local | sort | diff /run/test/before -
+test ! -e /run/virt-forward
+"""
+    )
+    assert out == ""
 
 
 LIBVIRTS_RULES = """

@@ -159,15 +159,42 @@ def test_selinux_is_mentioned_where_it_enforces(state: str, noted: bool) -> None
     script = f"""
     getenforce() {{ echo Enforcing; }}
     getsebool() {{ echo "virt_hooks_unconfined --> {state}"; }}
-    restorecon() {{ :; }}
     selinux_note"""
     done = functions(script)
-    assert "restorecon -R /etc/libvirt/hooks" in done.out
     assert ("setsebool -P virt_hooks_unconfined on" in done.out) == noted
 
 
 def test_selinux_is_not_mentioned_elsewhere() -> None:
     assert functions("getenforce() { echo Permissive; }; selinux_note").out == ""
+
+
+def test_every_installed_file_gets_its_selinux_label(tmp_path: Path) -> None:
+    path = only_stub(tmp_path, "restorecon", f'printf "%s\\n" "$@" >{tmp_path}/called')
+    functions(f"PATH={path}; PREFIX=/opt/vf; prefix=/opt/vf; places; list_files; label_files")
+    called = (tmp_path / "called").read_text().split()
+    assert called[:2] == ["-R", "--"]
+    assert set(called[2:]) == {
+        "/opt/vf/lib/virt-forward",
+        "/opt/vf/bin/virt-forward",
+        "/opt/vf/share/man/man1/virt-forward.1",
+        "/opt/vf/share/bash-completion/completions/virt-forward",
+        "/etc/libvirt/hooks",
+        "/etc/systemd/system/virt-forward.service",
+        "/etc/systemd/system/nftables.service.d/virt-forward.conf",
+    }
+
+
+def test_labels_that_cannot_be_set_are_no_failure(tmp_path: Path) -> None:
+    path = only_stub(tmp_path, "restorecon", "exit 1")
+    done = functions(f"PATH={path}; places; list_files; label_files")
+    assert "note: 'restorecon -R -- /usr/local/lib/virt-forward " in done.out
+
+
+def test_labels_come_before_libvirt_looks_for_hooks() -> None:
+    steps = "label_files selinux_note reload_systemd restart_service reload_libvirt act"
+    stubs = "; ".join(f"{step}() {{ echo {step}; }}" for step in steps.split())
+    said = functions(f"{stubs}; start_work").out.split()
+    assert said.index("label_files") < said.index("restart_service") < said.index("reload_libvirt")
 
 
 @pytest.mark.root

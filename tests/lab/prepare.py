@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from lab import guest, machine
+from lab import bare, guest, machine
 
 
 def main() -> None:
     guest.assets()
     for suite in machine.SUITES:
         machine.rootfs(suite)
+    for suite in bare.SUITES:
+        bare.rootfs(suite)
 
 
 if __name__ == "__main__":
