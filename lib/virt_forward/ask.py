@@ -11,7 +11,7 @@ from select import POLLIN, poll
 
 from virt_forward.addresses import asking
 from virt_forward.addresses.asking import ETH_P_ARP, ETH_P_IPV6, Heard, Question
-from virt_forward.model import Address, Sighting
+from virt_forward.model import Address, Sighting, Subnet
 
 ETH_P_IP, ETH_P_ALL = 0x0800, 0x0003
 PACKET_HOST, PACKET_OUTGOING = 0, 4
@@ -101,6 +101,11 @@ class Ear:
     def ask(self, question: Question) -> None:
         """Ask a question of the ear's IP version: by ARP the NIC alone, by ICMPv6 all on the bridge."""
         with contextlib.suppress(OSError):
+            if self.version == 6 and question.subnet.prefixlen == question.subnet.max_prefixlen:
+                own_mac = self._socket.getsockname()[4]
+                frame = asking.echo_request(question, own_mac, self._identifier)
+                self._socket.sendto(frame, (self.bridge, ETH_P_IPV6))
+                return
             if self.version == 6:
                 self._ask_all(question)
                 return
@@ -142,12 +147,12 @@ class Ear:
 
 def ask(questions: Iterable[Question], ears: Ears) -> None:
     """Ask questions by the ears on their bridges; those without an ear are left out."""
-    asked: set[tuple[str, Address]] = set()
+    asked: set[tuple[str, Address, Subnet]] = set()
     for question in questions:
         ear = ears.get((question.bridge, question.own.version))
         # By IPv6 one request is for every NIC on the bridge.
-        if ear and (ear.version == 4 or (question.bridge, question.own) not in asked):
-            asked.add((question.bridge, question.own))
+        if ear and (ear.version == 4 or (question.bridge, question.own, question.subnet) not in asked):
+            asked.add((question.bridge, question.own, question.subnet))
             ear.ask(question)
 
 
@@ -169,11 +174,20 @@ def _answers(questions: Sequence[Question], ears: Ears, until: float) -> Heard:
     poller = poll()
     for ear in ears.values():
         poller.register(ear.fileno(), POLLIN)
-    while (left := until - time.monotonic()) > 0:
+    while (left := until - time.monotonic()) > 0 and not _all_answered(questions, heard):
         poller.poll(left * 1000)
         for ear in ears.values():
             heard[ear.bridge] = asking.joined(heard.get(ear.bridge, ()), ear.read(questions))
     return heard
+
+
+def _all_answered(questions: Sequence[Question], heard: Heard) -> bool:
+    """Tell whether each question that is about one address has its answer; of others there may be more."""
+    return all(
+        question.subnet.num_addresses == 1
+        and any(asking.answers(seen, question) for seen in heard.get(question.bridge, ()))
+        for question in questions
+    )
 
 
 def _attach(packets: socket.socket, steps: Sequence[Step]) -> None:

@@ -9,9 +9,9 @@ from ipaddress import IPv4Interface, IPv6Interface, ip_interface
 from types import MappingProxyType
 
 from virt_forward import absent
-from virt_forward.addresses import leases, networkd
+from virt_forward.addresses import asking, leases, networkd
 from virt_forward.addresses.asking import Heard
-from virt_forward.addresses.attachments import Bridge, Facts
+from virt_forward.addresses.attachments import Bridge, Facts, Place
 from virt_forward.config import Config
 from virt_forward.errors import VirtForwardError
 from virt_forward.model import Address, Network, Reservation, Seat, Sighting
@@ -22,6 +22,9 @@ LIBVIRT_NETWORKS = "/run/libvirt/network"
 """Where libvirt keeps the status of its active networks, as NAME.xml."""
 
 NOTHING_HEARD: Heard = MappingProxyType({})
+
+VERIFY_SECONDS = 0.1
+"""How long a NIC may take to answer at an address that the neighbour table tells of it."""
 
 Interfaces = dict[str, list[IPv4Interface | IPv6Interface]]
 
@@ -49,6 +52,7 @@ def facts(
         cache(lambda name: bridge(name, interfaces, files(), heard.get(name, ()))),
         own,
         config.learn,
+        verify,
     )
 
 
@@ -86,6 +90,14 @@ def dhcp_leases(bridge_name: str) -> tuple[Reservation, ...]:
 def neighbours(bridge_name: str) -> leases.Neighbours:
     """Return the neighbour table of a bridge; empty where the bridge does not exist."""
     return leases.neighbours(run(["ip", "-j", "neighbour", "show", "dev", bridge_name]).stdout)
+
+
+def verify(place: Place, addresses: tuple[Address, ...]) -> frozenset[Address]:
+    """Ask a NIC at some addresses, and return those at which it has answered within VERIFY_SECONDS."""
+    from virt_forward import ask
+
+    heard = ask.once(asking.verifying(place, addresses), VERIFY_SECONDS)
+    return frozenset(seen.ip for seen in heard.get(place.bridge, ()) if seen.origin == "probed")
 
 
 def confirm_neighbour(seat: Seat) -> None:

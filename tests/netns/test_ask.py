@@ -8,7 +8,7 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
-from ipaddress import ip_address, ip_network
+from ipaddress import ip_address, ip_interface, ip_network
 from typing import Any, TypeVar
 
 import pytest
@@ -20,7 +20,8 @@ from netns.support import bridge_netfilter
 from unit.test_asking import dhcp, echo
 from virt_forward import ask, hostfacts
 from virt_forward.addresses.asking import ETH_P_ARP, ETH_P_IPV6, Question
-from virt_forward.model import Reservation, Sighting
+from virt_forward.addresses.attachments import Bridge, Place
+from virt_forward.model import Nic, Reservation, Sighting
 from virt_forward.watch.seeker import Seeker
 
 pytestmark = pytest.mark.root
@@ -68,6 +69,16 @@ def test_a_guest_without_an_address_says_nothing(lab: Lab) -> None:
 
 
 FOUND6 = Sighting(ip_address(GUEST6), GUEST_MAC, "probed")
+
+
+@pytest.mark.parametrize("ip", [GUEST4, GUEST6])
+def test_nic_is_verified_at_the_address_that_it_has(lab: Lab, ip: str) -> None:
+    address = ip_address(ip)
+    hosts = tuple(ip_interface(one) for one in (f"{GATEWAY4}/24", f"{GATEWAY6}/64"))
+    place = Place(Nic(GUEST_MAC, "bridge", BRIDGE), BRIDGE, None, Bridge(hosts))
+    assert on_host(lab, lambda: hostfacts.verify(place, (address + 1, address))) == {address}
+    sibling = place._replace(nic=Nic(SIBLING, "bridge", BRIDGE))
+    assert on_host(lab, lambda: hostfacts.verify(sibling, (address,))) == frozenset()
 
 
 def test_by_ipv6_it_is_heard_and_the_kernel_learns_it(lab: Lab) -> None:

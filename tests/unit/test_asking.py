@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from ipaddress import IPv4Network, ip_address, ip_network
+from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address, ip_interface, ip_network
 
 import pytest
 from hypothesis import given
@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from unit.build import BRIDGE, MAC, forward, guest, seat
 from virt_forward.addresses import asking
 from virt_forward.addresses.asking import Question
+from virt_forward.addresses.attachments import Bridge, Place
 from virt_forward.model import Forward, Guest, Network, Nic, Sighting
 
 GATEWAYS = (ip_address("198.51.100.1"), ip_address("2001:db8:10::1"))
@@ -249,3 +250,32 @@ def test_no_packet_breaks_it(packet: bytes, at: int, patch: bytes) -> None:
             asking.dhcp_answer(frame, GATEWAYS)
             asking.arp_answer(frame, GATEWAYS)
             asking.echo_answer(frame, GATEWAYS, ECHO_ID)
+
+
+@given(st.integers(0, 2**128 - 1), st.integers(0, 2**128 - 1), st.integers(0, 0xFFFF))
+def test_echo_request_for_one_address_has_a_right_checksum(own: int, target: int, identifier: int) -> None:
+    """RFC 1071: with the checksum in it, the sum over all words is all ones."""
+    question = SIX._replace(own=IPv6Address(own), subnet=IPv6Network(target))
+    frame = asking.echo_request(question, OWN, identifier)
+    assert frame[:14] == bytes.fromhex("525400a08f2c") + OWN + b"\x86\xdd"
+    assert len(frame) == 14 + 40 + 8
+    body = frame[54:]
+    pseudo = frame[22:54] + struct.pack("!II", len(body), asking.ICMPV6)
+    total = sum(struct.unpack("!24H", pseudo + body))
+    while total >> 16:
+        total = (total & 0xFFFF) + (total >> 16)
+    assert total == 0xFFFF
+    assert struct.unpack_from("!H", body, 4) == (identifier,)
+
+
+def test_question_about_one_address_is_put_from_the_hosts_address_in_its_subnet() -> None:
+    bridge = Bridge(
+        (ip_interface("198.51.100.1/24"), ip_interface("192.0.2.1/24"), ip_interface("fe80::1/64"))
+    )
+    place = Place(Nic(MAC, "bridge", BRIDGE), BRIDGE, None, bridge)
+    asked = list(asking.verifying(place, map(ip_address, ("192.0.2.9", "203.0.113.9", "2001:db8::9"))))
+    (question,) = asked
+    assert (str(question.subnet), str(question.own)) == ("192.0.2.9/32", "192.0.2.1")
+    assert [frame[-4:] for frame in asking.arp_requests(question, OWN)] == [ip_address("192.0.2.9").packed]
+    assert asking.answers(Sighting(ip_address("192.0.2.9"), MAC, "probed"), question)
+    assert not asking.answers(Sighting(ip_address("192.0.2.8"), MAC, "probed"), question)

@@ -8,11 +8,11 @@ from ipaddress import ip_address, ip_interface, ip_network
 import pytest
 
 from unit.build import BRIDGE, MAC, UUID
-from virt_forward.addresses.attachments import Bridge, Facts, places
+from virt_forward.addresses.attachments import Bridge, Facts, Place, places
 from virt_forward.addresses.endpoints import doubted, endpoints, is_derived
 from virt_forward.addresses.leases import Neighbours
 from virt_forward.config import Learn
-from virt_forward.model import Guest, HostAddress, Network, Nic, Origin, Reservation, Seat, Sighting
+from virt_forward.model import Address, Guest, HostAddress, Network, Nic, Origin, Reservation, Seat, Sighting
 
 MAC2, FOREIGN = "52:54:00:00:00:02", "52:54:00:00:00:99"
 HOST = (ip_interface("198.51.100.1/24"), ip_interface("2001:db8:10::1/64"))
@@ -32,9 +32,11 @@ def seen(ip: str, origin: Origin = "probed", mac: str = MAC) -> Sighting:
 def bridge(
     *, reserved: Iterable[Reservation] = (), leased: Iterable[Reservation] = (),
     confirmed: Iterable[Reservation] = (), stale: Iterable[Reservation] = (), failed: Iterable[str] = (),
-    sightings: Iterable[Sighting] = (),
+    permanent: Iterable[Reservation] = (), sightings: Iterable[Sighting] = (),
 ) -> Bridge:  # fmt: skip
-    table = Neighbours(tuple(confirmed), tuple(stale), tuple(map(ip_address, failed)))
+    table = Neighbours(
+        tuple(confirmed), tuple(stale), tuple(ip_address(ip) for ip in failed), tuple(permanent)
+    )
     leases = tuple(leased)
     return Bridge(HOST, tuple(reserved), lambda: leases, lambda: table, tuple(sightings))
 
@@ -173,6 +175,34 @@ def test_address_of_the_other_family_comes_from_the_wire_only_where_it_derives_f
     ):
         learned = found(guest(), learn=learn, virbr0=one)[len(reserved) :]
         assert learned == ([(ip, origin)] if expected else [])
+
+
+@pytest.mark.parametrize("kind", ["confirmed", "stale"])
+def test_address_of_the_neighbour_table_counts_once_the_nic_answers_there(kind: str) -> None:
+    table = bridge(**{kind: [at(OLD), at(NEW), at("198.51.100.1"), at("203.0.113.9")]})  # type: ignore[arg-type]
+    asked: list[tuple[str, ...]] = []
+
+    def verify(place: Place, addresses: tuple[Address, ...]) -> set[Address]:
+        assert place.nic.mac == MAC
+        asked.append(tuple(map(str, addresses)))
+        return {ip for ip in addresses if str(ip) == NEW}
+
+    def first(of: Guest) -> list[str]:
+        facts = Facts((), lambda _: table, frozenset({ip_address("198.51.100.1")}), verify=verify)
+        return [str(seat.ip) for seat in endpoints(of, places(of.nics, facts), facts)]
+
+    assert first(guest()) == [NEW]
+    # What cannot be the guest's address is not asked for, and what is known not again.
+    assert asked == [(OLD, NEW)]
+    assert first(guest((OLD, "neighbour"))) == [OLD]
+    assert first(guest(hosts=(HostAddress(ip_address(OLD)),))) == [OLD]
+    assert len(asked) == 1
+
+
+def test_permanent_neighbour_entry_is_the_administrators_word() -> None:
+    facts = Facts((), lambda _: bridge(permanent=[at(OLD)]), verify=lambda *_: ())
+    of = guest()
+    assert [str(seat.ip) for seat in endpoints(of, places(of.nics, facts), facts)] == [OLD]
 
 
 def test_lease_is_not_learned_from_the_wire() -> None:

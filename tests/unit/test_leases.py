@@ -46,6 +46,7 @@ NEIGHBOURS = """[{"dst":"10.10.0.95","lladdr":"52:54:00:00:00:77","state":["STAL
 {"dst":"10.10.0.96","lladdr":"52:54:00:00:00:77","state":["REACHABLE"]},
 {"dst":"10.10.0.97","lladdr":"52:54:00:00:00:77","state":["FAILED"]},
 {"dst":"10.10.0.98","state":["INCOMPLETE"]},
+{"dst":"10.10.0.99","lladdr":"52:54:00:00:00:77","state":["PERMANENT"]},
 {"dst":"fe80::5054:ff:fe00:77","lladdr":"52:54:00:00:00:77","router":null,"state":["REACHABLE"]},
 {"dst":"fd10:10::77","lladdr":"52:54:00:00:00:77","state":["DELAY"]}]"""
 
@@ -76,6 +77,7 @@ def test_neighbours() -> None:
     assert found.confirmed == (lease("10.10.0.96"),)
     assert found.others == (lease("10.10.0.95"), lease("fd10:10::77"))
     assert found.failed == (ip_address("10.10.0.97"),)
+    assert found.permanent == (lease("10.10.0.99"),)
 
 
 @pytest.mark.parametrize(

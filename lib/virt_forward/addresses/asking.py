@@ -2,10 +2,10 @@
 
 import struct
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from ipaddress import IPv4Address, IPv4Network, IPv6Address
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, ip_network
 from typing import NamedTuple
 
-from virt_forward.addresses.attachments import Facts, places
+from virt_forward.addresses.attachments import Facts, Place, places
 from virt_forward.model import Address, Guest, Network, Sighting, Subnet, fits
 
 Heard = Mapping[str, tuple[Sighting, ...]]
@@ -21,7 +21,7 @@ ETHERNET, IPV4, UDP, REPLY = 1, 0x0800, 17, 2
 ETH_P_ARP, ETH_P_IPV6 = 0x0806, 0x86DD
 DHCP_SERVER, DHCP_CLIENT, DHCP_REPLY, DHCP_MESSAGE_TYPE, DHCP_ACK = 67, 68, 2, 53, 5
 DHCP_COOKIE = b"\x63\x82\x53\x63"
-ICMPV6, ECHO_REPLY = 58, 129
+ICMPV6, ECHO_REQUEST, ECHO_REPLY = 58, 128, 129
 """RFC 826; RFC 951, RFC 2131 and RFC 2132 (section 9.6); RFC 4443."""
 
 HEADER = 14
@@ -60,6 +60,16 @@ def questions(guest: Guest, networks: Iterable[Network]) -> Iterator[Question]:
             if own and not known and _wanted(guest, place.nic.mac, subnet.version):
                 others = tuple(ip for ip in mine if ip.version == own.version and ip != own)
                 yield Question(place.bridge, place.nic.mac, subnet, own, others)
+
+
+def verifying(place: Place, addresses: Iterable[Address]) -> Iterator[Question]:
+    """Yield what to ask a NIC to find out at which of some addresses it answers."""
+    interfaces = [address for address in place.facts.addresses if not address.is_link_local]
+    for ip in addresses:
+        own = next((address.ip for address in interfaces if ip in address.network), None)
+        if own:
+            others = tuple(a.ip for a in interfaces if a.version == ip.version and a.ip != own)
+            yield Question(place.bridge, place.nic.mac, ip_network(ip), own, others)
 
 
 def listened(questions: Iterable[Question]) -> set[tuple[str, int]]:
@@ -111,6 +121,19 @@ def arp_requests(question: Question, own_mac: bytes) -> Iterator[bytes]:
     for ip in subnet.hosts():
         if ip not in question.hosts():
             yield start + own_mac + own.packed + target + ip.packed
+
+
+def echo_request(question: Question, own_mac: bytes, identifier: int) -> bytes:
+    """Return a frame to a NIC alone with an ICMPv6 echo request for the one address of its question."""
+    own, target = question.own.packed, question.subnet.network_address.packed
+    body = struct.pack("!BBHHH", ECHO_REQUEST, 0, 0, identifier, 1)
+    # The pseudo-header of RFC 8200, section 8.1.
+    total = sum(struct.unpack("!20H4H", own + target + struct.pack("!II", len(body), ICMPV6) + body))
+    folded = (total & 0xFFFF) + (total >> 16)
+    checksum = ~(folded + (folded >> 16)) & 0xFFFF
+    header = struct.pack("!IHBB", 6 << 28, len(body), ICMPV6, 64)
+    start = octets(question.mac) + own_mac + struct.pack("!H", ETH_P_IPV6)
+    return start + header + own + target + body[:2] + struct.pack("!H", checksum) + body[4:]
 
 
 def arp_answer(frame: bytes, own: Collection[Address]) -> Sighting | None:

@@ -1,6 +1,6 @@
 """Where guests are attached: the NICs that are on a bridge of the host, and what the host knows of it."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from ipaddress import IPv4Interface, IPv6Interface
 from typing import NamedTuple
 
@@ -31,13 +31,18 @@ class Bridge(NamedTuple):
 class Facts(NamedTuple):
     """What the host knows. ``own`` are all its addresses; the bridges are asked for by name.
 
-    ``learn`` is what the configuration says of addresses learned from the wire.
+    ``learn`` is what the configuration says of addresses learned from the wire. ``verify`` asks a
+    NIC for some addresses and returns those at which it answers.
     """
 
     networks: tuple[Network, ...] = ()
     bridges: Callable[[str], Bridge] = lambda _: Bridge()
     own: frozenset[Address] = frozenset()
     learn: Learn = "derived"
+    verify: "Verify" = lambda _, addresses: addresses
+
+
+Verify = Callable[["Place", tuple[Address, ...]], Container[Address]]
 
 
 class Place(NamedTuple):

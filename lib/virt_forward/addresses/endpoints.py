@@ -13,6 +13,9 @@ from virt_forward.addresses.attachments import Facts, Place, belongs, inside, pl
 from virt_forward.addresses.leases import Neighbours
 from virt_forward.model import LEARNED, Address, Guest, HostAddress, Origin, Reservation, Seat, rank
 
+MOST_VERIFIED = 64
+"""The most addresses at which one NIC is asked: a guest may fill the neighbour table."""
+
 Firm = dict[tuple[int, int], tuple[Address, Origin]]
 """The declared and reserved addresses, by the number of the attachment and the IP version."""
 
@@ -110,7 +113,7 @@ class Learning:
         known = self._known()
         if known is None or known.ip in self._mine(self._neighbours.confirmed):
             return None
-        others = (*(ip for ip, _ in self._fresh()), *self._mine(self._neighbours.others))
+        others = (*self._leased, *(ip for ip, _ in self._seen()), *self._listed)
         return known if any(ip != known.ip for ip in others) else None
 
     def _candidates(self) -> Iterator[tuple[Address, Origin]]:
@@ -118,22 +121,35 @@ class Learning:
         failed = known is not None and known.ip in self._neighbours.failed
         if known and self._is_confirmed(known):
             yield self._with_origin(known)
-        yield from self._fresh()
+        yield from ((ip, "leased") for ip in self._leased)
+        yield from self._seen()
+        yield from ((ip, "neighbour") for ip in self._mine(self._neighbours.permanent))
+        yield from self._verified(self._mine(self._neighbours.confirmed))
         if known and not failed:
             yield self._with_origin(known)
-        yield from ((ip, "neighbour") for ip in self._mine(self._neighbours.others))
+        yield from self._verified(self._mine(self._neighbours.others))
         if known and failed:
             yield self._with_origin(known)
 
-    def _fresh(self) -> Iterator[tuple[Address, Origin]]:
-        """Yield what tells of the NIC now, the most trusted first and of equals the newest."""
-        for ip in self._leased:
-            yield ip, "leased"
+    def _seen(self) -> Iterator[tuple[Address, Origin]]:
+        """Yield what the NIC was just given or has answered, the most trusted first, then the newest."""
         for seen in sorted(self.place.facts.sightings, key=rank):
             if seen.mac == self.mac and seen.ip.version == self.version:
                 yield seen.ip, seen.origin
-        for ip in self._mine(self._neighbours.confirmed):
-            yield ip, "neighbour"
+
+    def _verified(self, listed: list[Address]) -> Iterator[tuple[Address, Origin]]:
+        """Yield the addresses of the neighbour table at which the NIC answers.
+
+        The kernel believes who writes another's MAC address into an ARP or ND packet.
+        """
+        wanted = tuple(ip for ip in listed if self._acceptable(ip, "neighbour"))[:MOST_VERIFIED]
+        answered = self.facts.verify(self.place, wanted) if wanted else ()
+        yield from ((ip, "neighbour") for ip in wanted if ip in answered)
+
+    @cached_property
+    def _listed(self) -> list[Address]:
+        table = self._neighbours
+        return [ip for group in (table.permanent, table.confirmed, table.others) for ip in self._mine(group)]
 
     def _known(self) -> Seat | None:
         place = (self.mac, self.place.bridge, self.version)
@@ -145,11 +161,11 @@ class Learning:
         over = known.origin == "leased" and self._leased and known.ip not in self._leased
         if over or known.ip in self._neighbours.failed:
             return False
-        listed = (*self._fresh(), *((ip, "") for ip in self._mine(self._neighbours.others)))
-        return any(ip == known.ip for ip, _ in listed)
+        return known.ip in (*self._leased, *self._listed, *(ip for ip, _ in self._seen()))
 
     def _with_origin(self, known: Seat) -> tuple[Address, Origin]:
-        origins = [origin for ip, origin in self._fresh() if ip == known.ip]
+        origins: list[Origin] = [origin for ip, origin in self._seen() if ip == known.ip]
+        origins += ["leased"] if known.ip in self._leased else []
         return known.ip, min((known.origin, *origins), key=LEARNED.index)
 
     def _acceptable(self, ip: Address, origin: Origin) -> bool:
@@ -184,6 +200,7 @@ class Learning:
             *reserved,
             *self.place.facts.reservations,
             *self.place.facts.leases(),
+            *self._neighbours.permanent,
             *self._neighbours.confirmed,
             *self._neighbours.others,
             *(Reservation(seen.ip, seen.mac) for seen in self.place.facts.sightings),

@@ -58,18 +58,21 @@ def _dnsmasq_lease(item: dict[str, Any], now: float) -> tuple[float, Reservation
 class Neighbours(NamedTuple):
     """What the neighbour table knows: entries confirmed a moment ago, and those that were so once.
 
-    ``failed`` are addresses that the kernel has asked for in vain.
+    ``failed`` are addresses that the kernel has asked for in vain, ``permanent`` those that the
+    administrator has entered.
     """
 
     confirmed: tuple[Reservation, ...] = ()
     others: tuple[Reservation, ...] = ()
     failed: tuple[Address, ...] = ()
+    permanent: tuple[Reservation, ...] = ()
 
 
 def neighbours(text: str) -> Neighbours:
     """Return what is in the output of ``ip -j neighbour show dev BRIDGE``."""
     confirmed: list[Reservation] = []
     others: list[Reservation] = []
+    permanent: list[Reservation] = []
     failed: list[Address] = []
     for item in _dicts(_json(text)):
         state = item.get("state")
@@ -78,8 +81,9 @@ def neighbours(text: str) -> Neighbours:
             failed += _address(str(item.get("dst", "")))
         lease = _lease(0, str(item.get("dst", "")), str(item.get("lladdr", "")))
         if lease and words and not words & UNUSABLE:
-            (confirmed if "REACHABLE" in words else others).append(lease[1])
-    return Neighbours(tuple(confirmed), tuple(others), tuple(failed))
+            known = confirmed if "REACHABLE" in words else permanent if "PERMANENT" in words else others
+            known.append(lease[1])
+    return Neighbours(tuple(confirmed), tuple(others), tuple(failed), tuple(permanent))
 
 
 def _address(text: str) -> list[Address]:

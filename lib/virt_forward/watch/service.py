@@ -36,6 +36,9 @@ LEASE_SECONDS = 0.5
 LOOK_SECONDS = 30.0
 """How often the table is looked at though nothing has happened to it, while guests with forwards run."""
 
+MONITOR_SECONDS = 1.0
+"""How long ``nft monitor`` may take from its start until it listens."""
+
 READY_SECONDS = 5.0
 """How long the first sync may keep us from telling that we are ready."""
 
@@ -189,8 +192,9 @@ class Service:
                 self._want("chains")
         if self.table.next_at() <= time.monotonic():
             self.table.start()
-            # What happened while nobody was looking.
+            # What happened while nobody was looking; and again once it surely listens.
             self._want("look", "chains")
+            self._look_at = time.monotonic() + MONITOR_SECONDS
 
     def _collect_neighbours(self) -> None:
         changed = self.neighbours.read()
