@@ -36,12 +36,18 @@ def follow(
     for port in sorted(stale):
         _set(port, "0")
     left = {port for port in ours - stale if os.path.exists(_flag(port))} | fresh
-    if not left:
+    if left != ours:
+        _record(store, left)
+    failed = {port for port in sorted(fresh) if not _set(port, "1")}
+    if failed:
+        _record(store, left - failed)
+
+
+def _record(store: Store, ports: set[str]) -> None:
+    if ports:
+        store.write(RECORD, "\n".join(sorted(ports)))
+    else:
         store.remove(RECORD)
-    elif left != ours:
-        store.write(RECORD, "\n".join(sorted(left)))
-    for port in sorted(fresh):
-        _set(port, "1")
 
 
 def _ports(guests: Iterable[Guest | None]) -> Iterator[str]:
@@ -73,5 +79,5 @@ def _flag(port: str) -> str:
     return f"/sys/class/net/{port}/brport/hairpin_mode"
 
 
-def _set(port: str, value: str) -> None:
-    switches.turn(_flag(port), value, "the guest may not reach its own forwards")
+def _set(port: str, value: str) -> bool:
+    return switches.turn(_flag(port), value, "the guest may not reach its own forwards")

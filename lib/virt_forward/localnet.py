@@ -34,9 +34,10 @@ def switch_on(store: Store, bridges: Iterable[str]) -> None:
     fresh = {bridge for bridge in bridges if bridge not in ours and switches.read(_path(bridge)) == "0"}
     if fresh:
         store.write(RECORD, "\n".join(sorted(ours | fresh)))
-    for bridge in sorted(fresh):
-        _set(bridge, "1")
+    failed = {bridge for bridge in sorted(fresh) if not _set(bridge, "1")}
+    if failed:
+        store.write(RECORD, "\n".join(sorted((ours | fresh) - failed)))
 
 
-def _set(bridge: str, value: str) -> None:
-    switches.turn(_path(bridge), value, "forwards on 127.0.0.1 do not work for guests on it")
+def _set(bridge: str, value: str) -> bool:
+    return switches.turn(_path(bridge), value, "forwards on 127.0.0.1 do not work for guests on it")

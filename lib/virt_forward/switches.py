@@ -12,12 +12,14 @@ def read(path: str) -> str:
         return ""
 
 
-def turn(path: str, value: str, otherwise: str) -> None:
-    """Set a switch; ``otherwise`` is what to log of the consequences where that fails."""
+def turn(path: str, value: str, otherwise: str) -> bool:
+    """Set a switch, and tell whether it is set; ``otherwise`` is logged as what follows where it is not."""
     try:
         with open(path, "w", encoding="ascii") as file:
             file.write(value)
     except FileNotFoundError:
-        pass  # the interface is gone, and its switches with it
+        return False  # the interface is gone, and its switches with it
     except OSError as error:
         log.error(f"{path}: {error.strerror}; {otherwise}")
+        return False
+    return True

@@ -71,6 +71,13 @@ def test_a_guest_without_an_address_says_nothing(lab: Lab) -> None:
 FOUND6 = Sighting(ip_address(GUEST6), GUEST_MAC, "probed")
 
 
+def test_by_ipv6_it_is_heard_and_the_kernel_learns_it(lab: Lab) -> None:
+    assert GUEST6 not in str(on_host(lab, lambda: hostfacts.neighbours(BRIDGE)))
+    assert on_host(lab, lambda: ask.once([SIX])) == {BRIDGE: (FOUND6,)}
+    found = on_host(lab, lambda: hostfacts.neighbours(BRIDGE))
+    assert Reservation(ip_address(GUEST6), GUEST_MAC) in (*found.confirmed, *found.others)
+
+
 @pytest.mark.parametrize("ip", [GUEST4, GUEST6])
 def test_nic_is_verified_at_the_address_that_it_has(lab: Lab, ip: str) -> None:
     address = ip_address(ip)
@@ -79,13 +86,6 @@ def test_nic_is_verified_at_the_address_that_it_has(lab: Lab, ip: str) -> None:
     assert on_host(lab, lambda: hostfacts.verify(place, (address + 1, address))) == {address}
     sibling = place._replace(nic=Nic(SIBLING, "bridge", BRIDGE))
     assert on_host(lab, lambda: hostfacts.verify(sibling, (address,))) == frozenset()
-
-
-def test_by_ipv6_it_is_heard_and_the_kernel_learns_it(lab: Lab) -> None:
-    assert GUEST6 not in str(on_host(lab, lambda: hostfacts.neighbours(BRIDGE)))
-    assert on_host(lab, lambda: ask.once([SIX])) == {BRIDGE: (FOUND6,)}
-    found = on_host(lab, lambda: hostfacts.neighbours(BRIDGE))
-    assert Reservation(ip_address(GUEST6), GUEST_MAC) in (*found.confirmed, *found.others)
 
 
 def test_once_tells_both_families_of_the_asked_guest_alone(lab: Lab) -> None:

@@ -20,7 +20,12 @@ from virt_forward.store import Store
 
 HOOKS = "/etc/libvirt/hooks"
 MARK = "# virt-forward hook"
-RULESET = "/etc/nftables.conf"
+RULESETS = ("/etc/sysconfig/nftables.conf", "/etc/nftables.conf")
+"""What nftables.service loads: the first on Fedora and its kin, the second elsewhere."""
+
+INCLUDES = "/etc"
+"""Where nft looks for what a ruleset includes by a relative path (nft(8), --includepath)."""
+
 DROP_INS = ("/etc/systemd/system", "/run/systemd/system", "/usr/lib/systemd/system")
 DAEMONS = {"qemu": ("virtqemud", "libvirtd"), "network": ("virtnetworkd", "libvirtd")}
 RELOADED = "libvirt-reloaded"
@@ -126,9 +131,10 @@ def _reloaded(daemon: str) -> float:
 
 
 def _flush(store: Store) -> Flush:
-    text = hostfacts.text(RULESET)
+    path = next(filter(os.path.exists, RULESETS), RULESETS[-1])
+    text = hostfacts.text(path)
     return Flush(
-        RULESET,
+        path,
         includes.flushes(text, _included),
         includes.included_after(text, store.include_path, _included),
         any(os.path.exists(f"{top}/nftables.service.d/virt-forward.conf") for top in DROP_INS),
@@ -137,7 +143,7 @@ def _flush(store: Store) -> Flush:
 
 
 def _included(pattern: str) -> Iterator[tuple[str, str]]:
-    for path in sorted(glob.glob(os.path.join(os.path.dirname(RULESET), pattern))):
+    for path in sorted(glob.glob(os.path.join(INCLUDES, pattern))):
         yield path, hostfacts.text(path)
 
 
