@@ -1,7 +1,7 @@
 """Ethernet frames as somebody on the wire may send them, right or forged, and raw sockets to send them by.
 
-Addresses are words (``"52:54:00:00:00:02"``, ``"10.10.0.201"``); every function returns bytes. The addresses of
-the frame and those of its payload are separate arguments: forging is giving two that do not belong together.
+Addresses are words (``"52:54:00:00:00:02"``, ``"10.10.0.201"``); every function returns bytes. The addresses
+of the frame and those of its payload are separate arguments: in a forged frame they do not belong together.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def arp(
     operation: int, sender: tuple[str, str], target: tuple[str, str], *, source: str | None = None,
     to: str | None = None,
 ) -> bytes:  # fmt: skip
-    """Write an ARP frame; ``sender`` and ``target`` are (MAC, IPv4), ``source`` and ``to`` the frame's own MACs."""
+    """Write an ARP frame; ``sender``, ``target`` are (MAC, IPv4), ``source``, ``to`` the frame's own MACs."""
     body = struct.pack("!HHBBH", 1, ETH_P_IP, 6, 4, operation)
     body += b"".join(octets(mac) + ip_address(ip).packed for mac, ip in (sender, target))
     return ethernet(source or sender[0], to or target[0], ETH_P_ARP, body + bytes(18))
@@ -51,8 +51,8 @@ def neighbour(
 ) -> bytes:  # fmt: skip
     """Write a neighbour solicitation or advertisement.
 
-    ``sender`` is the (MAC, IPv6) of frame and packet, ``to`` where it goes, ``target`` the address it is about,
-    and ``option`` the link-layer address in its option.
+    ``sender`` is the (MAC, IPv6) of frame and packet, ``to`` where it goes, ``target`` the address it is
+    about, and ``option`` the link-layer address in its option.
     """
     flags = 0x60000000 if kind == ADVERTISEMENT else 0
     where = TARGET_ADDRESS if kind == ADVERTISEMENT else SOURCE_ADDRESS
@@ -70,7 +70,7 @@ def _ipv6(source: str, target: str, message: bytes) -> bytes:
 
 def checksum(data: bytes) -> int:
     """Return the internet checksum (RFC 1071)."""
-    total = sum(struct.unpack(f"!{(len(data) + 1) // 2}H", data + bytes(len(data) % 2)))
+    total: int = sum(struct.unpack(f"!{(len(data) + 1) // 2}H", data + bytes(len(data) % 2)))
     while total >> 16:
         total = (total & 0xFFFF) + (total >> 16)
     return ~total & 0xFFFF
@@ -85,7 +85,7 @@ def udp(source: tuple[str, int], target: tuple[str, int], data: bytes) -> bytes:
 
 
 def dhcp_ack(mac: str, ip: str, server: str) -> bytes:
-    """Write the DHCPACK (RFC 2131) by which ``server`` gives ``ip`` to ``mac``, as it stands in a datagram."""
+    """Write the DHCPACK (RFC 2131) by which ``server`` gives ``ip`` to ``mac``: a datagram's content."""
     fixed = struct.pack("!BBBBIHH", 2, 1, 6, 0, 0x1234, 0, 0)
     addresses = b"".join(ip_address(word).packed for word in (NOWHERE4, ip, server, NOWHERE4))
     options = DHCP_COOKIE + b"\x35\x01\x05" + b"\x36\x04" + ip_address(server).packed

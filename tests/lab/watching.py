@@ -1,7 +1,7 @@
 """The service on a host of namespaces: ``virt-forward watch`` beside libvirt's test driver.
 
-The driver (``test:///PATH``, https://libvirt.org/drvtest.html) has the domains of a file, all of them running;
-each connection reads it again. So there is a libvirt to ask for guests that are namespaces.
+The driver (``test:///PATH``, https://libvirt.org/drvtest.html) has the domains of a file, all of them
+running; each connection reads it again. So there is a libvirt to ask for guests that are namespaces.
 """
 
 from __future__ import annotations
@@ -61,7 +61,8 @@ class TestDriver:
 def domain(name: str, metadata: str, nics: tuple[Nic, ...]) -> str:
     """Write a domain of type test, which has what concerns forwards."""
     interfaces = "".join(
-        f"<interface type='{nic.type}'><mac address='{nic.mac}'/><source {nic.type}='{nic.source}'/></interface>"
+        f"<interface type='{nic.type}'><mac address='{nic.mac}'/>"
+        f"<source {nic.type}='{nic.source}'/></interface>"
         for nic in nics
     )
     inside = f"<metadata>{metadata}</metadata>" if metadata else ""
@@ -92,10 +93,17 @@ class Service:
         os.kill(self.running.pid, signal.SIGHUP)
 
     def monitor(self) -> int:
-        """Return the process number of its ``nft monitor``."""
-        tasks = Path(f"/proc/{self.running.pid}/task").iterdir()
-        children = [pid for task in tasks for pid in (task / "children").read_text().split()]
-        return next(int(pid) for pid in children if b"monitor" in Path(f"/proc/{pid}/cmdline").read_bytes())
+        """Return the process number of its ``nft monitor``, which is started again where it ended."""
+        found: list[int] = []
+
+        def look() -> list[int]:
+            tasks = Path(f"/proc/{self.running.pid}/task").iterdir()
+            children = [pid for task in tasks for pid in (task / "children").read_text().split()]
+            found.extend(int(p) for p in children if b"monitor" in Path(f"/proc/{p}/cmdline").read_bytes())
+            return found
+
+        eventually(look, "nft monitor runs", 30)
+        return found[0]
 
 
 @contextlib.contextmanager

@@ -1,6 +1,6 @@
 """A forward leads only to the guest that declared it, whatever others on the bridge and on the LAN send.
 
-Each test runs twice: with the hooks and ``virt-forward sync`` alone, and with the service, which follows by itself.
+Each test runs twice: with the hooks and ``virt-forward sync`` alone, and with the service.
 """
 
 from __future__ import annotations

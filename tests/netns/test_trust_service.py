@@ -39,8 +39,8 @@ def ask_for_lease(guests: Guests, guest: Ns) -> None:
     script = guests.lab.dir / "udhcpc"
     script.write_text(UDHCPC)
     script.chmod(0o755)
-    words = ["busybox", "udhcpc", "-i", "eth0", "-s", script, "-n", "-q", "-f", "-t", "5", "-T", "1"]
-    guest.run(words, timeout=20)
+    words = "busybox udhcpc -i eth0 -n -q -f -t 5 -T 1 -s"
+    guest.run([*words.split(), script], timeout=20)
 
 
 def test_lease_of_the_hosts_own_server_completes_a_forward(watched: Guests) -> None:
@@ -67,8 +67,8 @@ def stopped(pid: int) -> Iterator[None]:
 def big_ruleset(path: Path, count: int) -> Path:
     """Write a ruleset, as of somebody who blocks many networks by a rule each."""
     rules = "\n".join(
-        f"add rule ip big c ip saddr 198.18.{number >> 8 & 255}.{number & 255} tcp dport {number % 60000 + 1} "
-        f'counter drop comment "{"x" * 100}"'
+        f"add rule ip big c ip saddr 198.18.{number >> 8 & 255}.{number & 255} tcp dport {number % 60000 + 1}"
+        f' counter drop comment "{"x" * 100}"'
         for number in range(count)
     )
     path.write_text(f"add table ip big\nadd chain ip big c\n{rules}\n")
@@ -82,7 +82,8 @@ def test_table_comes_back_after_a_flush_that_loses_events(watched: Guests, pause
     watched.address(watched.web, WEB4)
     watched.start("web", WEB4)
     big = big_ruleset(watched.lab.dir / "big.nft", 30000)
-    with stopped(watched.service.monitor()) if paused else contextlib.nullcontext():
+    monitor = watched.service.monitor()
+    with stopped(monitor) if paused else contextlib.nullcontext():
         watched.host.run(["nft", "-f", big], timeout=60)
         watched.host.run(["nft", "flush", "ruleset"], timeout=60)
     eventually(lambda: watched.page() == "web", "the table is back", 60, 0.2)

@@ -1,7 +1,7 @@
 """Guests on one bridge and a client outside, and two ways to follow them: ``sync`` alone, and the service.
 
-``web`` is the guest whose forward others want, ``db`` the one that tries, ``app`` a bystander whose address is
-declared. Every guest serves its page at port 80 of whatever address it has.
+``web`` is the guest whose forward others want, ``db`` the one that tries, ``app`` a bystander whose address
+is declared. Every guest serves its page at port 80 of whatever address it has.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
-from lab.netns import BRIDGE, GATEWAY4, GATEWAY6, HOST4, HOST6, Lab, Ns
+from lab.netns import BRIDGE, GATEWAY4, GATEWAY6, HOST4, Lab, Ns
 from lab.proc import Done, eventually
 from lab.watching import Service, TestDriver
 from lab.xml import Nic, domain, forwards, host_ip, port_forward
@@ -119,12 +119,15 @@ class Guests:
             self.lab.command("sync")
             return
         for _ in range(2):
-            marker = next(_markers)
-            metadata = forwards(host_ip(APP4), PAGE["app"], port_forward(f"{marker}:80"))
-            self.driver.has("app", metadata, (Nic(BRIDGE, MACS["app"]),))
-            self.service.look()
-            eventually(lambda: f"{marker}" in self.lab.command("rules").out, "the service looks", 20)
+            self._mark(str(next(_markers)))
             time.sleep(0.2)
+
+    def _mark(self, port: str) -> None:
+        metadata = forwards(host_ip(APP4), PAGE["app"], port_forward(f"{port}:80"))
+        self.driver.has("app", metadata, (Nic(BRIDGE, MACS["app"]),))
+        if self.service:
+            self.service.look()
+        eventually(lambda: port in self.lab.command("rules").out, "the service looks", 20)
 
     def explain(self) -> str:
         """Return all that tells why a forward leads where it does."""
@@ -155,8 +158,3 @@ def repeated(work: Callable[[], None]) -> Iterator[None]:
 def pages(guests: Guests, host: str = HOST4, count: int = 5) -> set[str | None]:
     """Ask for the page of ``web`` some times, and return whose pages came."""
     return {guests.page("web", host) for _ in range(count)}
-
-
-__all__ = [
-    "APP4", "DB4", "DB6", "HOST6", "MACS", "OTHER4", "TRAP4", "UDP", "WEB4", "WEB6", "Guests", "pages", "repeated",
-]  # fmt: skip
