@@ -103,7 +103,7 @@ stop_work() {
 # The package undoes what it did; what follows removes the rest, should it fail.
 close_forwards() {
     timeout 60 "$python" -I -c 'import sys; sys.path.insert(0, sys.argv[1])
-from virt_forward.teardown import main; sys.exit(main())' "$repo/lib" 2>/dev/null || true
+from virt_forward.reconcile.teardown import main; sys.exit(main())' "$repo/lib" 2>/dev/null || true
 }
 
 remove_table() {

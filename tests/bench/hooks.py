@@ -29,9 +29,9 @@ REPO = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(REPO / "lib"))
 
 from virt_forward.config import Config  # noqa: E402
-from virt_forward.engine import Engine  # noqa: E402
 from virt_forward.model import Forward, Guest, Seat  # noqa: E402
-from virt_forward.store import Store  # noqa: E402
+from virt_forward.reconcile.engine import Engine  # noqa: E402
+from virt_forward.state.store import Store  # noqa: E402
 
 NOTHING = ["/usr/bin/python3", "-I", "-c", "pass"]
 CYCLE = (

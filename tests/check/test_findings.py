@@ -5,11 +5,11 @@ from ipaddress import ip_address, ip_network
 import pytest
 
 from unit.build import UUID, domain_xml
-from virt_forward import vetoes
-from virt_forward.absent import Host
 from virt_forward.check import findings, includes, listing, reading
 from virt_forward.check.facts import Facts, Flush, Forwarding, Hook, Veto
-from virt_forward.libvirt_api import DomainState
+from virt_forward.claims import vetoes
+from virt_forward.claims.absent import Host
+from virt_forward.libvirtd.api import DomainState
 from virt_forward.metadata.domain import MetadataError
 from virt_forward.model import Domain, Forward, Guest, Nic, Seat
 

@@ -58,8 +58,8 @@ def test_a_host_that_boots_again_starts_its_guests_with_their_forwards(empty: Ho
 SABOTAGE = {
     "configuration": "mkdir -p /etc/virt-forward; echo '[forward' >/etc/virt-forward/config.toml",
     "package gone": "mv /usr/local/lib/virt-forward /usr/local/lib/virt-forward.away",
-    "package broken": "mv /usr/local/lib/virt-forward/virt_forward/hook.py /root/; "
-    "echo 'syntax error' >/usr/local/lib/virt-forward/virt_forward/hook.py",
+    "package broken": "mv /usr/local/lib/virt-forward/virt_forward/hooks/dispatch.py /root/; "
+    "echo 'syntax error' >/usr/local/lib/virt-forward/virt_forward/hooks/dispatch.py",
     "records broken": "for f in $(find /run/virt-forward -type f); do echo '{' >$f; done",
     "records gone": "rm -r /run/virt-forward",
     "run full": "mount -t tmpfs -o size=4k,mode=0700 full /run/virt-forward; "
@@ -73,7 +73,7 @@ umount /run/virt-forward 2>/dev/null
 rm -rf /etc/virt-forward
 back() { if test -e $1; then mv $1 $2; fi; }
 back /usr/local/lib/virt-forward.away /usr/local/lib/virt-forward
-back /root/hook.py /usr/local/lib/virt-forward/virt_forward/hook.py
+back /root/hook.py /usr/local/lib/virt-forward/virt_forward/hooks/dispatch.py
 if mountpoint -q /usr/sbin/nft; then umount /usr/sbin/nft; fi
 """
 

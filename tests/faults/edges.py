@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from virt_forward import log
+from virt_forward.host import log
 
 CLONE_NEWNET = 0x40000000
 STEP_COUNT, REASONS = "steps", "reasons"

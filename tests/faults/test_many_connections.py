@@ -7,8 +7,8 @@ from ipaddress import ip_address
 import pytest
 
 from faults.world import World
-from virt_forward import conntrack
-from virt_forward.flows import Flow
+from virt_forward.claims.flows import Flow
+from virt_forward.host import conntrack
 
 pytestmark = pytest.mark.root
 

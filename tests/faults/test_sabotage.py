@@ -16,8 +16,11 @@ from faults.world import NAMES, World, xml_of
 from lab import person
 from lab.proc import REPO, eventually, run
 from lab.xml import Network, domain, network_hook, uuid_of
-from virt_forward import conntrack, hook, journal, nft, records, refresh, store, teardown
+from virt_forward.hooks import dispatch
+from virt_forward.host import conntrack, nft
 from virt_forward.model import Guest
+from virt_forward.reconcile import refresh, teardown
+from virt_forward.state import journal, records, store
 
 pytestmark = pytest.mark.root
 RUNNING_EVENTS = ("started", "reconnect", "restore")
@@ -123,7 +126,7 @@ def test_hook_has_one_deadline_for_all_that_it_runs(two: World, tmp_path: Path, 
 
     def patch() -> None:
         os.environ["PATH"] = f"{tmp_path}:{os.environ['PATH']}"
-        vars(hook)["SECONDS"] = 1
+        vars(dispatch)["SECONDS"] = 1
 
     done = two.event("mail", "started", patch=patch)
     assert done.status == 0
@@ -483,7 +486,9 @@ def test_the_last_word_counts_of_what_was_left(two: World, held: Path) -> None:
 NETWORK_EVENT = network_hook(Network("default", "virbr9", "bridge"), port_of="mail").encode()
 OTHERS_WORK: dict[str, Callable[[], object]] = {
     "verify": lambda: refresh.verify(store.Store()),
-    "network event": lambda: hook.main("network", ["default", "port-created", "begin", "-"], NETWORK_EVENT),
+    "network event": lambda: dispatch.main(
+        "network", ["default", "port-created", "begin", "-"], NETWORK_EVENT
+    ),
 }
 
 

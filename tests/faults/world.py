@@ -14,9 +14,10 @@ from lab import person
 from lab.netns import HOOK_ENV, Lab, Ns
 from lab.xml import Nic, domain, forwards, host_ip, port_forward, uuid_of
 from netns.support import PHASES, mac_of
-from virt_forward import hook, quick, sync
 from virt_forward.check import listing
-from virt_forward.libvirt_api import DomainState
+from virt_forward.hooks import dispatch, prefilter
+from virt_forward.libvirtd.api import DomainState
+from virt_forward.reconcile import resync
 
 DEV = 'dev="enp1s0"'
 METADATA = {
@@ -65,7 +66,7 @@ class World:
 
         def call() -> int:
             patch()
-            return hook.main("qemu", arguments, text) if quick.concerns_us(arguments, text) else 0
+            return dispatch.main("qemu", arguments, text) if prefilter.concerns_us(arguments, text) else 0
 
         return self.apart(call, steps)
 
@@ -73,12 +74,12 @@ class World:
         """Do what ``virt-forward sync`` does, while libvirt says that these guests run."""
 
         def call() -> int:
-            api: Any = vars(sync)["libvirt_api"]
-            api.connection = lambda _uri: contextlib.nullcontext()
-            api.domains = lambda *_: libvirt_says(running)
-            api.networks = lambda _: []
+            libvirt: Any = vars(resync)["api"]
+            libvirt.connection = lambda _uri: contextlib.nullcontext()
+            libvirt.domains = lambda *_: libvirt_says(running)
+            libvirt.networks = lambda _: []
             # There are no guests in this world that could answer.
-            return 1 if sync.sync(ask_guests=False).errors else 0
+            return 1 if resync.sync(ask_guests=False).errors else 0
 
         return self.apart(call, steps)
 

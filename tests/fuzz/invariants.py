@@ -6,7 +6,9 @@ from collections.abc import Iterable
 from ipaddress import IPv4Address, IPv6Address
 
 from unit.nft_grammar import assert_spoken
-from virt_forward import claims, records, text
+from virt_forward import text
+from virt_forward.claims import index as claims
+from virt_forward.claims.sockets import Listener
 from virt_forward.config import Config
 from virt_forward.errors import VirtForwardError
 from virt_forward.metadata import values
@@ -22,7 +24,7 @@ from virt_forward.model import (
     Sighting,
 )
 from virt_forward.ruleset import table
-from virt_forward.sockets import Listener
+from virt_forward.state import records
 
 
 def is_address(ip: Address) -> None:

@@ -14,9 +14,10 @@ from unit.build import MAC, domain_xml, forward, forwards_xml, guest
 from unit.test_admit import OURS
 from unit.test_asking import REPLY, dhcp, echo, framed
 from unit.test_forwards import CONTRADICTIONS, ERRORS
-from virt_forward import claims, journal, records
+from virt_forward.claims import index as claims
 from virt_forward.config import Config
 from virt_forward.ruleset import table
+from virt_forward.state import journal, records
 
 
 def texts(*items: str) -> tuple[bytes, ...]:

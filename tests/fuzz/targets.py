@@ -28,18 +28,23 @@ from fuzz.invariants import (
 from unit.test_asking import ECHO_ID, GATEWAYS
 from unit.test_nft_text import resolved
 from unit.test_schema import assert_agreement
-from virt_forward import claims, config, events, flows, journal, quick, records, report, sockets
-from virt_forward.addresses import asking, leases, networkd
-from virt_forward.admit import iptables, nftables, plan
+from virt_forward import config
+from virt_forward.addresses import leases, networkd, probe
 from virt_forward.check import includes, listing
+from virt_forward.claims import flows, sockets
+from virt_forward.claims import index as claims
+from virt_forward.cli import report
 from virt_forward.config import Config
+from virt_forward.effects.libvirt_accept import iptables, nftables, plan
 from virt_forward.errors import StateError, VirtForwardError
+from virt_forward.hooks import events, prefilter
 from virt_forward.metadata import values, xml
 from virt_forward.metadata.domain import parse_domain
 from virt_forward.metadata.forwards import ROOT
 from virt_forward.metadata.network import parse_network
 from virt_forward.model import PROTOS
-from virt_forward.ruleset import skeleton, table
+from virt_forward.ruleset import static, table
+from virt_forward.state import journal, records
 from virt_forward.watch import kernel_events
 
 NOWHERE = "/nonexistent"
@@ -108,8 +113,8 @@ def configuration(data: bytes) -> None:
     for item in found.reserved:
         assert item.proto in PROTOS
         is_port(item.port)
-    assert skeleton.render(found)
-    assert skeleton.render_rules(found)
+    assert static.render(found)
+    assert static.render_rules(found)
 
 
 def guest_record(data: bytes) -> None:
@@ -217,7 +222,7 @@ def arguments(data: bytes) -> None:
     before = os.environ.get("VIRT_FORWARD_RUN_DIR")
     os.environ["VIRT_FORWARD_RUN_DIR"] = NOWHERE
     try:
-        assert quick.concerns_us(words[:3], data) in (True, False)
+        assert prefilter.concerns_us(words[:3], data) in (True, False)
     finally:
         del os.environ["VIRT_FORWARD_RUN_DIR"]
         os.environ |= {} if before is None else {"VIRT_FORWARD_RUN_DIR": before}
@@ -244,9 +249,9 @@ LEASE_TIME = 1795380000.0
 
 TARGETS = (
     # from the wire and from netlink
-    Target("arp", lambda data: are_sightings([asking.arp_answer(data, GATEWAYS)]), seeds.ARP),
-    Target("echo", lambda data: are_sightings([asking.echo_answer(data, GATEWAYS, ECHO_ID)]), seeds.ECHO),
-    Target("dhcp", lambda data: are_sightings([asking.dhcp_answer(data, GATEWAYS)]), seeds.DHCP),
+    Target("arp", lambda data: are_sightings([probe.arp_answer(data, GATEWAYS)]), seeds.ARP),
+    Target("echo", lambda data: are_sightings([probe.echo_answer(data, GATEWAYS, ECHO_ID)]), seeds.ECHO),
+    Target("dhcp", lambda data: are_sightings([probe.dhcp_answer(data, GATEWAYS)]), seeds.DHCP),
     Target("netlink", neighbour_events, seeds.NETLINK),
     Target("nft-monitor", monitor, seeds.MONITOR),
     # what DHCP servers, networkd and libvirt write

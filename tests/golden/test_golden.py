@@ -16,7 +16,7 @@ import virt_forward
 from golden.case import CASES, HERE, Case
 from lab.proc import run
 from virt_forward.config import Config
-from virt_forward.ruleset import skeleton
+from virt_forward.ruleset import static
 
 every_case = pytest.mark.parametrize("case", CASES, ids=[case.path.name for case in CASES])
 
@@ -85,14 +85,14 @@ def normal(items: list[dict[str, Any]]) -> list[str]:
 
 def test_every_map_and_set_is_seen_in_use() -> None:
     text = "".join((case.path / "ruleset.nft").read_text() for case in CASES)
-    unseen = {name for name in skeleton.containers() if f"add element inet virt-forward {name} " not in text}
+    unseen = {name for name in static.containers() if f"add element inet virt-forward {name} " not in text}
     assert unseen == set()
 
 
 def test_every_chain_of_every_configuration_is_seen() -> None:
     text = "".join((case.path / "ruleset.nft").read_text() for case in CASES)
     config = Config(localhost=True, uplinks=("enp1s0",))
-    assert {name for name in skeleton.base_chains(config) if f"\tchain {name} {{" not in text} == set()
+    assert {name for name in static.base_chains(config) if f"\tchain {name} {{" not in text} == set()
 
 
 def test_every_word_of_the_vocabulary_is_seen() -> None:

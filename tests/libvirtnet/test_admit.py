@@ -10,7 +10,7 @@ from lab import netns, xml
 from lab.netns import HOST6
 from lab.proc import REPO, Background
 from libvirtnet.scene import HOUSE, INNER, SECOND, WEB, Scene
-from virt_forward.admit.plan import chain_changed
+from virt_forward.effects.libvirt_accept.plan import chain_changed
 
 pytestmark = pytest.mark.root
 
@@ -71,7 +71,10 @@ def test_a_rule_that_libvirt_put_its_own_above_is_put_back_on_top(scene: Scene) 
         assert "virt-forward" in scene.admitting()[0]
 
 
-PUT_BACK = "from virt_forward import network_events, store; network_events.put_back(store.Store())"
+PUT_BACK = (
+    "from virt_forward.reconcile import refresh; from virt_forward.state import store;"
+    " refresh.put_back(store.Store())"
+)
 
 
 def heard(scene: Scene, log: Path) -> bool:

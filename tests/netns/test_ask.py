@@ -18,11 +18,11 @@ from lab.netns import BRIDGE, GATEWAY4, GATEWAY6, GUEST4, GUEST6, GUEST_MAC, HOS
 from lab.proc import eventually
 from netns.support import bridge_netfilter
 from unit.test_asking import dhcp, echo
-from virt_forward import ask, hostfacts
-from virt_forward.addresses.asking import ETH_P_ARP, ETH_P_IPV6, Question
 from virt_forward.addresses.attachments import Bridge, Place
+from virt_forward.addresses.probe import ETH_P_ARP, ETH_P_IPV6, Question
+from virt_forward.host import collect, probe_socket
 from virt_forward.model import Nic, Reservation, Sighting
-from virt_forward.watch.seeker import Seeker
+from virt_forward.watch.prober import Seeker
 
 pytestmark = pytest.mark.root
 
@@ -49,32 +49,32 @@ def on_host(lab: Lab, work: Callable[[], T]) -> T:
 
 
 def neighbours(lab: Lab) -> set[str]:
-    return {str(one.ip) for one in on_host(lab, lambda: hostfacts.neighbours(BRIDGE)).confirmed}
+    return {str(one.ip) for one in on_host(lab, lambda: collect.neighbours(BRIDGE)).confirmed}
 
 
 def test_a_silent_guest_says_its_address(lab: Lab) -> None:
-    assert on_host(lab, lambda: ask.once([FOUR])) == {BRIDGE: (FOUND,)}
+    assert on_host(lab, lambda: probe_socket.once([FOUR])) == {BRIDGE: (FOUND,)}
 
 
 def test_nobody_else_is_asked(lab: Lab) -> None:
     """The frames go to the one NIC; a sibling that has an address of the subnet stays out of it."""
     sibling = lab.guests["db"]
     sibling.run(["ip", "neighbour", "flush", "dev", "eth0"])
-    assert on_host(lab, lambda: ask.once([FOUR])) == {BRIDGE: (FOUND,)}
+    assert on_host(lab, lambda: probe_socket.once([FOUR])) == {BRIDGE: (FOUND,)}
     assert GATEWAY4 not in sibling.run(["ip", "neighbour"]).out
 
 
 def test_a_guest_without_an_address_says_nothing(lab: Lab) -> None:
-    assert on_host(lab, lambda: ask.once([FOUR._replace(mac=NO_ADDRESS)], 0.1)) == {BRIDGE: ()}
+    assert on_host(lab, lambda: probe_socket.once([FOUR._replace(mac=NO_ADDRESS)], 0.1)) == {BRIDGE: ()}
 
 
 FOUND6 = Sighting(ip_address(GUEST6), GUEST_MAC, "probed")
 
 
 def test_by_ipv6_it_is_heard_and_the_kernel_learns_it(lab: Lab) -> None:
-    assert GUEST6 not in str(on_host(lab, lambda: hostfacts.neighbours(BRIDGE)))
-    assert on_host(lab, lambda: ask.once([SIX])) == {BRIDGE: (FOUND6,)}
-    found = on_host(lab, lambda: hostfacts.neighbours(BRIDGE))
+    assert GUEST6 not in str(on_host(lab, lambda: collect.neighbours(BRIDGE)))
+    assert on_host(lab, lambda: probe_socket.once([SIX])) == {BRIDGE: (FOUND6,)}
+    found = on_host(lab, lambda: collect.neighbours(BRIDGE))
     assert Reservation(ip_address(GUEST6), GUEST_MAC) in (*found.confirmed, *found.others)
 
 
@@ -83,22 +83,22 @@ def test_nic_is_verified_at_the_address_that_it_has(lab: Lab, ip: str) -> None:
     address = ip_address(ip)
     hosts = tuple(ip_interface(one) for one in (f"{GATEWAY4}/24", f"{GATEWAY6}/64"))
     place = Place(Nic(GUEST_MAC, "bridge", BRIDGE), BRIDGE, None, Bridge(hosts))
-    assert on_host(lab, lambda: hostfacts.verify(place, (address + 1, address))) == {address}
+    assert on_host(lab, lambda: collect.verify(place, (address + 1, address))) == {address}
     sibling = place._replace(nic=Nic(SIBLING, "bridge", BRIDGE))
-    assert on_host(lab, lambda: hostfacts.verify(sibling, (address,))) == frozenset()
+    assert on_host(lab, lambda: collect.verify(sibling, (address,))) == frozenset()
 
 
 def test_once_tells_both_families_of_the_asked_guest_alone(lab: Lab) -> None:
     """A sibling answers the echo request to all, too."""
     lab.guests["db"].ip("address add fd10:10::201/64 dev eth0")
-    assert set(on_host(lab, lambda: ask.once([FOUR, SIX]))[BRIDGE]) == {FOUND, FOUND6}
+    assert set(on_host(lab, lambda: probe_socket.once([FOUR, SIX]))[BRIDGE]) == {FOUND, FOUND6}
 
 
 def test_a_bridge_that_is_not_there_is_passed_over(lab: Lab) -> None:
-    assert on_host(lab, lambda: ask.once([FOUR._replace(bridge="virbr9")], 0.1)) == {}
+    assert on_host(lab, lambda: probe_socket.once([FOUR._replace(bridge="virbr9")], 0.1)) == {}
 
 
-def frame(lab: Lab, where: str, packet: bytes, kind: int = ask.ETH_P_IP, to: str = "ff" * 6) -> None:
+def frame(lab: Lab, where: str, packet: bytes, kind: int = probe_socket.ETH_P_IP, to: str = "ff" * 6) -> None:
     """Send a packet on an interface of the host, or of a guest, as it is."""
     ns = lab.host.path if where == BRIDGE else lab.guests[where].path
     name = BRIDGE if where == BRIDGE else "eth0"
@@ -111,7 +111,7 @@ def frame(lab: Lab, where: str, packet: bytes, kind: int = ask.ETH_P_IP, to: str
 
 
 def heard(lab: Lab, send: Callable[[], None], question: Question = FOUR) -> list[Sighting]:
-    ear = on_host(lab, lambda: ask.Ear(BRIDGE, question.own.version))
+    ear = on_host(lab, lambda: probe_socket.Ear(BRIDGE, question.own.version))
     try:
         send()
         return ear.read([question])
@@ -184,7 +184,7 @@ def test_forwarded_packet_from_port_67_is_no_lease(
     text = ack(ip=GUEST4, mac=mac)[28:]
     ns, host = (lab.client, HOST4) if place == "client" else (lab.guests["db"], GATEWAY4)
     with on_host(lab, lambda: socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, 0)) as watched:
-        watched.bind((BRIDGE, ask.ETH_P_ALL))
+        watched.bind((BRIDGE, probe_socket.ETH_P_ALL))
         found = heard(lab, lambda: send_and_see(ns, text, (host, port), watched), FOUR._replace(mac=mac))
     # Masqueraded to the guest's own udp/68 it is as true as a packet to that guest can be.
     leases = [seen for seen in found if seen.origin == "leased"]
@@ -212,7 +212,7 @@ def _left(watched: socket.socket, text: bytes) -> bool:
         data, (_, _, kind, *_) = watched.recvfrom(2048)
     except TimeoutError:
         return False
-    return kind == ask.PACKET_OUTGOING and data.endswith(text)
+    return kind == probe_socket.PACKET_OUTGOING and data.endswith(text)
 
 
 def arp_reply(mac: str, ip: str) -> bytes:
@@ -252,7 +252,7 @@ def test_arp_reply_that_answers_nothing_is_not_heard(
 
 def test_the_kernel_passes_nothing_else_on(lab: Lab) -> None:
     """What other packets are on the bridge must not wake the service."""
-    ears = [on_host(lab, partial(ask.Ear, BRIDGE, version)) for version in (4, 6)]
+    ears = [on_host(lab, partial(probe_socket.Ear, BRIDGE, version)) for version in (4, 6)]
     try:
         frame(lab, BRIDGE, ack(sport=53))
         frame(lab, BRIDGE, ack(dport=5000))
@@ -276,7 +276,7 @@ def test_the_kernel_passes_nothing_else_on(lab: Lab) -> None:
 def seeker(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> Iterator[Seeker]:
     """The service's part that seeks, with a clock that only the test moves."""
     clock = iter(itertools.count(1000))
-    monkeypatch.setattr("virt_forward.watch.seeker.time.monotonic", lambda: next(clock))
+    monkeypatch.setattr("virt_forward.watch.prober.time.monotonic", lambda: next(clock))
     made = Seeker(select.poll())
     yield made
     made.close()

@@ -11,7 +11,7 @@ import pytest
 from lab.proc import Done
 from lab.xml import Nic, domain, forwards, port_forward, uuid_of
 from netns.support import PHASES, V4, Cast, mac_of, who
-from virt_forward.hook import RESTORE_SECONDS
+from virt_forward.hooks.dispatch import RESTORE_SECONDS
 
 pytestmark = pytest.mark.root
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from virt_forward.claims.sockets import Listener
 from virt_forward.model import Forward
-from virt_forward.sockets import Listener
 
 
 class Looks:

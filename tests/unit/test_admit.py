@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from libvirtnet import DATA
 from unit.build import forward, guest, seat
-from virt_forward import claims
-from virt_forward.admit import iptables, nftables, plan
-from virt_forward.admit.plan import Decision, Entry, Rule, Spot
+from virt_forward.claims import index as claims
+from virt_forward.effects.libvirt_accept import iptables, nftables, plan
+from virt_forward.effects.libvirt_accept.plan import Decision, Entry, Rule, Spot
 from virt_forward.errors import VirtForwardError
 from virt_forward.model import Guest, Network
 

@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from unit.build import BRIDGE, MAC, forward, guest, seat
-from virt_forward.addresses import asking
-from virt_forward.addresses.asking import Question
+from virt_forward.addresses import probe
 from virt_forward.addresses.attachments import Bridge, Place
+from virt_forward.addresses.probe import Question
 from virt_forward.model import Forward, Guest, Network, Nic, Sighting
 
 GATEWAYS = (ip_address("198.51.100.1"), ip_address("2001:db8:10::1"))
@@ -44,13 +44,13 @@ def running(*forwards: Forward, seats: tuple[str, ...] = (), nics: tuple[Nic, ..
     ],
 )
 def test_a_question_for_each_family_without_an_address(asked: Guest, expected: list[Question]) -> None:
-    assert list(asking.questions(asked, ())) == expected
+    assert list(probe.questions(asked, ())) == expected
 
 
 def test_the_bridge_of_a_network_is_where_to_ask() -> None:
     asked = running(forward(source="192.0.2.0/24"), nics=(Nic(MAC, "network", "default"),))
     network = Network("default", "9b8b5e27-6d3c-4f0e-9a3c-3b1f8f2a7c10", BRIDGE)
-    assert list(asking.questions(asked, [network])) == [FOUR]
+    assert list(probe.questions(asked, [network])) == [FOUR]
 
 
 def test_each_nic_is_asked_for_its_own() -> None:
@@ -59,17 +59,17 @@ def test_each_nic_is_asked_for_its_own() -> None:
         seats=("198.51.100.200",),
         nics=(Nic(MAC, "bridge", BRIDGE), Nic(OTHER, "bridge", BRIDGE)),
     )
-    assert list(asking.questions(asked, ())) == [FOUR._replace(mac=OTHER)]
+    assert list(probe.questions(asked, ())) == [FOUR._replace(mac=OTHER)]
 
 
 def test_question_names_every_host_address_on_the_bridge() -> None:
     second = ip_address("198.51.100.2")
     asked = running(forward(source="192.0.2.0/24"))._replace(gateways=(*GATEWAYS, second))
-    assert list(asking.questions(asked, ())) == [FOUR._replace(others=(second,))]
+    assert list(probe.questions(asked, ())) == [FOUR._replace(others=(second,))]
 
 
 def test_every_address_of_the_subnet_is_asked_for_but_the_hosts() -> None:
-    frames = list(asking.arp_requests(FOUR._replace(others=(ip_address("198.51.100.3"),)), OWN))
+    frames = list(probe.arp_requests(FOUR._replace(others=(ip_address("198.51.100.3"),)), OWN))
     assert len(frames) == 252
     assert len({len(frame) for frame in frames}) == 1
     ethernet = "525400a08f2c 5254009a8ad1 0806"
@@ -84,11 +84,11 @@ def test_every_address_of_the_subnet_is_asked_for_but_the_hosts() -> None:
 def test_large_subnets_are_not_searched(subnet: str, count: int) -> None:
     network = IPv4Network(subnet)
     question = Question(BRIDGE, MAC, network, network[1])
-    assert len(list(asking.arp_requests(question, OWN))) == count
+    assert len(list(probe.arp_requests(question, OWN))) == count
 
 
 def test_there_is_no_arp_for_ipv6() -> None:
-    assert not list(asking.arp_requests(SIX, OWN))
+    assert not list(probe.arp_requests(SIX, OWN))
 
 
 @pytest.mark.parametrize(
@@ -109,7 +109,7 @@ def test_there_is_no_arp_for_ipv6() -> None:
     ],
 )
 def test_only_what_was_asked_is_an_answer(ip: str, mac: str, question: Question, expected: bool) -> None:
-    assert asking.answers(Sighting(ip_address(ip), mac, "probed"), question) is expected
+    assert probe.answers(Sighting(ip_address(ip), mac, "probed"), question) is expected
 
 
 def sightings(mac: str, *numbers: int) -> tuple[Sighting, ...]:
@@ -117,14 +117,14 @@ def sightings(mac: str, *numbers: int) -> tuple[Sighting, ...]:
 
 
 def test_sightings_are_joined_newest_last() -> None:
-    assert asking.joined(sightings(MAC, 5, 6), sightings(MAC, 7, 5)) == sightings(MAC, 6, 7, 5)
+    assert probe.joined(sightings(MAC, 5, 6), sightings(MAC, 7, 5)) == sightings(MAC, 6, 7, 5)
 
 
 def test_sightings_of_one_nic_are_bounded_and_leave_others_alone() -> None:
     joined: tuple[Sighting, ...] = sightings(OTHER, 9)
     for number in range(200):
-        joined = asking.joined(joined, sightings(MAC, number))
-    assert joined == sightings(OTHER, 9) + sightings(MAC, *range(200 - asking.MOST_HEARD, 200))
+        joined = probe.joined(joined, sightings(MAC, number))
+    assert joined == sightings(OTHER, 9) + sightings(MAC, *range(200 - probe.MOST_HEARD, 200))
 
 
 ETHERNET = bytes.fromhex("5254009a8ad1 525400a08f2c 0806")
@@ -133,25 +133,25 @@ REPLY = ETHERNET + bytes.fromhex("0001 0800 06 04 0002 525400a08f2c c63364c8 525
 
 def test_an_arp_reply() -> None:
     # Ethernet pads what is short.
-    assert asking.arp_answer(REPLY + bytes(18), GATEWAYS) == Sighting(
+    assert probe.arp_answer(REPLY + bytes(18), GATEWAYS) == Sighting(
         ip_address("198.51.100.200"), MAC, "probed"
     )
 
 
 @pytest.mark.parametrize("at", [12, 13, 15, 16, 18, 19, 21])
 def test_what_is_no_arp_reply(at: int) -> None:
-    assert asking.arp_answer(REPLY[:at] + bytes([REPLY[at] ^ 3]) + REPLY[at + 1 :], GATEWAYS) is None
-    assert asking.arp_answer(REPLY[:41], GATEWAYS) is None
+    assert probe.arp_answer(REPLY[:at] + bytes([REPLY[at] ^ 3]) + REPLY[at + 1 :], GATEWAYS) is None
+    assert probe.arp_answer(REPLY[:41], GATEWAYS) is None
 
 
 @pytest.mark.parametrize("at", [11, 27], ids=["frame", "payload"])
 def test_arp_reply_for_another_nic_is_refused(at: int) -> None:
     """The frame's source and the sender in its payload are one NIC, or somebody speaks for another."""
-    assert asking.arp_answer(REPLY[:at] + b"\x02" + REPLY[at + 1 :], GATEWAYS) is None
+    assert probe.arp_answer(REPLY[:at] + b"\x02" + REPLY[at + 1 :], GATEWAYS) is None
 
 
 def test_arp_reply_to_somebody_else_is_refused() -> None:
-    assert asking.arp_answer(REPLY[:-1] + b"\x09", GATEWAYS) is None
+    assert probe.arp_answer(REPLY[:-1] + b"\x09", GATEWAYS) is None
 
 
 ECHO_ID = 0x1234
@@ -182,7 +182,7 @@ def echo(
 )
 def test_echo_reply_tells_the_address_of_the_sender(frame: bytes, found: bool) -> None:
     expected = Sighting(ip_address("2001:db8:10::200"), MAC, "probed") if found else None
-    assert asking.echo_answer(frame, GATEWAYS, ECHO_ID) == expected
+    assert probe.echo_answer(frame, GATEWAYS, ECHO_ID) == expected
 
 
 def dhcp(
@@ -192,7 +192,7 @@ def dhcp(
 ) -> bytes:  # fmt: skip
     """Return an IPv4 packet as a DHCP server sends it."""
     message = struct.pack("!BBBBIHH", op, 1, 6, 0, 7, 0, 0) + bytes(4) + ip_address(ip).packed + bytes(8)
-    message += bytes.fromhex(mac.replace(":", "")) + bytes(10 + 64 + 128) + asking.DHCP_COOKIE + options
+    message += bytes.fromhex(mac.replace(":", "")) + bytes(10 + 64 + 128) + probe.DHCP_COOKIE + options
     udp = struct.pack("!HHHH", sport, dport, 8 + len(message), 0)
     header = struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(udp + message), 0, 0, 64, 17, 0)
     return header + ip_address(source).packed + ip_address(target).packed + udp + message
@@ -234,33 +234,33 @@ LEASE = Sighting(ip_address("198.51.100.77"), MAC, "leased")
     ],
 )
 def test_the_answer_of_a_dhcp_server(packet: bytes, lease: Sighting | None) -> None:
-    assert asking.dhcp_answer(framed(packet), GATEWAYS) == lease
-    assert asking.dhcp_answer(framed(packet, MAC), GATEWAYS) == lease
+    assert probe.dhcp_answer(framed(packet), GATEWAYS) == lease
+    assert probe.dhcp_answer(framed(packet, MAC), GATEWAYS) == lease
 
 
 def test_masqueraded_packet_to_a_sibling_is_no_lease() -> None:
     """It has the host's address, but the sibling's hardware address where a lease has the client's."""
-    assert asking.dhcp_answer(framed(dhcp(target="198.51.100.77"), OTHER), GATEWAYS) is None
+    assert probe.dhcp_answer(framed(dhcp(target="198.51.100.77"), OTHER), GATEWAYS) is None
 
 
 @given(st.binary(max_size=400), st.integers(0, 300), st.binary(max_size=4))
 def test_no_packet_breaks_it(packet: bytes, at: int, patch: bytes) -> None:
     for whole in (framed(dhcp()), REPLY, echo()):
         for frame in (packet, whole[:12] + packet, whole[:at] + patch + whole[at + len(patch) :]):
-            asking.dhcp_answer(frame, GATEWAYS)
-            asking.arp_answer(frame, GATEWAYS)
-            asking.echo_answer(frame, GATEWAYS, ECHO_ID)
+            probe.dhcp_answer(frame, GATEWAYS)
+            probe.arp_answer(frame, GATEWAYS)
+            probe.echo_answer(frame, GATEWAYS, ECHO_ID)
 
 
 @given(st.integers(0, 2**128 - 1), st.integers(0, 2**128 - 1), st.integers(0, 0xFFFF))
 def test_echo_request_for_one_address_has_a_right_checksum(own: int, target: int, identifier: int) -> None:
     """RFC 1071: with the checksum in it, the sum over all words is all ones."""
     question = SIX._replace(own=IPv6Address(own), subnet=IPv6Network(target))
-    frame = asking.echo_request(question, OWN, identifier)
+    frame = probe.echo_request(question, OWN, identifier)
     assert frame[:14] == bytes.fromhex("525400a08f2c") + OWN + b"\x86\xdd"
     assert len(frame) == 14 + 40 + 8
     body = frame[54:]
-    pseudo = frame[22:54] + struct.pack("!II", len(body), asking.ICMPV6)
+    pseudo = frame[22:54] + struct.pack("!II", len(body), probe.ICMPV6)
     total = sum(struct.unpack("!24H", pseudo + body))
     while total >> 16:
         total = (total & 0xFFFF) + (total >> 16)
@@ -273,9 +273,9 @@ def test_question_about_one_address_is_put_from_the_hosts_address_in_its_subnet(
         (ip_interface("198.51.100.1/24"), ip_interface("192.0.2.1/24"), ip_interface("fe80::1/64"))
     )
     place = Place(Nic(MAC, "bridge", BRIDGE), BRIDGE, None, bridge)
-    asked = list(asking.verifying(place, map(ip_address, ("192.0.2.9", "203.0.113.9", "2001:db8::9"))))
+    asked = list(probe.verifying(place, map(ip_address, ("192.0.2.9", "203.0.113.9", "2001:db8::9"))))
     (question,) = asked
     assert (str(question.subnet), str(question.own)) == ("192.0.2.9/32", "192.0.2.1")
-    assert [frame[-4:] for frame in asking.arp_requests(question, OWN)] == [ip_address("192.0.2.9").packed]
-    assert asking.answers(Sighting(ip_address("192.0.2.9"), MAC, "probed"), question)
-    assert not asking.answers(Sighting(ip_address("192.0.2.8"), MAC, "probed"), question)
+    assert [frame[-4:] for frame in probe.arp_requests(question, OWN)] == [ip_address("192.0.2.9").packed]
+    assert probe.answers(Sighting(ip_address("192.0.2.9"), MAC, "probed"), question)
+    assert not probe.answers(Sighting(ip_address("192.0.2.8"), MAC, "probed"), question)

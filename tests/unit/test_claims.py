@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from unit import strategies as make
 from unit.build import forward, guest, seat, uuid_of
 from unit.counted import Looks
-from virt_forward import claims, ports
-from virt_forward.claims import GATEWAY, HELD, LAN, OUT, PORT, SEAT, Row
+from virt_forward import ports
+from virt_forward.claims import index as claims
+from virt_forward.claims.index import GATEWAY, HELD, LAN, OUT, PORT, SEAT, Row
 from virt_forward.model import LEARNED, ORIGINS, Forward, Guest, Origin
 
 A = guest("a", forward(80))

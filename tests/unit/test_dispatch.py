@@ -17,9 +17,10 @@ from hypothesis import given, settings
 from unit import strategies as make
 from unit.build import forward, guest, seat
 from unit.world import Event, World, events
-from virt_forward import claims, ports
+from virt_forward import ports
+from virt_forward.claims import index as claims
 from virt_forward.model import Address, Forward, Guest
-from virt_forward.ruleset import skeleton, table
+from virt_forward.ruleset import static, table
 from virt_forward.ruleset.block import Chain
 
 
@@ -90,7 +91,7 @@ class Kernel:
 
     def dispatch(self, packet: Packet) -> str | None:
         family = "ip" if packet.destination.version == 4 else "ip6"
-        for rule in skeleton.dispatch():
+        for rule in static.dispatch():
             if rule.startswith(f"{family} daddr @gateway") and self._is_gateway(rule, packet):
                 return None
             key, _, name = rule.partition(" vmap @")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from virt_forward import quick
-from virt_forward.events import NETWORK, QEMU, Action, Event, Policy, parse_event
+from virt_forward.hooks import prefilter
+from virt_forward.hooks.events import NETWORK, QEMU, Action, Event, Policy, parse_event
 
 # What libvirt may call a hook with (docs/hooks.rst), and what is to come of it.
 QEMU_CALLS = [
@@ -69,4 +69,4 @@ def test_missing_arguments_count_as_empty(arguments: list[str]) -> None:
 
 
 def test_the_quick_look_knows_the_same_operations() -> None:
-    assert set(quick.OPERATIONS) == {operation for operation, _ in QEMU}
+    assert set(prefilter.OPERATIONS) == {operation for operation, _ in QEMU}

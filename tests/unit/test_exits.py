@@ -21,20 +21,25 @@ from lxml import etree
 from lab.proc import REPO, run
 from unit.build import BRIDGE, MAC, UUID, domain_xml, forward, guest, seat, uuid_of
 from unit.test_text import ANYTHING, NASTY, assert_harmless
-from virt_forward import claims, cli, hook, hostports, log, process, report, sync, text, vetoes
-from virt_forward.addresses import attachments, resolve, waiting
+from virt_forward import cli, text
+from virt_forward.addresses import attachments, explain, resolve
 from virt_forward.check import findings, guests
 from virt_forward.check.facts import Facts, Forwarding, Veto
 from virt_forward.check.problem import Problem
-from virt_forward.cli import check, listing
+from virt_forward.claims import index as claims
+from virt_forward.claims import vetoes
+from virt_forward.claims.sockets import Listener
+from virt_forward.cli import check, listing, report
 from virt_forward.cli import sync as sync_command
 from virt_forward.errors import VirtForwardError
+from virt_forward.hooks import dispatch
+from virt_forward.host import hostports, log, process
 from virt_forward.metadata.domain import MetadataError, parse_domain
 from virt_forward.metadata.network import parse_network
 from virt_forward.model import Domain, Network, Nic
-from virt_forward.records import load_guest
-from virt_forward.sockets import Listener
-from virt_forward.store import Store
+from virt_forward.reconcile import resync
+from virt_forward.state.records import load_guest
+from virt_forward.state.store import Store
 
 XML_NAMES = st.text(st.characters(codec="utf-8", exclude_categories=("Cs", "Cc")), min_size=1, max_size=80)
 
@@ -74,12 +79,12 @@ def test_a_hook_that_refuses_prints_a_line_a_message(name: str, message: str, hi
     error = VirtForwardError(message, hint)
     with (
         printed() as told,
-        mock.patch.object(hook, "_handle", side_effect=error),
-        mock.patch.object(hook, "_on_error", return_value="refuse"),
+        mock.patch.object(dispatch, "_handle", side_effect=error),
+        mock.patch.object(dispatch, "_on_error", return_value="refuse"),
         mock.patch.object(process, "limit"),  # it holds for the whole process, which here has more to do
         mock.patch.object(log, "_send") as logged,
     ):
-        assert hook.main("qemu", [name, "prepare", "begin", "-"], b"") == 1
+        assert dispatch.main("qemu", [name, "prepare", "begin", "-"], b"") == 1
     assert len(told()) == 1 + bool(hint)
     for line in (*told(), *(said(call.args[0]) for call in logged.call_args_list)):
         assert_harmless(line)
@@ -123,7 +128,7 @@ def test_sync_prints_a_line_a_forward_that_is_not_open(name: str, reason: str) -
     one = guest("web", forward(80), seats=())._replace(name=name, conflicts=((forward(81), reason),))
     with (
         printed() as told,
-        mock.patch.object(sync_command, "sync", return_value=sync.Outcome((one,), ())),
+        mock.patch.object(sync_command, "sync", return_value=resync.Outcome((one,), ())),
         mock.patch.object(Store, "networks", return_value=[]),
     ):
         sync_command.run(SimpleNamespace())  # type: ignore[arg-type]
@@ -240,7 +245,7 @@ def test_what_a_guest_waits_for_is_told_harmlessly(name: str) -> None:
     for nic in (Nic(MAC, "bridge", name), Nic(MAC, "network", name), Nic(name, "bridge", BRIDGE)):
         for bridge in (BRIDGE, name):
             one = guest("web", forward(), seats=())._replace(nics=(nic,))
-            reason = waiting.reason(one, forward(), (Network(name, UUID, bridge),))
+            reason = explain.reason(one, forward(), (Network(name, UUID, bridge),))
             assert_harmless(reason)
 
 
@@ -279,7 +284,7 @@ def test_a_bridge_that_cannot_be_served_is_told_as_such(bridge: str) -> None:
             f"its bridge has the name {text.quote(bridge)}, which cannot be served; rename it"
         )
         waits = guest("web", forward(), seats=())._replace(nics=(nic,))
-        assert waiting.reason(waits, forward(), networks) == said
+        assert explain.reason(waits, forward(), networks) == said
     assert resolve.unserved(Domain("web", UUID, (Nic(MAC, "bridge", BRIDGE),)), attachments.Facts()) == []
 
 

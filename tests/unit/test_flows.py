@@ -8,7 +8,7 @@ import pytest
 
 from unit.build import forward, guest, seat
 from unit.counted import Looks
-from virt_forward.flows import Flow, knocked, pairs, parse, stale
+from virt_forward.claims.flows import Flow, knocked, pairs, parse, stale
 from virt_forward.model import Forward
 
 # conntrack -L of conntrack-tools 1.4.7, addresses changed.

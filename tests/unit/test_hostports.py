@@ -9,10 +9,13 @@ import pytest
 
 from unit.build import MAC, forward
 from unit.counted import Looks
-from virt_forward import claims, hostports, ports
+from virt_forward import ports
 from virt_forward.addresses.attachments import Bridge, Place
+from virt_forward.claims import index as claims
+from virt_forward.claims.sockets import Details, Listener
 from virt_forward.config import Config, ReservedPort
-from virt_forward.hostports import Listening
+from virt_forward.host import hostports
+from virt_forward.host.hostports import Listening
 from virt_forward.model import (
     Declaration,
     Forward,
@@ -23,7 +26,6 @@ from virt_forward.model import (
     Range,
     Reservation,
 )
-from virt_forward.sockets import Details, Listener
 
 CLIENT, SERVER, WIREGUARD = 31001, 31002, 31003
 ADDRESS = ip_address("203.0.113.7")

@@ -11,31 +11,34 @@ import pytest
 import virt_forward
 
 PACKAGE = Path(virt_forward.__file__).parent
-PURE = (
-    *(
-        "errors",
-        "text",
-        "vetoes",
-        "absent",
-        "model",
-        "ports",
-        "spec",
-        "config",
-        "events",
-        "claims",
-        "records",
-        "flows",
-        "sockets",
-        "report",
-    ),
-    *("metadata", "addresses", "ruleset"),
+LAYERS = (
+    ("errors", "text", "model"),
+    ("names", "ports", "portspec"),
+    ("metadata",),
+    ("config",),
+    ("claims",),
+    ("addresses",),
+    ("ruleset",),
+    # ---- pure above: bytes to values to text, and nothing else ----
+    ("host",),
+    ("state",),
+    ("effects",),
+    ("libvirtd",),
+    ("check",),
+    ("reconcile",),
+    ("hooks",),
+    ("watch",),
+    ("cli",),
 )
-"""Modules, and packages with all in them: bytes to values to text, and nothing else."""
+"""The folders and modules at the top of the package, from the bottom up: each imports only what is below
+it, or inside its own folder."""
+
+PURE = {name for layer in LAYERS[: LAYERS.index(("host",))] for name in layer}
 
 EDGES = {
     # The service also listens to what never ends, and asks libvirt by a process that it can end.
-    "subprocess": {"process", "watch.kernel_events", "watch.syncing"},
-    "libvirt": {"libvirt_api", "watch.libvirt_events"},
+    "subprocess": {"host.process", "watch.kernel_events", "watch.syncing"},
+    "libvirt": {"libvirtd.api", "watch.libvirt_events"},
 }
 """What only these modules of ours may import."""
 
@@ -55,7 +58,7 @@ FORBIDDEN_IN_PURE = {
     ),
     *("time", "threading", "multiprocessing", "asyncio", "urllib", "http", "syslog", "logging", "libvirt"),
 }
-NOT_FOR_HOOKS = {"libvirt", "libvirt_api", "argparse", "logging", "dataclasses", "asyncio", "cli"}
+NOT_FOR_HOOKS = {"libvirt", "libvirtd", "argparse", "logging", "dataclasses", "asyncio", "cli"}
 
 
 def modules() -> dict[str, Path]:
@@ -119,9 +122,21 @@ def closure(start: str) -> set[str]:
 PURE_MODULES = sorted(filter(is_pure, MODULES))
 
 
-@pytest.mark.parametrize("name", PURE)
-def test_the_pure_modules_are_there(name: str) -> None:
-    assert name in MODULES
+LEVELS = {name: level for level, layer in enumerate(LAYERS) for name in layer}
+
+
+def test_every_folder_and_module_has_its_layer() -> None:
+    assert {name.partition(".")[0] for name in MODULES} - {""} == set(LEVELS)
+
+
+def top(name: str) -> str:
+    return name.partition(".")[0]
+
+
+@pytest.mark.parametrize("name", sorted(set(MODULES) - {""}))
+def test_module_imports_only_from_the_layers_below(name: str) -> None:
+    ours = {top(item) for item in IMPORTS[name] if item in MODULES} - {top(name), ""}
+    assert {item for item in ours if LEVELS[item] >= LEVELS[top(name)]} == set()
 
 
 @pytest.mark.parametrize("name", PURE_MODULES)
@@ -152,16 +167,16 @@ def test_each_edge_is_the_only_one_of_its_kind(what: str, allowed: set[str]) -> 
     assert users <= allowed
 
 
-@pytest.mark.parametrize("entry", ["quick", "hook"])
+@pytest.mark.parametrize("entry", ["hooks.prefilter", "hooks.dispatch"])
 def test_a_hook_never_comes_to_import_what_hangs_or_slows_it(entry: str) -> None:
     reached = closure(entry)
-    assert "engine" in reached or entry == "quick"
+    assert "reconcile.engine" in reached or entry == "hooks.prefilter"
     names = {item for name in reached for item in IMPORTS[name]} | reached
     assert not {item.partition(".")[0] for item in names} & NOT_FOR_HOOKS
 
 
 def test_the_quick_look_imports_nothing_but_os() -> None:
-    assert IMPORTS["quick"] == {"os"}
+    assert IMPORTS["hooks.prefilter"] == {"os"}
 
 
 @pytest.mark.parametrize("name", MODULES)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from virt_forward import log
+from virt_forward.host import log
 
 
 @pytest.fixture

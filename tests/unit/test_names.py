@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from unit.build import UUID, uuid_of
-from virt_forward.ruleset import names
+from virt_forward import names
 
 ODD = [
     "",

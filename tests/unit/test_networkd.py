@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from unit.build import MAC
-from virt_forward import hostfacts
 from virt_forward.addresses import networkd
 from virt_forward.addresses.networkd import BridgeConfig, bridge_config, parse_ini
+from virt_forward.host import collect
 from virt_forward.model import Reservation
 
 PERSONS_FILE = """\
@@ -186,7 +186,7 @@ def matching(text: str) -> str:
 
 
 def addresses() -> list[str]:
-    return [str(address.ip) for address in bridge_config(hostfacts.networkd_files(), "virbr0").addresses]
+    return [str(address.ip) for address in bridge_config(collect.networkd_files(), "virbr0").addresses]
 
 
 def test_a_file_hides_one_of_the_same_name_in_a_lesser_directory(etc: Path) -> None:

@@ -21,8 +21,8 @@ from virt_forward.errors import StateError, VirtForwardError
 from virt_forward.metadata.domain import parse_domain
 from virt_forward.metadata.network import parse_network
 from virt_forward.model import Guest, Network
-from virt_forward.records import dump_guest, load_guest
 from virt_forward.ruleset import table
+from virt_forward.state.records import dump_guest, load_guest
 
 
 def spoken(guests: list[Guest]) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from unit.build import UUID, domain_xml, forwards_xml
-from virt_forward.quick import OPERATIONS, concerns_us
+from virt_forward.hooks.prefilter import OPERATIONS, concerns_us
 
 OURS = domain_xml(forwards_xml("").decode())
 OTHERS = domain_xml()

@@ -14,7 +14,7 @@ from unit import strategies as make
 from unit.build import MAC, UUID, forward, guest
 from virt_forward.errors import StateError
 from virt_forward.model import Guest, HostAddress, Network, Nic, Reservation
-from virt_forward.records import dump_guest, dump_network, load_guest, load_network
+from virt_forward.state.records import dump_guest, dump_network, load_guest, load_network
 
 FULL = guest(
     "web",

@@ -7,10 +7,11 @@ from ipaddress import ip_address, ip_network
 import pytest
 
 from unit.build import BRIDGE, MAC, UUID, forward, guest, seat
-from virt_forward import absent, report
+from virt_forward import names
+from virt_forward.claims import absent
+from virt_forward.cli import report
 from virt_forward.model import Declaration, Domain, Forward, Guest, HostAddress, Nic, PortForward, Range
 from virt_forward.ruleset import guest as guest_block
-from virt_forward.ruleset import names
 
 HOST = absent.Host(
     frozenset({ip_address("192.0.2.1")}), (ip_network("127.0.0.0/8"),), frozenset({"enp1s0", BRIDGE})

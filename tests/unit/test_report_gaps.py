@@ -8,10 +8,10 @@ import pytest
 
 from unit.build import UUID, forward, guest
 from unit.counted import Looks
-from virt_forward import report
+from virt_forward import names
+from virt_forward.cli import report
 from virt_forward.model import Declaration, Domain, Forward, PortForward, Range
 from virt_forward.ruleset import guest as guest_block
-from virt_forward.ruleset import names
 
 
 def told(declared: PortForward, *parts: Forward) -> list[tuple[int, int, str, str | None]]:

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from unit import strategies as make
 from unit.build import forward, guest
 from unit.counted import Looks
-from virt_forward import claims, ports
+from virt_forward import ports
+from virt_forward.claims import index as claims
 from virt_forward.config import Config
 from virt_forward.model import Forward, Guest
 from virt_forward.ruleset import guest as guest_block

@@ -10,9 +10,10 @@ from ipaddress import ip_address
 import pytest
 
 from unit.build import forward
-from virt_forward import hostports, ports, sockdiag
+from virt_forward import ports
+from virt_forward.claims.sockets import Details, Listener, Reach, against, autobound, parse, parse_sctp
+from virt_forward.host import hostports, sockdiag
 from virt_forward.model import Forward
-from virt_forward.sockets import Details, Listener, Reach, against, autobound, parse, parse_sctp
 
 pytestmark = pytest.mark.skipif(
     sys.byteorder != "little", reason="the samples are of a little-endian machine"

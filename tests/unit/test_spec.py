@@ -6,7 +6,7 @@ import pytest
 
 from unit.build import forward
 from virt_forward.model import Forward
-from virt_forward.spec import host_part, qualifiers, render, span
+from virt_forward.portspec import host_part, qualifiers, render, span
 
 
 @pytest.mark.parametrize(

@@ -51,7 +51,7 @@ def qemu(operation: str, sub: str, data: bytes, run_dir: Path) -> set[str]:
 )
 def test_an_event_that_is_not_about_us(operation: str, sub: str, metadata: str, tmp_path: Path) -> None:
     found = qemu(operation, sub, domain_xml(metadata), tmp_path / "run")
-    assert found == {"virt_forward", "virt_forward.quick"}
+    assert found == {"virt_forward", "virt_forward.hooks", "virt_forward.hooks.prefilter"}
     assert not (tmp_path / "run").exists()
 
 

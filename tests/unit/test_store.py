@@ -16,7 +16,7 @@ import pytest
 from unit.build import UUID, forward, guest, uuid_of
 from virt_forward.errors import LockTimeout, StateError
 from virt_forward.model import Network
-from virt_forward.store import Store
+from virt_forward.state.store import Store
 
 WEB = guest("web", forward(80))
 

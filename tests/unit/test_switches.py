@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 
 from unit.build import MAC, forward, guest, seat
-from virt_forward import bridgeports, localnet, switches
 from virt_forward.check import reading
 from virt_forward.config import Config
-from virt_forward.store import Store
+from virt_forward.effects import hairpin_port, route_localnet
+from virt_forward.host import switches
+from virt_forward.state.store import Store
 
 PORTS = {"vnet0": "fe" + MAC[2:], "vnet1": "fe:54:00:00:00:02"}
 GUESTS = [
@@ -52,23 +53,23 @@ def test_port_whose_flag_cannot_be_set_is_not_recorded_as_ours(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kernel = Kernel(monkeypatch, "vnet0")
-    bridgeports.follow(store, Config(hairpin="ports"), [], GUESTS)
-    assert store.read(bridgeports.RECORD) == "vnet1"
+    hairpin_port.follow(store, Config(hairpin="ports"), [], GUESTS)
+    assert store.read(hairpin_port.RECORD) == "vnet1"
     kernel.read_only = ()
-    bridgeports.follow(store, Config(hairpin="ports"), GUESTS, GUESTS)
-    assert store.read(bridgeports.RECORD) == "vnet0\nvnet1"
-    bridgeports.follow(store, Config(hairpin="ports"), GUESTS, [])
-    assert (store.read(bridgeports.RECORD), kernel.on) == (None, set())
+    hairpin_port.follow(store, Config(hairpin="ports"), GUESTS, GUESTS)
+    assert store.read(hairpin_port.RECORD) == "vnet0\nvnet1"
+    hairpin_port.follow(store, Config(hairpin="ports"), GUESTS, [])
+    assert (store.read(hairpin_port.RECORD), kernel.on) == (None, set())
 
 
 def test_bridge_whose_switch_cannot_be_set_is_not_recorded_as_ours(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kernel = Kernel(monkeypatch, "/virbr0/")
-    localnet.switch_on(store, ["virbr0", "virbr1"])
-    assert store.read(localnet.RECORD) == "virbr1"
-    localnet.switch_off(store, [])
-    assert (store.read(localnet.RECORD), kernel.on) == ("", set())
+    route_localnet.switch_on(store, ["virbr0", "virbr1"])
+    assert store.read(route_localnet.RECORD) == "virbr1"
+    route_localnet.switch_off(store, [])
+    assert (store.read(route_localnet.RECORD), kernel.on) == ("", set())
 
 
 def test_ruleset_of_fedora_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from unit.build import forward, guest, seat
 from virt_forward.model import Forward, Guest
-from virt_forward.sync import Running, _settle
+from virt_forward.reconcile.resync import Running, _settle
 
 
 def named(number: int, *forwards: Forward) -> Guest:

@@ -14,7 +14,7 @@ from unit.build import forward, guest, seat, uuid_of
 from unit.world import Event, World, events, owners
 from virt_forward.config import Config
 from virt_forward.model import Guest
-from virt_forward.ruleset import skeleton, table
+from virt_forward.ruleset import static, table
 from virt_forward.ruleset.block import Block, Chain, Element, load, unload
 
 configs = st.builds(
@@ -178,7 +178,7 @@ def test_the_more_special_comes_first_in_a_shared_chain() -> None:
 
 def test_a_rebuild_keeps_the_base_chains_and_drops_the_others() -> None:
     include = table.whole([WEB], Config(), 5)
-    chains = [*skeleton.base_chains(Config()), "guest-old-12345678"]
+    chains = [*static.base_chains(Config()), "guest-old-12345678"]
     commands = table.rebuild(include, Config(), chains)
     assert "delete table" not in commands
     assert "delete chain inet virt-forward guest-old-12345678" in commands

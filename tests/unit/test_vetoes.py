@@ -6,7 +6,8 @@ from ipaddress import ip_address
 
 import pytest
 
-from virt_forward import text, vetoes
+from virt_forward import text
+from virt_forward.claims import vetoes
 
 ANY = ip_address("0.0.0.0")
 

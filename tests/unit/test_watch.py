@@ -19,9 +19,9 @@ from hypothesis import strategies as st
 
 from lab.proc import eventually
 from unit.build import BRIDGE, MAC, forward, guest, seat
-from virt_forward import libvirt_api
+from virt_forward.libvirtd import api
 from virt_forward.model import Nic
-from virt_forward.watch import kernel_events, seeker
+from virt_forward.watch import kernel_events, prober
 from virt_forward.watch.backoff import BACKOFF_SECONDS, RETRY_SECONDS, Backoff, Job
 from virt_forward.watch.kernel_events import (
     NDA_DST,
@@ -34,7 +34,7 @@ from virt_forward.watch.kernel_events import (
     TableMonitor,
     neighbours,
 )
-from virt_forward.watch.seeker import ASK_AFTER, Search
+from virt_forward.watch.prober import ASK_AFTER, Search
 from virt_forward.watch.watched import Watched
 
 OTHER = "52:54:00:00:00:02"
@@ -174,10 +174,10 @@ def test_addresses_that_a_guest_makes_up_do_not_keep_it_being_asked() -> None:
 def never_asks(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[float]]:
     """A clock that the test sets; bridges that exist, and hear nothing."""
     clock = [0.0]
-    monkeypatch.setattr("virt_forward.watch.seeker.time", SimpleNamespace(monotonic=lambda: clock[0]))
-    monkeypatch.setattr(seeker, "Ear", FakeEar)
+    monkeypatch.setattr("virt_forward.watch.prober.time", SimpleNamespace(monotonic=lambda: clock[0]))
+    monkeypatch.setattr(prober, "Ear", FakeEar)
     FakeEar.asked.clear()
-    monkeypatch.setattr(seeker, "ask", lambda questions, _: FakeEar.asked.extend(questions))
+    monkeypatch.setattr(prober, "ask", lambda questions, _: FakeEar.asked.extend(questions))
     yield clock
 
 
@@ -201,7 +201,7 @@ class FakeEar:
 def test_other_guests_questions_do_not_restart_a_search(never_asks: list[float]) -> None:
     from unit.test_asking import FOUR
 
-    made = seeker.Seeker(select.poll())
+    made = prober.Seeker(select.poll())
     other = FOUR._replace(mac=OTHER)
     try:
         for now in range(600):
@@ -225,7 +225,7 @@ def test_backoff_waits_longer_each_time() -> None:
 def logged(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     lines: list[str] = []
     for name in ("error", "warning", "info"):
-        monkeypatch.setattr(f"virt_forward.log.{name}", lines.append)
+        monkeypatch.setattr(f"virt_forward.host.log.{name}", lines.append)
     return lines
 
 
@@ -348,19 +348,19 @@ def test_monitor_without_nft_waits(monitor: tuple[TableMonitor, Path], logged: l
 @pytest.fixture
 def systemd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A host with systemd; pid files are in the directory."""
-    monkeypatch.setattr(libvirt_api, "PID_FILES", str(tmp_path))
-    monkeypatch.setattr(libvirt_api, "SYSTEMD", str(tmp_path))
+    monkeypatch.setattr(api, "PID_FILES", str(tmp_path))
+    monkeypatch.setattr(api, "SYSTEMD", str(tmp_path))
     return tmp_path
 
 
 def test_stopped_daemon_is_not_woken(systemd: Path) -> None:
-    assert not libvirt_api.daemon_runs("qemu:///system")
-    assert not libvirt_api.daemon_runs("qemu:///system?socket=/run/x")
+    assert not api.daemon_runs("qemu:///system")
+    assert not api.daemon_runs("qemu:///system?socket=/run/x")
     # Left behind by a daemon that was killed; the number is another process's by now.
     (systemd / "libvirtd.pid").write_text(f"{os.getpid()}\n")
-    assert not libvirt_api.daemon_runs("qemu:///system")
+    assert not api.daemon_runs("qemu:///system")
     (systemd / "libvirtd.pid").write_text("nonsense")
-    assert not libvirt_api.daemon_runs("qemu:///system")
+    assert not api.daemon_runs("qemu:///system")
 
 
 @pytest.mark.parametrize("daemon", ["libvirtd", "virtqemud"])
@@ -372,16 +372,16 @@ def test_daemon_that_runs_is_asked(systemd: Path, daemon: str) -> None:
     with subprocess.Popen([program, "60"]) as process:
         (systemd / f"{daemon}.pid").write_text(str(process.pid))
         try:
-            eventually(lambda: libvirt_api.daemon_runs("qemu:///system"), "the daemon is found")
+            eventually(lambda: api.daemon_runs("qemu:///system"), "the daemon is found")
         finally:
             process.kill()
 
 
 @pytest.mark.parametrize("uri", ["qemu:///session", "qemu+ssh://host/system", "test:///default"])
 def test_libvirt_elsewhere_is_asked(systemd: Path, uri: str) -> None:
-    assert libvirt_api.daemon_runs(uri)
+    assert api.daemon_runs(uri)
 
 
 def test_without_systemd_libvirt_is_asked(systemd: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(libvirt_api, "SYSTEMD", str(systemd / "none"))
-    assert libvirt_api.daemon_runs("qemu:///system")
+    monkeypatch.setattr(api, "SYSTEMD", str(systemd / "none"))
+    assert api.daemon_runs("qemu:///system")

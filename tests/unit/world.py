@@ -8,11 +8,11 @@ from typing import NamedTuple
 from hypothesis import strategies as st
 
 from unit import strategies as make
-from virt_forward import claims
+from virt_forward.claims import index as claims
 from virt_forward.config import Config
 from virt_forward.model import Guest
+from virt_forward.names import TABLE
 from virt_forward.ruleset import table
-from virt_forward.ruleset.names import TABLE
 
 
 class Event(NamedTuple):

@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from virt_forward import absent
+from virt_forward.claims import absent
 from virt_forward.metadata.domain import MetadataError
 from virt_forward.model import Domain, Forward, Guest, Network
 

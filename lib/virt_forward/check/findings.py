@@ -2,11 +2,12 @@
 
 from collections.abc import Callable, Iterator
 
-from virt_forward import absent, spec, text, vetoes
-from virt_forward.addresses import attachments, resolve, waiting
+from virt_forward import portspec, text
+from virt_forward.addresses import attachments, explain, resolve
 from virt_forward.check import listing
 from virt_forward.check.facts import Facts, Forwarding, Hook
 from virt_forward.check.problem import Problem
+from virt_forward.claims import absent, vetoes
 from virt_forward.config import DEFAULT_PATH
 from virt_forward.model import Domain, Forward, Guest
 
@@ -136,11 +137,11 @@ def host_port_taken(facts: Facts) -> Iterator[Problem]:
     """Find forwards kept out by a conflict, and those that take a port from a program of the host."""
     for guest in facts.guests:
         for forward, reason in guest.conflicts:
-            message = f"{spec.render(forward)} is kept out: {reason}"
+            message = f"{portspec.render(forward)} is kept out: {reason}"
             yield Problem("host-port-taken", "error", guest.name, message, vetoes.remedy(reason))
     names = {guest.uuid: guest.name for guest in facts.guests}
     for veto in facts.vetoes:
-        message = f"{spec.render(veto.forward)} has the port all the same, from before: {veto.reason}"
+        message = f"{portspec.render(veto.forward)} has the port all the same, from before: {veto.reason}"
         yield Problem("host-port-taken", "warning", names[veto.uuid], message, vetoes.remedy(veto.reason))
 
 
@@ -173,7 +174,7 @@ def _absent(facts: Facts, what: Callable[[Forward, absent.Host], str | None]) ->
         for forward in guest.forwards if guest.phase == "running" else ():
             why = what(forward, host)
             if why:
-                idle.setdefault(why, []).append(spec.render(forward))
+                idle.setdefault(why, []).append(portspec.render(forward))
         yield from ((guest, f"{_few(shown)} cannot be reached: {why}") for why, shown in idle.items())
 
 
@@ -190,8 +191,8 @@ def no_address(facts: Facts) -> Iterator[Problem]:
     for guest in facts.guests:
         idle = [forward for forward in guest.forwards if not guest.seats_for(forward)]
         if guest.phase == "running" and idle:
-            why = waiting.reason(guest, idle[0], facts.networks)
-            message = f"{_few([*map(spec.render, idle)])} waits: {why}"
+            why = explain.reason(guest, idle[0], facts.networks)
+            message = f"{_few([*map(portspec.render, idle)])} waits: {why}"
             yield Problem("no-address", "warning", guest.name, message, _address_fix(guest, idle[0], facts))
 
 

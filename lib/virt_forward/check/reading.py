@@ -5,18 +5,19 @@ import os
 import re
 from collections.abc import Iterable, Iterator
 
-from virt_forward import hostfacts, hostports, libvirt_api, nft
 from virt_forward.addresses import attachments
 from virt_forward.check import includes
 from virt_forward.check.facts import Facts, Flush, Forwarding, Hook, Veto
 from virt_forward.config import Config
 from virt_forward.errors import VirtForwardError
-from virt_forward.libvirt_api import DomainState
+from virt_forward.host import collect, hostports, nft
+from virt_forward.host.process import run
+from virt_forward.libvirtd import api
+from virt_forward.libvirtd.api import DomainState
 from virt_forward.metadata.domain import MetadataError, parse_domain
 from virt_forward.model import Domain, Guest
-from virt_forward.process import run
 from virt_forward.ruleset import table
-from virt_forward.store import Store
+from virt_forward.state.store import Store
 
 HOOKS = "/etc/libvirt/hooks"
 MARK = "# virt-forward hook"
@@ -47,7 +48,7 @@ def read(config: Config, store: Store, domains: list[DomainState] | None) -> Fac
         _flush(store),
         tuple(_forwarding()),
         tuple(_ignored_ipforward()),
-        hostfacts.here(),
+        collect.here(),
         config.uplinks,
         tuple(_vetoes(guests, config, store)),
         tuple(_invalid(domains or [])),
@@ -57,7 +58,7 @@ def read(config: Config, store: Store, domains: list[DomainState] | None) -> Fac
 def _vetoes(guests: Iterable[Guest], config: Config, store: Store) -> Iterator[Veto]:
     """Yield what stands against forwards that running guests hold: it came after them."""
     running = [guest for guest in guests if guest.phase == "running"]
-    facts = hostfacts.facts(config, store.networks(), {name for guest in running for name in guest.networks})
+    facts = collect.facts(config, store.networks(), {name for guest in running for name in guest.networks})
     listening = hostports.listening_now()
     for guest in running:
         places = attachments.places(guest.nics, facts)
@@ -68,8 +69,8 @@ def _vetoes(guests: Iterable[Guest], config: Config, store: Store) -> Iterator[V
 
 def domains(config: Config) -> list[DomainState]:
     """Return libvirt's domains."""
-    with libvirt_api.connection(config.uri) as opened:
-        return libvirt_api.domains(opened)
+    with api.connection(config.uri) as opened:
+        return api.domains(opened)
 
 
 def _declaring(states: list[DomainState]) -> Iterator[Domain]:
@@ -94,8 +95,8 @@ def _invalid(states: list[DomainState]) -> Iterator[MetadataError]:
 
 def _hook(driver: str, store: Store) -> Hook:
     places = (f"{HOOKS}/{driver}", f"{HOOKS}/{driver}.d/virt-forward")
-    path = next((place for place in places if MARK in hostfacts.text(place)[:400]), places[0])
-    ours = MARK in hostfacts.text(path)[:400]
+    path = next((place for place in places if MARK in collect.text(place)[:400]), places[0])
+    ours = MARK in collect.text(path)[:400]
     changed = os.stat(path).st_ctime if ours else 0.0
     return Hook(driver, path, ours, os.access(path, os.X_OK), changed, _looked_at(driver, store))
 
@@ -111,12 +112,12 @@ def _looked_at(driver: str, store: Store) -> float:
 
 def _started(daemon: str) -> float:
     """Return when a daemon was started, in seconds since the epoch; 0 without one (proc_pid_stat(5))."""
-    pid = hostfacts.text(f"/run/{daemon}.pid").strip()
-    fields = hostfacts.text(f"/proc/{pid}/stat").rpartition(")")[2].split() if pid.isdigit() else []
+    pid = collect.text(f"/run/{daemon}.pid").strip()
+    fields = collect.text(f"/proc/{pid}/stat").rpartition(")")[2].split() if pid.isdigit() else []
     if len(fields) < 20:
         return 0.0
     boot = next(
-        (line for line in hostfacts.text("/proc/stat").splitlines() if line.startswith("btime ")), "btime 0"
+        (line for line in collect.text("/proc/stat").splitlines() if line.startswith("btime ")), "btime 0"
     )
     # Rounded up: a file made in the second of the start is taken for older.
     return int(boot.split()[1]) + int(fields[19]) / os.sysconf("SC_CLK_TCK") + 1
@@ -132,7 +133,7 @@ def _reloaded(daemon: str) -> float:
 
 def _flush(store: Store) -> Flush:
     path = next(filter(os.path.exists, RULESETS), RULESETS[-1])
-    text = hostfacts.text(path)
+    text = collect.text(path)
     return Flush(
         path,
         includes.flushes(text, _included),
@@ -144,13 +145,13 @@ def _flush(store: Store) -> Flush:
 
 def _included(pattern: str) -> Iterator[tuple[str, str]]:
     for path in sorted(glob.glob(os.path.join(INCLUDES, pattern))):
-        yield path, hostfacts.text(path)
+        yield path, collect.text(path)
 
 
 def _forwarding() -> Iterator[Forwarding]:
-    for device in sorted(hostfacts.default_route_devices()):
+    for device in sorted(collect.default_route_devices()):
         for version in (4, 6):
-            values = [hostfacts.text(f"/proc/sys/net/{path}").strip() for path in _switches(device, version)]
+            values = [collect.text(f"/proc/sys/net/{path}").strip() for path in _switches(device, version)]
             if any(values):
                 yield Forwarding(device, version, any(value not in ("", "0") for value in values))
 
@@ -171,6 +172,6 @@ def _ignored_ipforward() -> Iterator[str]:
     version = int(words[1]) if len(words) > 1 and words[1].isdigit() else 0
     if version < 256:
         return
-    for name, text in hostfacts.networkd_files().items():
+    for name, text in collect.networkd_files().items():
         if any(line.strip().startswith("IPForward=") for line in text.splitlines()):
             yield name

@@ -9,9 +9,9 @@ from virt_forward.check import findings, guests, reading
 from virt_forward.check.problem import Problem
 from virt_forward.cli.listing import choose
 from virt_forward.errors import VirtForwardError
-from virt_forward.libvirt_api import DomainState
-from virt_forward.settings import load_config
-from virt_forward.store import Store
+from virt_forward.libvirtd.api import DomainState
+from virt_forward.state.config_file import load_config
+from virt_forward.state.store import Store
 
 
 def add_to(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:

@@ -5,13 +5,16 @@ import json
 import unicodedata
 from collections.abc import Iterable
 
-from virt_forward import cli, hostfacts, libvirt_api, nft, report, spec, text
+from virt_forward import cli, portspec, text
+from virt_forward.cli import report
 from virt_forward.errors import StateError, VirtForwardError
-from virt_forward.libvirt_api import DomainState
+from virt_forward.host import collect, nft
+from virt_forward.libvirtd import api
+from virt_forward.libvirtd.api import DomainState
 from virt_forward.metadata.domain import parse_domain
 from virt_forward.model import Guest
-from virt_forward.settings import load_config
-from virt_forward.store import Store
+from virt_forward.state.config_file import load_config
+from virt_forward.state.store import Store
 
 HEADINGS = ("DOMAIN", "STATE", "HOST", "GUEST", "PACKETS", "BYTES", "")
 
@@ -30,8 +33,8 @@ def add_to(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> N
 
 def run(options: argparse.Namespace) -> int:
     """Print the forwards; 1 where the metadata of a guest cannot be read."""
-    with libvirt_api.connection(load_config().uri) as opened:
-        chosen = choose(libvirt_api.domains(opened), options.domains)
+    with api.connection(load_config().uri) as opened:
+        chosen = choose(api.domains(opened), options.domains)
     errors: list[VirtForwardError] = []
     lines = _lines(chosen, errors)
     if options.json:
@@ -56,7 +59,7 @@ def choose(states: Iterable[DomainState], wanted: list[str]) -> list[DomainState
 
 def _lines(states: list[DomainState], errors: list[VirtForwardError]) -> list[report.Line]:
     store = Store()
-    seen = report.Seen(report.counters(nft.listing()), tuple(store.networks()), hostfacts.here())
+    seen = report.Seen(report.counters(nft.listing()), tuple(store.networks()), collect.here())
     found: list[report.Line] = []
     for state in states:
         try:
@@ -90,8 +93,8 @@ def _width(cell: str) -> int:
 
 
 def _row(line: report.Line) -> tuple[str, ...]:
-    where = " ".join(filter(None, (spec.host_part(line.forward), spec.qualifiers(line.forward))))
+    where = " ".join(filter(None, (portspec.host_part(line.forward), portspec.qualifiers(line.forward))))
     first, last = line.forward.to, line.forward.to + line.forward.end - line.forward.start
-    guest = f"{', '.join(line.guest) or '?'} {spec.span(first, last)}"
+    guest = f"{', '.join(line.guest) or '?'} {portspec.span(first, last)}"
     name, reason = text.plain(line.domain), text.line(line.reason or "")
     return (name, line.state, *map(text.line, (where, guest)), str(line.packets), str(line.bytes), reason)

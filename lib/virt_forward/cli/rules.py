@@ -5,8 +5,8 @@ import sys
 
 from virt_forward.errors import VirtForwardError
 from virt_forward.ruleset import table
-from virt_forward.settings import load_config
-from virt_forward.store import Store
+from virt_forward.state.config_file import load_config
+from virt_forward.state.store import Store
 
 
 def add_to(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:

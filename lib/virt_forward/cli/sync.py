@@ -5,12 +5,13 @@ import sys
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from virt_forward import cli, text, vetoes
-from virt_forward.addresses import waiting
+from virt_forward import cli, text
+from virt_forward.addresses import explain
+from virt_forward.claims import vetoes
 from virt_forward.model import Guest, Network
-from virt_forward.spec import host_part
-from virt_forward.store import Store
-from virt_forward.sync import sync
+from virt_forward.portspec import host_part
+from virt_forward.reconcile.resync import sync
+from virt_forward.state.store import Store
 
 
 class Count(NamedTuple):
@@ -52,4 +53,4 @@ def _tell(guest: Guest, networks: Iterable[Network]) -> None:
         cli.say(f"{name}: {host_part(forward)} is kept out: {reason}; {vetoes.remedy(reason)}", sys.stderr)
     for forward in guest.forwards:
         if not guest.seats_for(forward):
-            cli.say(f"{name}: {host_part(forward)} waits: {waiting.reason(guest, forward, networks)}")
+            cli.say(f"{name}: {host_part(forward)} waits: {explain.reason(guest, forward, networks)}")

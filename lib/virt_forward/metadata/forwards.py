@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from lxml import etree
 
-from virt_forward import ports, spec, text
+from virt_forward import ports, portspec, text
 from virt_forward.metadata import values
 from virt_forward.model import MAX_PORT, Declaration, HostAddress, PortForward, Range
 
@@ -178,7 +178,7 @@ def _range_problem(item: Range, to: int | None) -> str | None:
 def _contradictions(declaration: Declaration) -> Iterator[str]:
     collision = ports.first_collision(ports.expand(declaration))
     if collision:
-        one, other = (spec.render(forward) for forward in collision)
+        one, other = (portspec.render(forward) for forward in collision)
         yield f"<portForward>: {one} and {other} overlap on the host; give each host port once"
     seen: set[tuple[str | None, int]] = set()
     for host in declaration.hosts:

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from virt_forward.ruleset.names import TABLE
+from virt_forward.names import TABLE
 
 
 class Chain(NamedTuple):

@@ -2,10 +2,9 @@
 
 from collections.abc import Iterator
 
-from virt_forward import ports
+from virt_forward import names, ports
 from virt_forward.config import Config
 from virt_forward.model import Forward, Guest, Seat
-from virt_forward.ruleset import names
 from virt_forward.ruleset.block import Block, Chain, Element
 
 MODEST = 128

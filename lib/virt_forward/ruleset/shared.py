@@ -9,10 +9,10 @@ from collections.abc import Iterable, Iterator
 from ipaddress import ip_network
 from typing import NamedTuple
 
-from virt_forward import claims, ports
-from virt_forward.claims import Row
+from virt_forward import names, ports
+from virt_forward.claims import index as claims
+from virt_forward.claims.index import Row
 from virt_forward.model import Forward, Subnet
-from virt_forward.ruleset import names
 from virt_forward.ruleset.block import Block, Chain, Element
 from virt_forward.ruleset.guest import level_of, modest, nat_chain
 

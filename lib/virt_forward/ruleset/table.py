@@ -10,13 +10,13 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
-from virt_forward import claims
+from virt_forward.claims import index as claims
 from virt_forward.config import Config
 from virt_forward.model import Guest
+from virt_forward.names import TABLE
 from virt_forward.ruleset import guest as guest_block
-from virt_forward.ruleset import shared, skeleton
+from virt_forward.ruleset import shared, static
 from virt_forward.ruleset.block import Block, load, unload
-from virt_forward.ruleset.names import TABLE
 
 _NUMBER = "([0-9]{1,19})"
 _REVISION = re.compile(rf"add element {TABLE} revision {{ {_NUMBER} }}\Z")
@@ -61,7 +61,10 @@ def _ordered(blocks: Iterable[Block]) -> list[Block]:
 
 
 def blocks_of(
-    guests: Iterable[Guest], index: Iterable[claims.Row], touching: Iterable[claims.Row], config: Config
+    guests: Iterable[Guest],
+    index: Iterable[claims.Row],
+    touching: Iterable[claims.Row],
+    config: Config,
 ) -> dict[str, Block]:
     """Return the blocks of ``guests``, and the shared ones that ``touching`` have a part in."""
     own = (guest_block.block(guest, config) for guest in guests)
@@ -133,12 +136,12 @@ def rebuild(include: Include, config: Config, chains: Iterable[str]) -> str:
     ``chains`` are the names of those it has. Base chains stay registered, so that no
     packet finds the table without its hooks.
     """
-    stale = sorted(set(chains) - set(skeleton.base_chains(config)))
-    lines = [skeleton.render(config), f"flush table {TABLE}"]
-    for name, declaration in skeleton.containers().items():
+    stale = sorted(set(chains) - set(static.base_chains(config)))
+    lines = [static.render(config), f"flush table {TABLE}"]
+    for name, declaration in static.containers().items():
         lines.append(f"flush {declaration.partition(' ')[0]} {TABLE} {name}")
     lines += [f"delete chain {TABLE} {name}" for name in stale]
-    lines.append(skeleton.render_rules(config))
+    lines.append(static.render_rules(config))
     lines.append(f"add element {TABLE} revision {{ {include.revision} }}")
     return "\n".join([*lines, *include.paragraphs]) + "\n"
 
@@ -148,7 +151,7 @@ def _header(config: Config) -> str:
         [
             f"{_NOTICE}add table {TABLE}",
             f"delete table {TABLE}",
-            skeleton.render(config),
-            skeleton.render_rules(config),
+            static.render(config),
+            static.render_rules(config),
         ]
     )

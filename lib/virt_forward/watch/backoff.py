@@ -2,7 +2,7 @@
 
 import math
 
-from virt_forward import log
+from virt_forward.host import log
 
 RETRY_SECONDS = 5.0
 """When something that failed is tried again."""

@@ -12,9 +12,9 @@ from collections.abc import Iterator
 from ipaddress import ip_address
 from typing import NamedTuple
 
-from virt_forward import log
+from virt_forward.host import log
+from virt_forward.host.process import ENVIRONMENT
 from virt_forward.model import Address
-from virt_forward.process import ENVIRONMENT
 from virt_forward.watch.backoff import BACKOFF_SECONDS, Backoff
 
 RTMGRP_NEIGH = 0x4

@@ -6,7 +6,9 @@ import threading
 import time
 from typing import Any
 
-from virt_forward import libvirt_api, log, text
+from virt_forward import text
+from virt_forward.host import log
+from virt_forward.libvirtd import api
 from virt_forward.watch.backoff import Backoff
 
 STOPPED_SECONDS = 1.0
@@ -49,7 +51,7 @@ class LibvirtEvents:
 
     def daemon_runs(self) -> bool:
         """Tell whether asking libvirt starts no daemon that somebody has stopped."""
-        return libvirt_api.daemon_runs(self._uri)
+        return api.daemon_runs(self._uri)
 
     def _tell(self, uuid: str | None) -> None:
         with self._lock:

@@ -12,17 +12,16 @@ import signal
 import time
 from types import FrameType
 
-from virt_forward.admit.plan import chain_changed
+from virt_forward.effects.libvirt_accept.plan import chain_changed
 from virt_forward.errors import VirtForwardError
-from virt_forward.network_events import put_back
-from virt_forward.refresh import refresh, verify
-from virt_forward.settings import load_config_or_last
-from virt_forward.store import Store
+from virt_forward.reconcile.refresh import put_back, refresh, verify
+from virt_forward.state.config_file import load_config_or_last
+from virt_forward.state.store import Store
 from virt_forward.watch.backoff import Job
 from virt_forward.watch.kernel_events import TABLE_GONE, NeighbourMonitor, TableMonitor
 from virt_forward.watch.libvirt_events import MOST_DOMAINS, LibvirtEvents
 from virt_forward.watch.notify import notify
-from virt_forward.watch.seeker import Seeker
+from virt_forward.watch.prober import Seeker
 from virt_forward.watch.syncing import Syncing
 from virt_forward.watch.table_check import intact
 from virt_forward.watch.watched import Watched

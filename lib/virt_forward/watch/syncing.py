@@ -13,8 +13,8 @@ import time
 from collections.abc import Collection, Iterable
 from typing import NamedTuple
 
-from virt_forward import log
 from virt_forward.errors import VirtForwardError
+from virt_forward.host import log
 
 SYNC_SECONDS = 60.0
 """How long a sync may take; the largest take a few seconds, while libvirt answers."""
@@ -112,7 +112,7 @@ def _print(error: Exception) -> None:
 
 def main(uuids: Iterable[str]) -> int:
     """Run a sync of all domains, or of those with some UUIDs; print what was wrong, a line each."""
-    from virt_forward.sync import sync
+    from virt_forward.reconcile.resync import sync
 
     only = set(uuids)
     try:

@@ -2,8 +2,8 @@
 
 import re
 
-from virt_forward import nft
-from virt_forward.store import Store
+from virt_forward.host import nft
+from virt_forward.state.store import Store
 
 
 def intact(store: Store) -> bool:

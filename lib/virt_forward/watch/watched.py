@@ -3,11 +3,11 @@
 import os
 from collections.abc import Iterable
 
-from virt_forward import hostfacts
-from virt_forward.addresses import asking, attachments
-from virt_forward.addresses.asking import Question
+from virt_forward.addresses import attachments, probe
+from virt_forward.addresses.probe import Question
+from virt_forward.host import collect
 from virt_forward.model import Address, Guest, Network
-from virt_forward.store import Store
+from virt_forward.state.store import Store
 from virt_forward.watch.kernel_events import Neighbour
 
 
@@ -38,8 +38,8 @@ class Watched:
         facts = attachments.Facts(networks)
         bridges = {place.bridge for guest in guests for place in attachments.places(guest.nics, facts)}
         self.running = bool(guests)
-        self.questions = [item for guest in guests for item in asking.questions(guest, networks)]
-        self._lease_files = {path for bridge in bridges for path in hostfacts.lease_files(bridge)}
+        self.questions = [item for guest in guests for item in probe.questions(guest, networks)]
+        self._lease_files = {path for bridge in bridges for path in collect.lease_files(bridge)}
         self._macs = {nic.mac for guest in guests for nic in guest.nics}
         self._known = {}
         for seat in (seat for guest in guests for seat in guest.seats):

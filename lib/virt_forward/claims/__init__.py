@@ -1,0 +1,1 @@
+"""Who holds which host port, and what the host itself has against a claim."""

@@ -1,0 +1,1 @@
+"""What is changed outside our table, each recorded as ours and taken back."""

@@ -1,0 +1,111 @@
+"""The only caller of nft."""
+
+import json
+import re
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from virt_forward.errors import NftError, NftUnusableError
+from virt_forward.host.process import run
+from virt_forward.names import TABLE
+from virt_forward.text import output
+
+TIMEOUT = 20.0
+"""Seconds; the largest tables load in a second or two."""
+
+
+class Parts(NamedTuple):
+    """The names of what our table has: its chains, and its sets, maps and other objects."""
+
+    chains: frozenset[str]
+    others: frozenset[str]
+
+
+def apply(commands: str) -> None:
+    """Load commands in one transaction: all of them, or none.
+
+    Raises NftError with nft's own words, and the place in the commands.
+    """
+    result = run(["nft", "-f", "-"], commands, TIMEOUT)
+    if result.status:
+        raise _failure(result.stderr, result.status)
+
+
+_KINDS = ("chains", "sets", "maps", "counters", "quotas", "flowtables")
+
+
+def parts() -> Parts | None:
+    """Return the names of what our table has, or None where there is no table."""
+    words = "; ".join(f"list {kind} inet" for kind in _KINDS)
+    result = run(["nft", "-j", "-t", words], timeout=TIMEOUT)
+    if result.status:
+        raise _failure(result.stderr, result.status)
+    chains: set[str] = set()
+    others: set[str] = set()
+    for line in result.stdout.splitlines():
+        for kind, item in _objects(json.loads(line)["nftables"]):
+            (chains if kind == "chain" else others).add(item["name"])
+    found = Parts(frozenset(chains), frozenset(others))
+    return found if chains or others or _exists() else None
+
+
+def _objects(items: list[dict[str, Any]]) -> Iterator[tuple[str, dict[str, Any]]]:
+    for item in items:
+        yield from (pair for pair in item.items() if pair[1].get("table") == "virt-forward")
+
+
+def _exists() -> bool:
+    return run(["nft", "list", "table", *TABLE.split()], timeout=TIMEOUT).status == 0
+
+
+def delete_table() -> None:
+    """Delete our table; no error where there is none."""
+    apply(f"add table {TABLE}\ndelete table {TABLE}\n")
+
+
+def listing() -> list[dict[str, object]] | None:
+    """Return the items of our table as nft's JSON lists them, or None where there is no table."""
+    result = run(["nft", "-j", "list", "table", *TABLE.split()], timeout=TIMEOUT)
+    if result.status == 127 or "not permitted" in result.stderr:
+        raise _failure(result.stderr, result.status)
+    if result.status:
+        return None
+    items: list[dict[str, object]] = json.loads(result.stdout)["nftables"]
+    return items
+
+
+def plain_listing() -> str | None:
+    """Return our table as ``nft -s`` lists it, without what changes by itself; None where it is not there."""
+    result = run(["nft", "-s", "list", "table", *TABLE.split()], timeout=TIMEOUT)
+    if result.status == 127:
+        raise _failure(result.stderr, result.status)
+    return None if result.status else result.stdout
+
+
+def dispatches() -> bool:
+    """Tell whether our table still looks for forwards: ``nft flush table`` takes the rules alone."""
+    result = run(["nft", "list", "chain", *TABLE.split(), "dispatch"], timeout=TIMEOUT)
+    return result.status == 0 and "vmap" in result.stdout
+
+
+def revision() -> int | None:
+    """Return the revision of our table, None where there is none."""
+    result = run(["nft", "list", "set", *TABLE.split(), "revision"], timeout=TIMEOUT)
+    found = re.search(r"elements = \{ (0x[0-9a-f]+) \}", result.stdout)
+    return int(found[1], 16) if result.status == 0 and found else None
+
+
+def scratch_listing(text: str) -> str:
+    """Return how nft lists the table that ``text`` makes, loaded into a network namespace of its own."""
+    words = f"nft -f - && nft -s list table {TABLE}"
+    result = run(["unshare", "--net", "sh", "-c", words], text, TIMEOUT)
+    if result.status:
+        raise _failure(result.stderr, result.status)
+    return result.stdout
+
+
+def _failure(stderr: str, status: int) -> NftError:
+    words = output(stderr) or f"exit status {status}"
+    if status == 127:
+        return NftUnusableError("nft is not there", "install the package nftables")
+    return (NftUnusableError if status == 124 else NftError)(f"nft refused: {words}")

@@ -1,0 +1,1 @@
+"""One change of guests, from start to end: state, kernel, files, connections."""

@@ -1,0 +1,71 @@
+"""Following addresses: the guests that run are seated anew as leases and neighbours have it now."""
+
+from virt_forward.addresses import resolve
+from virt_forward.addresses.attachments import places
+from virt_forward.addresses.endpoints import doubted
+from virt_forward.addresses.probe import Heard
+from virt_forward.claims import index as claims
+from virt_forward.config import Config
+from virt_forward.effects import libvirt_accept
+from virt_forward.host import collect, nft
+from virt_forward.model import Guest, Seat
+from virt_forward.reconcile.engine import Engine
+from virt_forward.state.config_file import load_config_or_last
+from virt_forward.state.ledger import Ledger
+from virt_forward.state.store import Store
+
+
+def refresh(store: Store, heard: Heard = collect.NOTHING_HEARD) -> int:
+    """Move the rules of running guests to where these are now; return how many guests have moved.
+
+    Where a second address of a NIC has shown up, the kernel is made to find out whether the guest
+    still has the first; what it finds comes as a neighbour event.
+    """
+    config = load_config_or_last(store)
+    moved, doubted_seats = _look(store, config, heard)
+    for seat in doubted_seats:
+        collect.confirm_neighbour(seat)
+    if not moved:
+        return 0
+    with store.lock():
+        # Between the look and the lock a hook may have come; what counts is what stands now.
+        moved, _ = _look(store, config, heard)
+        engine = Engine(store, config, collect.own_addresses())
+        for guest in moved:
+            others = claims.without(engine.index(), [guest.uuid])
+            engine.change({guest.uuid: engine.settled(others, guest) or guest})
+    return len(moved)
+
+
+def _look(store: Store, config: Config, heard: Heard) -> tuple[list[Guest], list[Seat]]:
+    """Return the running guests whose seats are other than recorded, seated anew, and the doubted seats."""
+    known = list(Ledger(store).merged().values())
+    running = [guest for guest in known if guest.phase == "running"]
+    if not running:
+        return [], []
+    names = {name for guest in running for name in guest.networks}
+    facts = collect.facts(config, store.networks(), names, heard)
+    now = claims.reconciled(resolve.reseat(g, facts) if g.phase == "running" else g for g in known)
+    moved = [guest for before, guest in zip(known, now, strict=True) if guest != before]
+    return [guest for guest in moved if guest.phase == "running"], [
+        seat for guest in running for seat in doubted(guest, places(guest.nics, facts), facts)
+    ]
+
+
+def verify(store: Store) -> None:
+    """Look whether the kernel still has the table, and make it anew where it has not."""
+    with store.lock():
+        engine = Engine(store, load_config_or_last(store))
+        running = next((guest for guest in engine.guests().values() if guest.phase == "running"), None)
+        if running:
+            # Changing a running guest to what it is already runs a transaction that fits only our own table.
+            engine.change({running.uuid: running})
+            if not nft.dispatches():
+                engine.change({}, afresh=True)
+
+
+def put_back(store: Store) -> None:
+    """Look whether libvirt's chains still admit the guests; they may have been made anew without a hook."""
+    with store.lock():
+        engine = Engine(store, load_config_or_last(store))
+        libvirt_accept.follow(store, engine.config, engine.index())
