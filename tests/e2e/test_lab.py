@@ -6,6 +6,7 @@ import pytest
 
 from lab import host as hosts
 from lab.guest import Guest
+from lab.netns import BRIDGE, GUEST6
 
 pytestmark = pytest.mark.e2e
 
@@ -18,10 +19,18 @@ table inet hand {
 """
 
 
+# What the kernel believes where another guest with this address has just gone; here it does so for minutes.
+STALE = f"""\
+echo 600000 >/proc/sys/net/ipv6/neigh/{BRIDGE}/base_reachable_time_ms
+ip neighbour replace {GUEST6} lladdr 52:54:00:a0:8f:99 dev {BRIDGE} nud reachable
+"""
+
+
 def test_a_guest_boots_gets_its_static_lease_and_is_reached_through_a_hand_written_rule() -> None:
     guest = Guest("plain")
     with hosts.host(installed=False) as host:
         host.start(guest)
+        host.run(["sh", "-c", STALE])
         host.wait_booted(guest)
         assert "vf: address 10.10.0.200" in host.console(guest)
         assert host.fetch(8080) is None

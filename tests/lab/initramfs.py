@@ -31,6 +31,9 @@ hostname "$name"
 echo "guest $name" >/www/index.html
 # Duplicate address detection would make the guest wait a second for its own address.
 echo 0 >/proc/sys/net/ipv6/conf/eth0/accept_dad
+# A guest with another MAC address may have had this address a moment ago, and its host may ask again only
+# after 53 s: a bridge that loses its carrier forgets its neighbours, but not if it is back within a second.
+echo 1 >/proc/sys/net/ipv6/conf/eth0/ndisc_notify
 ip link set lo up
 ip link set eth0 up
 if [ -n "$(word ip6)" ]; then
