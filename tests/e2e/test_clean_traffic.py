@@ -18,7 +18,7 @@ from lab import initramfs, netns
 from lab.guest import Guest
 from lab.host import Host
 from lab.proc import eventually
-from lab.xml import forwards, port_forward
+from lab.xml import forwards, host_ip, port_forward
 
 pytestmark = pytest.mark.e2e
 
@@ -47,7 +47,12 @@ WEB = Guest("web", forwards(port_forward("8080:80")), ip4=f"{WEB4}/24", ip6=None
 
 def db(interface: str) -> Guest:
     return Guest(
-        "db", forwards(port_forward("8081:80")), DB_MAC, ip4=f"{DB4}/24", ip6=None, interface=interface
+        "db",
+        forwards(host_ip(DB4), port_forward("8081:80")),
+        DB_MAC,
+        ip4=f"{DB4}/24",
+        ip6=None,
+        interface=interface,
     )
 
 
@@ -61,6 +66,13 @@ def host() -> Iterator[Host]:
         made.wait_booted(WEB)
         yield made
         made.forget_all()
+
+
+@pytest.fixture(autouse=True)
+def no_db(host: Host) -> Iterator[None]:
+    """End what a test has started, also where it fails."""
+    yield
+    host.virsh("destroy", "db", check=False)
 
 
 def start_db(host: Host, interface: str) -> Guest:
