@@ -18,7 +18,7 @@ from lab import initramfs, netns
 from lab.guest import Guest
 from lab.host import Host
 from lab.proc import eventually
-from lab.xml import forwards, port_forward
+from lab.xml import forwards, host_ip, port_forward
 
 pytestmark = pytest.mark.e2e
 
@@ -47,7 +47,12 @@ WEB = Guest("web", forwards(port_forward("8080:80")), ip4=f"{WEB4}/24", ip6=None
 
 def db(interface: str) -> Guest:
     return Guest(
-        "db", forwards(port_forward("8081:80")), DB_MAC, ip4=f"{DB4}/24", ip6=None, interface=interface
+        "db",
+        forwards(host_ip(DB4), port_forward("8081:80")),
+        DB_MAC,
+        ip4=f"{DB4}/24",
+        ip6=None,
+        interface=interface,
     )
 
 
@@ -61,6 +66,14 @@ def host() -> Iterator[Host]:
         made.wait_booted(WEB)
         yield made
         made.forget_all()
+
+
+@pytest.fixture(autouse=True)
+def no_db(host: Host) -> Iterator[None]:
+    """End what a test has started, also where it fails."""
+    yield
+    host.virsh("destroy", "db", check=False)
+    eventually(lambda: "db" not in host.virsh("list", "--name").out.split(), "db has ended", 30)
 
 
 def start_db(host: Host, interface: str) -> Guest:
@@ -89,7 +102,7 @@ TAKEN = pytest.mark.parametrize("what", ["ip", "mac"])
 def test_unfiltered_guest_takes_the_address_of_another(host: Host, what: str) -> None:
     """So says docs/security.md of a bridge without filters; and so the next test proves something."""
     made = start_db(host, INTERFACE.format(""))
-    assert host.fetch(8080) == WEB.page
+    eventually(lambda: host.fetch(8080) == WEB.page, "the forward leads to its guest", 20)
     take(host, what)
     eventually(lambda: host.fetch(8080) == made.page, "the forward leads to the other guest", 20)
     host.virsh("destroy", made.name)
@@ -99,13 +112,13 @@ def test_unfiltered_guest_takes_the_address_of_another(host: Host, what: str) ->
 @TAKEN
 def test_filtered_guest_takes_no_address_of_another(host: Host, what: str) -> None:
     made = start_db(host, INTERFACE.format(CLEAN))
-    assert host.fetch(8080) == WEB.page
-    assert host.fetch(8081) == made.page
+    eventually(lambda: host.fetch(8080) == WEB.page, "the forward leads to its guest", 20)
+    eventually(lambda: host.fetch(8081) == made.page, "the other's as well", 20)
     take(host, what)
     eventually(lambda: drops(host) > 10, "what it sends is dropped", 20)
-    assert {host.fetch(8080, timeout=0.3) for _ in range(20)} == {WEB.page}
+    assert {host.fetch(8080, timeout=2) for _ in range(20)} == {WEB.page}
     host.virsh("destroy", made.name)
-    assert host.fetch(8080) == WEB.page
+    assert host.fetch(8080, timeout=2) == WEB.page
 
 
 def drops(host: Host) -> int:

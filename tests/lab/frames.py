@@ -92,6 +92,14 @@ def dhcp_ack(mac: str, ip: str, server: str) -> bytes:
     return fixed + addresses + octets(mac) + bytes(10 + 64 + 128) + options + b"\x33\x04\0\0\x0e\x10\xff"
 
 
+def dhcp_request(mac: str, ip: str, server: str) -> bytes:
+    """Write the DHCPREQUEST for ``ip`` of a client that calls itself ``mac``, to be answered to all."""
+    fixed = struct.pack("!BBBBIHH", 1, 1, 6, 0, 0x1234, 0, 0x8000)
+    options = DHCP_COOKIE + b"\x35\x01\x03" + b"\x36\x04" + ip_address(server).packed
+    options += b"\x32\x04" + ip_address(ip).packed + b"\xff"
+    return fixed + bytes(16) + octets(mac) + bytes(10 + 64 + 128) + options
+
+
 def derived(prefix: str, mac: str) -> str:
     """Return the address that a NIC derives from its MAC in a /64 (EUI-64, RFC 4291, appendix A)."""
     word = octets(mac)

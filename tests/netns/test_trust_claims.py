@@ -5,9 +5,13 @@ Each test runs twice: with the hooks and ``virt-forward sync`` alone, and with t
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from lab import frames
+from lab.netns import BRIDGE, GUEST_MAC
+from lab.proc import REPO
 from netns.trust import DB4, MACS, OTHER4, WEB4, Guests, pages
 
 pytestmark = pytest.mark.root
@@ -80,3 +84,21 @@ def test_declared_address_replaces_the_learned_one_of_the_same_guest(guests: Gue
     guests.declare("web", WEB4)
     guests.follow(lambda: guests.leads() == {WEB4}, "the declared address counts")
     assert pages(guests) == {"web"}
+
+
+def test_rule_that_ties_an_address_to_its_nic_keeps_others_from_it(unwatched: Guests) -> None:
+    """The rule of docs/security.md; without it, whoever answers for the declared address is led to."""
+    unwatched.address(unwatched.db, WEB4)
+    unwatched.start("web", WEB4)
+    assert pages(unwatched) == {"db"}
+    page = (REPO / "docs" / "security.md").read_text()
+    (rule,) = re.findall(r"^```nft\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    for example, here in (("vmbr0", BRIDGE), ("10.10.0.200", WEB4), (GUEST_MAC, MACS["web"])):
+        assert example in rule
+        rule = rule.replace(example, here)
+    unwatched.host.nft(rule)
+    assert pages(unwatched) == {None}
+    unwatched.address(unwatched.db, DB4)
+    unwatched.address(unwatched.web, WEB4)
+    assert unwatched.confirm(WEB4) == "web"
+    assert pages(unwatched) == {"web"}

@@ -10,9 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from lab.netns import BRIDGE, Ns
+from lab import frames
+from lab.frames import BROADCAST
+from lab.netns import BRIDGE, GATEWAY4, Ns
 from lab.proc import eventually
-from netns.trust import MACS, WEB4, Guests, pages
+from netns.trust import MACS, WEB4, Guests, pages, repeated
 
 pytestmark = pytest.mark.root
 
@@ -50,6 +52,27 @@ def test_lease_of_the_hosts_own_server_completes_a_forward(watched: Guests) -> N
     ask_for_lease(watched, watched.web)
     watched.follow(lambda: watched.leads() == {WEB4}, "the lease is heard")
     assert pages(watched) == {"web"}
+
+
+def test_lease_that_a_sibling_got_in_anothers_name_leads_nobody_to_it(watched: Guests) -> None:
+    """A DHCP server takes the client's word for its MAC address; the frame of ``db`` bears its own."""
+    trap = "10.10.0.105"
+    watched.start("web")
+    watched.settle()
+    serve_dhcp(watched)
+    request = frames.udp(
+        ("0.0.0.0", 68), ("255.255.255.255", 67), frames.dhcp_request(MACS["web"], trap, GATEWAY4)
+    )
+    frame = frames.ethernet(MACS["db"], BROADCAST, frames.ETH_P_IP, request)
+    given = watched.lab.dir / "leases"
+    with repeated(lambda: frames.send(watched.db, frame)):
+        eventually(lambda: trap in given.read_text(), "the server gives the lease")
+        watched.settle()
+    # Silent until now: the kernel knows nothing of it.
+    watched.address(watched.db, trap)
+    assert pages(watched) == {None}
+    watched.settle()
+    assert pages(watched) == {None}
 
 
 @contextlib.contextmanager

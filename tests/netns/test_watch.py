@@ -200,9 +200,11 @@ def test_neighbours_that_cannot_matter_cause_no_work(lab: Lab, watch: Callable[.
     watch(path=path)
     begun(calls)
     before = calls()
-    arp_request(lab, "db", "52:54:00:00:00:02", [f"10.10.0.{number}" for number in range(2, 100)])
-    arp_request(lab, "web", GUEST_MAC, [GUEST4] * 50)
-    assert calls() == before
+    arp_request(lab, "db", "52:54:00:00:00:02", [f"10.10.0.{number}" for number in range(2, 100)], 0.04)
+    arp_request(lab, "web", GUEST_MAC, [GUEST4] * 50, 0.04)
+    # News would have caused six, at one a second; one may come of an answer to the service itself.
+    assert calls() - before <= 1
+    before = calls()
     # It would have noticed.
     arp_request(lab, "web", GUEST_MAC, ["10.10.0.77"])
     eventually(lambda: calls() > before, "other news is noticed")

@@ -120,3 +120,13 @@ def test_links_lead_somewhere(name: str) -> None:
     page = REPO / "docs" / name
     for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
         assert Path(page.parent, target).exists()
+
+
+def test_tests_that_the_page_on_security_names_exist() -> None:
+    named = set(re.findall(r"`(test_\w+)`", (REPO / "docs" / "security.md").read_text()))
+    files = (REPO / "tests").glob("*/test_*.py")
+    written = {
+        name for path in files for name in re.findall(r"^def (test_\w+)", path.read_text(), re.MULTILINE)
+    }
+    assert named
+    assert named - written == set()

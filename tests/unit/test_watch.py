@@ -8,7 +8,7 @@ import os
 import select
 import struct
 from collections.abc import Callable, Iterator
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from types import SimpleNamespace
 from typing import ClassVar
@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from lab.proc import eventually
 from unit.build import BRIDGE, MAC, forward, guest, seat
 from virt_forward.libvirtd import api
-from virt_forward.model import Nic
+from virt_forward.model import Nic, Sighting
 from virt_forward.watch import kernel_events, prober
 from virt_forward.watch.backoff import BACKOFF_SECONDS, RETRY_SECONDS, Backoff, Job
 from virt_forward.watch.kernel_events import (
@@ -34,7 +34,7 @@ from virt_forward.watch.kernel_events import (
     TableMonitor,
     neighbours,
 )
-from virt_forward.watch.prober import ASK_AFTER, Search
+from virt_forward.watch.prober import ASK_AFTER, LEASED_AFTER, Search
 from virt_forward.watch.watched import Watched
 
 OTHER = "52:54:00:00:00:02"
@@ -183,6 +183,7 @@ def never_asks(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[float]]:
 
 class FakeEar:
     asked: ClassVar[list[object]] = []
+    heard: ClassVar[list[Sighting]] = []
 
     def __init__(self, bridge: str, version: int) -> None:
         self.bridge, self.version = bridge, version
@@ -191,8 +192,10 @@ class FakeEar:
     def fileno(self) -> int:
         return self._fd
 
-    def read(self, _questions: object) -> list[object]:
-        return []
+    def read(self, _questions: object) -> list[Sighting]:
+        found = list(self.heard)
+        self.heard.clear()
+        return found
 
     def close(self) -> None:
         os.close(self._fd)
@@ -212,6 +215,36 @@ def test_other_guests_questions_do_not_restart_a_search(never_asks: list[float])
         made.close()
     assert FakeEar.asked.count(FOUR) == len(ASK_AFTER)
     assert FakeEar.asked.count(other) <= 2 * len(ASK_AFTER) + 600 // 60
+
+
+def test_nic_is_asked_for_the_address_that_it_was_leased_until_it_is_known(never_asks: list[float]) -> None:
+    from unit.test_asking import FOUR
+
+    made, lease = prober.Seeker(select.poll()), Sighting(IP, FOUR.mac, "leased")
+    wanted = FOUR._replace(subnet=ip_network(IP))
+    try:
+        made.seek([FOUR])
+        for now in range(1200):
+            never_asks[0] = now / 10
+            # Others may make the server give it as often as they like.
+            FakeEar.heard.extend([lease] * (now > 800))
+            made.work()
+            if now == 700:
+                assert wanted not in FakeEar.asked
+        assert made.heard == {FOUR.bridge: (lease,)}
+        made.forget()
+        assert made.heard == {FOUR.bridge: (lease,)}
+        asked = FakeEar.asked.count(wanted)
+        assert len(LEASED_AFTER) <= asked <= 40 // LEASED_AFTER[-1] * len(LEASED_AFTER)
+        made.seek([])
+        made.forget()
+        assert made.heard == {}
+        never_asks[0] += 100
+        made.work()
+        assert FakeEar.asked.count(wanted) == asked
+    finally:
+        FakeEar.heard.clear()
+        made.close()
 
 
 def test_backoff_waits_longer_each_time() -> None:
@@ -321,7 +354,7 @@ def test_monitor_that_cannot_stay_up_is_started_less_and_less_often_and_told_onc
         printed_end(made)
         waits.append(made.next_at() - clock[0])
         clock[0] = made.next_at()
-    assert waits == [*BACKOFF_SECONDS, 30]
+    assert waits == pytest.approx([0.05, *BACKOFF_SECONDS])
     (line,) = logged
     assert "nft monitor has ended: 'netlink: Protocol not supported'" in line
 

@@ -51,7 +51,7 @@ def _firm(guest: Guest, found: list[Place], facts: Facts) -> Firm:
     chosen = _declared(guest.hosts, found)
     used = {(ip, found[number].bridge) for (number, _), (ip, _) in chosen.items()}
     for number, place in enumerate(found):
-        for ip in _reserved(guest, place, found):
+        for ip in _reserved(guest, place):
             taken = (number, ip.version) in chosen or (ip, place.bridge) in used
             if not taken and plausible(ip, place, facts):
                 chosen[number, ip.version] = (ip, "reserved")
@@ -75,16 +75,15 @@ def _declared(hosts: Iterable[HostAddress], found: list[Place]) -> Firm:
     return chosen
 
 
-def _reserved(guest: Guest, place: Place, found: list[Place]) -> Iterator[Address]:
+def _reserved(guest: Guest, place: Place) -> Iterator[Address]:
     """Yield the reserved addresses of a NIC: by its MAC address, then by the guest's name."""
     mac = place.nic.mac
     of_network = place.network.reservations if place.network else ()
     yield from (lease.ip for lease in of_network if lease.mac == mac)
     named = [lease.ip for lease in of_network if lease.mac is None and lease.name == guest.name]
     if named:
-        siblings = {other.nic.mac for other in found if other.network == place.network} - {mac}
-        # With several NICs on the network, the one that the server gave it to is meant.
-        elsewhere = {lease.ip for lease in place.facts.leases() if lease.mac in siblings} if siblings else ()
+        # The server gives it to whichever client calls itself that: who has it counts.
+        elsewhere = {lease.ip for lease in place.facts.leases() if lease.mac != mac}
         yield from (ip for ip in named if ip not in elsewhere)
     yield from (lease.ip for lease in place.facts.reservations if lease.mac == mac)
 
@@ -121,13 +120,15 @@ class Learning:
         failed = known is not None and known.ip in self._neighbours.failed
         if known and self._is_confirmed(known):
             yield self._with_origin(known)
-        yield from ((ip, "leased") for ip in self._leased)
-        yield from self._seen()
-        yield from ((ip, "neighbour") for ip in self._mine(self._neighbours.permanent))
-        yield from self._verified(self._mine(self._neighbours.confirmed))
+        leased = (*self._leased, *(ip for ip, origin in self._seen() if origin == "leased"))
+        yield from ((ip, "leased") for ip in leased if ip in self._answered)
+        yield from ((ip, origin) for ip, origin in self._seen() if origin == "probed")
+        table = self._neighbours
+        yield from ((ip, "neighbour") for ip in self._mine(table.permanent))
+        yield from ((ip, "neighbour") for ip in self._mine(table.confirmed) if ip in self._answered)
         if known and not failed:
             yield self._with_origin(known)
-        yield from self._verified(self._mine(self._neighbours.others))
+        yield from ((ip, "neighbour") for ip in self._mine(table.others) if ip in self._answered)
         if known and failed:
             yield self._with_origin(known)
 
@@ -137,14 +138,21 @@ class Learning:
             if seen.mac == self.mac and seen.ip.version == self.version:
                 yield seen.ip, seen.origin
 
-    def _verified(self, listed: list[Address]) -> Iterator[tuple[Address, Origin]]:
-        """Yield the addresses of the neighbour table at which the NIC answers.
+    @cached_property
+    def _answered(self) -> frozenset[Address]:
+        """The addresses at which the NIC has answered just now, of those that were told of it.
 
-        The kernel believes who writes another's MAC address into an ARP or ND packet.
+        The kernel believes whoever writes another's MAC address into an ARP or ND packet, and a
+        DHCP server whoever asks in another's name.
         """
-        wanted = tuple(ip for ip in listed if self._acceptable(ip, "neighbour"))[:MOST_VERIFIED]
-        answered = self.facts.verify(self.place, wanted) if wanted else ()
-        yield from ((ip, "neighbour") for ip in wanted if ip in answered)
+        certain = {ip for ip, origin in self._seen() if origin == "probed"}
+        certain.update(self._mine(self._neighbours.permanent))
+        told: dict[Address, Origin] = dict.fromkeys(self._listed, "neighbour")
+        told |= dict(self._seen()) | dict.fromkeys(self._leased, "leased")
+        wanted = [ip for ip, origin in told.items() if ip not in certain and self._acceptable(ip, origin)]
+        asked = tuple(sorted(wanted, key=lambda ip: LEARNED.index(told[ip]))[:MOST_VERIFIED])
+        answered = self.facts.verify(self.place, asked) if asked else ()
+        return frozenset((*certain, *(ip for ip in asked if ip in answered)))
 
     @cached_property
     def _listed(self) -> list[Address]:

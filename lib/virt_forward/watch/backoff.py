@@ -1,6 +1,7 @@
 """Work that fails or does not stay up: when it is tried again, and that it is told once."""
 
 import math
+from collections.abc import Sequence
 
 from virt_forward.host import log
 
@@ -14,13 +15,14 @@ BACKOFF_SECONDS = (1.0, 2.0, 5.0, 10.0, 30.0)
 class Backoff:
     """The waits between attempts, longer each time."""
 
-    def __init__(self) -> None:
+    def __init__(self, seconds: Sequence[float] = BACKOFF_SECONDS) -> None:
+        self._seconds = seconds
         self._attempt = 0
 
     def wait(self) -> float:
         """Return how long to wait before the next attempt, in seconds."""
         self._attempt += 1
-        return BACKOFF_SECONDS[min(self._attempt, len(BACKOFF_SECONDS)) - 1]
+        return self._seconds[min(self._attempt, len(self._seconds)) - 1]
 
     def reset(self) -> None:
         """Begin with the shortest wait again, as it works."""

@@ -34,13 +34,18 @@ MOST_CHUNKS, LONGEST_LINE = 64, 4096
 """How much is read at once, and kept of a line that has no end yet."""
 
 
+STAYED_UP_SECONDS = 10.0
+"""How long a monitor has to be up for its end to count as the first."""
+
+
 class TableMonitor:
     """``nft monitor``, for tables that are deleted and chains made anew; started again where it ends."""
 
     def __init__(self, poller: select.poll) -> None:
         self._poller = poller
         self._process: subprocess.Popen[bytes] | None = None
-        self._backoff = Backoff()
+        # The monitor of nft 1.0.6 ends as our table is first made: once is no reason to wait.
+        self._backoff = Backoff((0.05, *BACKOFF_SECONDS))
         self._started = -math.inf
         self._start_at = -math.inf
         self._told = False
@@ -99,7 +104,7 @@ class TableMonitor:
 
     def _ended(self, how: str) -> None:
         now = time.monotonic()
-        if now - self._started >= BACKOFF_SECONDS[-1]:
+        if now - self._started >= STAYED_UP_SECONDS:
             self._backoff.reset()
             self._told = False
         self._start_at = now + self._backoff.wait()

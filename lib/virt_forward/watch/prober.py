@@ -4,6 +4,8 @@ import math
 import select
 import time
 from collections.abc import Iterable
+from ipaddress import ip_network
+from typing import NamedTuple
 
 from virt_forward.addresses import probe
 from virt_forward.addresses.probe import Question
@@ -13,6 +15,9 @@ from virt_forward.model import Address, Sighting
 
 ASK_AFTER = (0.0, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0, 60.0)
 """When a guest is asked for its address, in seconds since it began to be sought; then it is left in peace."""
+
+LEASED_AFTER = (0.1, 0.3, 0.6, 1.0, 2.0, 4.0, 8.0)
+"""When a NIC is asked for an address that it was just leased, in seconds since then."""
 
 AGAIN_SECONDS = 60.0
 """How often, at most, a NIC is asked after that, where there is news of it."""
@@ -69,6 +74,13 @@ class Search:
             self._began = max(now, self.last + AGAIN_SECONDS) - ASK_AFTER[-1]
 
 
+class Leased(NamedTuple):
+    """An address that a NIC was just leased, as the question whether it has it, and when to ask."""
+
+    question: Question
+    times: tuple[float, ...]
+
+
 class Seeker:
     """An ear on each bridge where an address is sought, and on no other: it costs each packet there.
 
@@ -80,6 +92,7 @@ class Seeker:
         self._questions: dict[Key, list[Question]] = {}
         self._searches: dict[Key, Search] = {}
         self._ears: dict[tuple[str, int], Ear] = {}
+        self._leased: dict[Key, Leased] = {}
         self._told: set[str] = set()
         self._next = math.inf
         self.heard: dict[str, tuple[Sighting, ...]] = {}
@@ -120,6 +133,8 @@ class Seeker:
         """Ask where it is time to, read what was answered, and tell whether that is any news."""
         now = time.monotonic()
         found = [self._read(ear, now) for ear in self._ears.values()]
+        if any(found):
+            self._follow(now)
         if now >= self._next:
             self._ask(now)
             self._follow(now)
@@ -134,12 +149,44 @@ class Seeker:
         for key in due:
             self._searches[key].ask(now)
         ask((item for key in due for item in self._questions[key]), self._ears)
+        self._leased = {key: leased for key, leased in self._leased.items() if key in self._questions}
+        for key, (question, times) in tuple(self._leased.items()):
+            if times[0] > now:
+                continue
+            self._searches[key].last = now
+            ask([question], self._ears)
+            later = tuple(at for at in times if at > now)
+            if later:
+                self._leased[key] = Leased(question, later)
+            else:
+                del self._leased[key]
 
     def _read(self, ear: Ear, now: float) -> bool:
         found = [seen for seen in ear.read(self._asked(ear)) if self._counts(seen, ear, now)]
         if found:
             self.heard[ear.bridge] = probe.joined(self.heard.get(ear.bridge, ()), found)
+        for seen in found:
+            self._ask_for_lease((ear.bridge, seen.mac, ear.version), seen, now)
         return bool(found)
+
+    def _ask_for_lease(self, key: Key, seen: Sighting, now: float) -> None:
+        """Ask the NIC for an address that it was leased: anybody may ask a DHCP server in its name."""
+        if seen.origin == "leased" and key not in self._leased:
+            question = next(item for item in self._questions[key] if seen.ip in item.subnet)
+            times = tuple(now + seconds for seconds in LEASED_AFTER)
+            self._leased[key] = Leased(question._replace(subnet=ip_network(seen.ip)), times)
+
+    def forget(self) -> None:
+        """Forget what was heard, but for leases of NICs that have not answered yet."""
+        kept = {
+            bridge: tuple(
+                seen
+                for seen in heard
+                if seen.origin == "leased" and (bridge, seen.mac, seen.ip.version) in self._questions
+            )
+            for bridge, heard in self.heard.items()
+        }
+        self.heard = {bridge: heard for bridge, heard in kept.items() if heard}
 
     def _asked(self, ear: Ear) -> Iterable[Question]:
         return (
@@ -165,7 +212,8 @@ class Seeker:
             self._close(place)
         for place in wanted - set(self._ears):
             self._open(*place)
-        times = (self._searches[key].next_at(now) for key in self._questions)
+        times = [self._searches[key].next_at(now) for key in self._questions]
+        times += [at for leased in self._leased.values() for at in leased.times[:1]]
         self._next = min(times, default=math.inf)
 
     def _open(self, bridge: str, version: int) -> None:

@@ -249,7 +249,7 @@ class Service:
 
     def _do_addresses(self) -> None:
         refresh(self.store, self.seeker.heard)
-        self.seeker.heard.clear()
+        self.seeker.forget()
         # It has looked at the neighbours as well.
         self.jobs["neighbours"].wanted = False
 
