@@ -106,7 +106,7 @@ class Sighting(NamedTuple):
     origin: Origin
 
 
-class Seat(NamedTuple):
+class Endpoint(NamedTuple):
     """Where a guest sits: one of its addresses, and the bridge behind which it answers."""
 
     ip: Address
@@ -115,7 +115,7 @@ class Seat(NamedTuple):
     origin: Origin = "declared"
 
 
-def rank(item: Sighting | Seat) -> int:
+def rank(item: Sighting | Endpoint) -> int:
     """Return how far an address is trusted by its origin: 0 for the most trusted."""
     return ORIGINS.index(item.origin)
 
@@ -141,7 +141,7 @@ class Forward(NamedTuple):
 class Guest(NamedTuple):
     """All that the table says of one guest; records in the run directory hold just this.
 
-    ``nics`` and ``hosts`` are what the domain XML says, ``seats`` what was made of it;
+    ``nics`` and ``hosts`` are what the domain XML says, ``endpoints`` what was made of it;
     ``conflicts`` are the forwards that are kept out, each with the reason; ``lans`` are the
     subnets the host has on the guest's bridges, ``gateways`` its own addresses there.
     """
@@ -154,7 +154,7 @@ class Guest(NamedTuple):
     conflicts: tuple[tuple[Forward, str], ...] = ()
     nics: tuple[Nic, ...] = ()
     hosts: tuple[HostAddress, ...] = ()
-    seats: tuple[Seat, ...] = ()
+    endpoints: tuple[Endpoint, ...] = ()
     lans: tuple[tuple[Subnet, str], ...] = ()
     gateways: tuple[Address, ...] = ()
 
@@ -163,12 +163,12 @@ class Guest(NamedTuple):
         """The names of the libvirt networks that the guest is plugged into."""
         return tuple(dict.fromkeys(nic.source for nic in self.nics if nic.type == "network"))
 
-    def seats_for(self, forward: Forward) -> tuple[Seat, ...]:
-        """Return the seat that serves ``forward`` in each family, IPv4 first; may be empty."""
-        chosen: dict[int, Seat] = {}
-        for seat in self.seats:
-            if forward.mac in (None, seat.mac) and fits(forward, seat.ip.version):
-                chosen.setdefault(seat.ip.version, seat)
+    def endpoints_for(self, forward: Forward) -> tuple[Endpoint, ...]:
+        """Return the endpoint that serves ``forward`` in each family, IPv4 first; may be empty."""
+        chosen: dict[int, Endpoint] = {}
+        for endpoint in self.endpoints:
+            if forward.mac in (None, endpoint.mac) and fits(forward, endpoint.ip.version):
+                chosen.setdefault(endpoint.ip.version, endpoint)
         return tuple(chosen[version] for version in sorted(chosen))
 
 

@@ -29,7 +29,7 @@ REPO = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(REPO / "lib"))
 
 from virt_forward.config import Config  # noqa: E402
-from virt_forward.model import Forward, Guest, Seat  # noqa: E402
+from virt_forward.model import Endpoint, Forward, Guest  # noqa: E402
 from virt_forward.reconcile.engine import Engine  # noqa: E402
 from virt_forward.state.store import Store  # noqa: E402
 
@@ -82,7 +82,9 @@ def others(count: int) -> Iterator[Guest]:
         forwards = tuple(
             Forward("tcp", port, port, 80) for port in range(1000 + number * 10, 1010 + number * 10)
         )
-        yield Guest(uuid, f"g{number}", forwards=forwards, seats=(Seat(first + number, "virbr0", ""),))
+        yield Guest(
+            uuid, f"g{number}", forwards=forwards, endpoints=(Endpoint(first + number, "virbr0", ""),)
+        )
 
 
 def fill(count: int) -> None:

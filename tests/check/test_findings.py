@@ -11,18 +11,18 @@ from virt_forward.claims import vetoes
 from virt_forward.claims.absent import Host
 from virt_forward.libvirtd.api import DomainState
 from virt_forward.metadata.domain import MetadataError
-from virt_forward.model import Domain, Forward, Guest, Nic, Seat
+from virt_forward.model import Domain, Endpoint, Forward, Guest, Nic
 
 WEB = Guest(
     "1a2b3c4d-0000-4000-8000-000000000001",
     "web",
     forwards=(Forward("tcp", 8080, 8080, 80),),
-    seats=(Seat(ip_address("10.10.0.200"), "virbr0", "52:54:00:00:00:01"),),
+    endpoints=(Endpoint(ip_address("10.10.0.200"), "virbr0", "52:54:00:00:00:01"),),
 )
 HOOK = Hook("qemu", "/etc/libvirt/hooks/qemu", True, True, 100.0, 200.0)
 FLUSH = Flush("/etc/nftables.conf", True, True, False, False)
 TABLE = 'table inet virt-forward {\n\tset own {\n\t\ttype ifname\n\t\telements = { "b", "a" }\n\t}\n}\n'
-UNKNOWN = WEB._replace(seats=(), nics=(Nic("52:54:00:00:00:01", "bridge", "virbr0"),))
+UNKNOWN = WEB._replace(endpoints=(), nics=(Nic("52:54:00:00:00:01", "bridge", "virbr0"),))
 HOST = Host(
     frozenset({ip_address("192.0.2.1")}), (ip_network("127.0.0.0/8"),), frozenset({"enp1s0", "virbr0"})
 )

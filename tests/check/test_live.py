@@ -94,8 +94,8 @@ def other_guest() -> str:
 def test_addresses_of_running_guests_are_shown_with_their_origin(lab: Lab) -> None:
     started(lab, port_forward("8080:80"))
     told = json.loads(lab.command("check", "--json", check=False).out)
-    seat = {"ip": "10.10.0.200", "bridge": "virbr0", "mac": GUEST_MAC, "origin": "declared"}
-    assert told["guests"] == [{"domain": "web", "uuid": uuid_of("web"), "addresses": [seat]}]
+    endpoint = {"ip": "10.10.0.200", "bridge": "virbr0", "mac": GUEST_MAC, "origin": "declared"}
+    assert told["guests"] == [{"domain": "web", "uuid": uuid_of("web"), "addresses": [endpoint]}]
     last = lab.command("check", check=False).out.splitlines()[-1]
     assert last == "web: 10.10.0.200 on virbr0 (declared)"
 

@@ -81,9 +81,9 @@ def is_guest(guest: Guest) -> None:
     """Check all that may become of a guest: its record, its claims and its rules."""
     for forward in (*guest.forwards, *(forward for forward, _ in guest.conflicts)):
         is_forward(forward)
-    for seat in guest.seats:
-        is_address(seat.ip)
-        assert values.is_dev(seat.bridge)
+    for endpoint in guest.endpoints:
+        is_address(endpoint.ip)
+        assert values.is_dev(endpoint.bridge)
     assert records.load_guest(records.dump_guest(guest), "x") == guest
     rows = claims.rows(guest)
     assert claims.parse_index(claims.render_index(rows)) == rows

@@ -1,4 +1,4 @@
-"""The lab itself: what it says about where a payload went has to be true before it is used to judge."""
+"""The lab itself: what it says about where a payload went has to be true before it is used to veto."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ from lab.netns import BRIDGE, GATEWAY4, GATEWAY6, GUEST4, GUEST6, GUEST_MAC, HOS
 from lab.proc import eventually
 from netns.support import bridge_netfilter
 from unit.test_asking import dhcp, echo
-from virt_forward.addresses.attachments import Bridge, Place
+from virt_forward.addresses.attachments import Attachment, Bridge
 from virt_forward.addresses.probe import ETH_P_ARP, ETH_P_IPV6, Question
 from virt_forward.host import collect, probe_socket
 from virt_forward.model import Nic, Reservation, Sighting
@@ -82,9 +82,9 @@ def test_by_ipv6_it_is_heard_and_the_kernel_learns_it(lab: Lab) -> None:
 def test_nic_is_verified_at_the_address_that_it_has(lab: Lab, ip: str) -> None:
     address = ip_address(ip)
     hosts = tuple(ip_interface(one) for one in (f"{GATEWAY4}/24", f"{GATEWAY6}/64"))
-    place = Place(Nic(GUEST_MAC, "bridge", BRIDGE), BRIDGE, None, Bridge(hosts))
-    assert on_host(lab, lambda: collect.verify(place, (address + 1, address))) == {address}
-    sibling = place._replace(nic=Nic(SIBLING, "bridge", BRIDGE))
+    attachment = Attachment(Nic(GUEST_MAC, "bridge", BRIDGE), BRIDGE, None, Bridge(hosts))
+    assert on_host(lab, lambda: collect.verify(attachment, (address + 1, address))) == {address}
+    sibling = attachment._replace(nic=Nic(SIBLING, "bridge", BRIDGE))
     assert on_host(lab, lambda: collect.verify(sibling, (address,))) == frozenset()
 
 
@@ -176,19 +176,19 @@ def forwarded(lab: Lab) -> Iterator[None]:
 
 @pytest.mark.parametrize("mac", [GUEST_MAC, SIBLING], ids=["of the guest", "of the sender"])
 @pytest.mark.parametrize("port", [68, 5000])
-@pytest.mark.parametrize("place", ["client", "db"])
+@pytest.mark.parametrize("attachment", ["client", "db"])
 def test_forwarded_packet_from_port_67_is_no_lease(
-    lab: Lab, forwarded: None, place: str, port: int, mac: str
+    lab: Lab, forwarded: None, attachment: str, port: int, mac: str
 ) -> None:
     """Whoever reaches a guest's forward, from the LAN or from the bridge, gives nobody an address by it."""
     text = ack(ip=GUEST4, mac=mac)[28:]
-    ns, host = (lab.client, HOST4) if place == "client" else (lab.guests["db"], GATEWAY4)
+    ns, host = (lab.client, HOST4) if attachment == "client" else (lab.guests["db"], GATEWAY4)
     with on_host(lab, lambda: socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, 0)) as watched:
         watched.bind((BRIDGE, probe_socket.ETH_P_ALL))
         found = heard(lab, lambda: send_and_see(ns, text, (host, port), watched), FOUR._replace(mac=mac))
     # Masqueraded to the guest's own udp/68 it is as true as a packet to that guest can be.
     leases = [seen for seen in found if seen.origin == "leased"]
-    assert leases == ([LEASE._replace(ip=ip_address(GUEST4))] if (place, port, mac) == TRUE else [])
+    assert leases == ([LEASE._replace(ip=ip_address(GUEST4))] if (attachment, port, mac) == TRUE else [])
 
 
 TRUE = ("db", 68, GUEST_MAC)
@@ -232,7 +232,7 @@ def test_arp_reply_of_the_asked_nic_is_heard(lab: Lab) -> None:
 
 
 @pytest.mark.parametrize(
-    ("place", "mac", "ip", "to"),
+    ("attachment", "mac", "ip", "to"),
     [
         ("db", GUEST_MAC, "10.10.0.99", None),
         ("web", SIBLING, "10.10.0.99", None),
@@ -244,10 +244,10 @@ def test_arp_reply_of_the_asked_nic_is_heard(lab: Lab) -> None:
     ids=["forged", "forged for a sibling", "not asked", "another subnet", "host", "to all"],
 )
 def test_arp_reply_that_answers_nothing_is_not_heard(
-    lab: Lab, place: str, mac: str, ip: str, to: str | None
+    lab: Lab, attachment: str, mac: str, ip: str, to: str | None
 ) -> None:
     reply = arp_reply(mac, ip)
-    assert heard(lab, lambda: frame(lab, place, reply, ETH_P_ARP, to or bridge_mac(lab))) == []
+    assert heard(lab, lambda: frame(lab, attachment, reply, ETH_P_ARP, to or bridge_mac(lab))) == []
 
 
 def test_the_kernel_passes_nothing_else_on(lab: Lab) -> None:

@@ -1,4 +1,4 @@
-"""Ports on which the host itself listens: each family and address rightly judged, refused with the name."""
+"""Ports on which the host itself listens: each family and address judged rightly, refused with the name."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ from uuid import NAMESPACE_DNS, uuid5
 
 from virt_forward.metadata import xml
 from virt_forward.metadata.forwards import NAMESPACE, parse_forwards
-from virt_forward.model import Declaration, Forward, Guest, Proto, Seat
+from virt_forward.model import Declaration, Endpoint, Forward, Guest, Proto
 
 MAC = "52:54:00:a0:8f:2c"
 UUID = "9b8b5e27-6d3c-4f0e-9a3c-3b1f8f2a7c10"
@@ -65,9 +65,9 @@ def forward(
     )
 
 
-def seat(ip: str = "198.51.100.200", bridge: str = BRIDGE, mac: str = MAC) -> Seat:
-    return Seat(ip_address(ip), bridge, mac)
+def endpoint(ip: str = "198.51.100.200", bridge: str = BRIDGE, mac: str = MAC) -> Endpoint:
+    return Endpoint(ip_address(ip), bridge, mac)
 
 
-def guest(name: str = "web", *forwards: Forward, seats: Iterable[Seat] = (seat(),)) -> Guest:
-    return Guest(uuid_of(name), name, forwards=forwards, seats=tuple(seats), lans=LAN)
+def guest(name: str = "web", *forwards: Forward, endpoints: Iterable[Endpoint] = (endpoint(),)) -> Guest:
+    return Guest(uuid_of(name), name, forwards=forwards, endpoints=tuple(endpoints), lans=LAN)

@@ -9,7 +9,18 @@ from hypothesis import strategies as st
 
 from unit.build import LAN, MAC, uuid_of
 from virt_forward.metadata.forwards import NAMESPACE
-from virt_forward.model import ORIGINS, PROTOS, Address, Forward, Guest, HostAddress, Nic, Phase, Seat, Subnet
+from virt_forward.model import (
+    ORIGINS,
+    PROTOS,
+    Address,
+    Endpoint,
+    Forward,
+    Guest,
+    HostAddress,
+    Nic,
+    Phase,
+    Subnet,
+)
 
 XML_TEXT = st.text(st.characters(codec="utf-8", exclude_categories=("Cs", "Cc")), max_size=12)
 
@@ -127,7 +138,9 @@ names = st.sampled_from(["web", "db", 'say "hi"; drop', "naïve ☃", "a\nb", "x
     max_size=20
 )
 origins = st.sampled_from(ORIGINS)
-seats = st.integers(2, 250).map(lambda n: (ip_address(f"198.51.100.{n}"), ip_address(f"2001:db8:10::{n:x}")))
+endpoints = st.integers(2, 250).map(
+    lambda n: (ip_address(f"198.51.100.{n}"), ip_address(f"2001:db8:10::{n:x}"))
+)
 
 
 def _distinct(found: list[Forward]) -> tuple[Forward, ...]:
@@ -153,8 +166,8 @@ def guests(draw: st.DrawFn, number: int | None = None, phase: Phase | None = Non
     """Make a guest; guests of different ``number`` never share an address."""
     at = draw(st.integers(2, 250)) if number is None else number + 2
     both = (
-        Seat(ip_address(f"198.51.100.{at}"), "virbr0", MAC, draw(origins)),
-        Seat(ip_address(f"2001:db8:10::{at:x}"), "virbr0", MAC, draw(origins)),
+        Endpoint(ip_address(f"198.51.100.{at}"), "virbr0", MAC, draw(origins)),
+        Endpoint(ip_address(f"2001:db8:10::{at:x}"), "virbr0", MAC, draw(origins)),
     )
     name = draw(names)
     return Guest(

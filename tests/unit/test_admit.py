@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from libvirtnet import DATA
-from unit.build import forward, guest, seat
+from unit.build import endpoint, forward, guest
 from virt_forward.claims import index as claims
 from virt_forward.effects.libvirt_accept import iptables, nftables, plan
 from virt_forward.effects.libvirt_accept.plan import Decision, Entry, Rule, Spot
@@ -219,12 +219,16 @@ def index_of(*guests: Guest) -> claims.Index:
 
 
 def test_where_guests_are_that_can_be_reached() -> None:
-    web = guest("web", forward(8080), seats=(seat("198.51.100.5", "virbr5"), seat("2001:db8::5", "virbr5")))
+    web = guest(
+        "web",
+        forward(8080),
+        endpoints=(endpoint("198.51.100.5", "virbr5"), endpoint("2001:db8::5", "virbr5")),
+    )
     assert plan.spots(index_of(web)) == {Spot("ip", "virbr5"), Spot("ip6", "virbr5")}
     for other in (
         web._replace(phase="prepared"),
         web._replace(forwards=()),
-        web._replace(seats=()),
+        web._replace(endpoints=()),
         web._replace(forwards=(), conflicts=((forward(8080), "taken"),)),
     ):
         assert plan.spots(index_of(other)) == frozenset()

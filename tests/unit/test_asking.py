@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from unit.build import BRIDGE, MAC, forward, guest, seat
+from unit.build import BRIDGE, MAC, endpoint, forward, guest
 from virt_forward.addresses import probe
-from virt_forward.addresses.attachments import Bridge, Place
+from virt_forward.addresses.attachments import Attachment, Bridge
 from virt_forward.addresses.probe import Question
 from virt_forward.model import Forward, Guest, Network, Nic, Sighting
 
@@ -22,8 +22,8 @@ FOUR = Question(BRIDGE, MAC, ip_network("198.51.100.0/24"), GATEWAYS[0])
 SIX = Question(BRIDGE, MAC, ip_network("2001:db8:10::/64"), GATEWAYS[1])
 
 
-def running(*forwards: Forward, seats: tuple[str, ...] = (), nics: tuple[Nic, ...] = ()) -> Guest:
-    made = guest("web", *forwards, seats=map(seat, seats))
+def running(*forwards: Forward, endpoints: tuple[str, ...] = (), nics: tuple[Nic, ...] = ()) -> Guest:
+    made = guest("web", *forwards, endpoints=map(endpoint, endpoints))
     return made._replace(nics=nics or (Nic(MAC, "bridge", BRIDGE),), gateways=GATEWAYS)
 
 
@@ -31,8 +31,8 @@ def running(*forwards: Forward, seats: tuple[str, ...] = (), nics: tuple[Nic, ..
     ("asked", "expected"),
     [
         (running(forward()), [FOUR, SIX]),
-        (running(forward(), seats=("198.51.100.200",)), [SIX]),
-        (running(forward(), seats=("198.51.100.200", "2001:db8:10::200")), []),
+        (running(forward(), endpoints=("198.51.100.200",)), [SIX]),
+        (running(forward(), endpoints=("198.51.100.200", "2001:db8:10::200")), []),
         (running(forward(source="192.0.2.0/24")), [FOUR]),
         (running(forward(address="2001:db8::1")), [SIX]),
         (running(), []),
@@ -56,7 +56,7 @@ def test_the_bridge_of_a_network_is_where_to_ask() -> None:
 def test_each_nic_is_asked_for_its_own() -> None:
     asked = running(
         forward(source="192.0.2.0/24"),
-        seats=("198.51.100.200",),
+        endpoints=("198.51.100.200",),
         nics=(Nic(MAC, "bridge", BRIDGE), Nic(OTHER, "bridge", BRIDGE)),
     )
     assert list(probe.questions(asked, ())) == [FOUR._replace(mac=OTHER)]
@@ -272,8 +272,8 @@ def test_question_about_one_address_is_put_from_the_hosts_address_in_its_subnet(
     bridge = Bridge(
         (ip_interface("198.51.100.1/24"), ip_interface("192.0.2.1/24"), ip_interface("fe80::1/64"))
     )
-    place = Place(Nic(MAC, "bridge", BRIDGE), BRIDGE, None, bridge)
-    asked = list(probe.verifying(place, map(ip_address, ("192.0.2.9", "203.0.113.9", "2001:db8::9"))))
+    attachment = Attachment(Nic(MAC, "bridge", BRIDGE), BRIDGE, None, bridge)
+    asked = list(probe.verifying(attachment, map(ip_address, ("192.0.2.9", "203.0.113.9", "2001:db8::9"))))
     (question,) = asked
     assert (str(question.subnet), str(question.own)) == ("192.0.2.9/32", "192.0.2.1")
     assert [frame[-4:] for frame in probe.arp_requests(question, OWN)] == [ip_address("192.0.2.9").packed]

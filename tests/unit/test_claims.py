@@ -10,16 +10,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from unit import strategies as make
-from unit.build import forward, guest, seat, uuid_of
+from unit.build import endpoint, forward, guest, uuid_of
 from unit.counted import Looks
 from virt_forward import ports
 from virt_forward.claims import index as claims
-from virt_forward.claims.index import GATEWAY, HELD, LAN, OUT, PORT, SEAT, Row
+from virt_forward.claims.index import ENDPOINT, GATEWAY, HELD, LAN, OUT, PORT, Row
 from virt_forward.model import LEARNED, ORIGINS, Forward, Guest, Origin
 
 A = guest("a", forward(80))
-# Another guest's seat would be a conflict of its own.
-B_SEAT = seat("198.51.100.201", mac="52:54:00:00:00:02")
+# Another guest's endpoint would be a conflict of its own.
+B_ENDPOINT = endpoint("198.51.100.201", mac="52:54:00:00:00:02")
 
 
 def index_of(*guests: Guest) -> claims.Index:
@@ -31,15 +31,15 @@ def kinds(item: Guest) -> list[str]:
 
 
 def test_rows_of_a_guest_by_its_state() -> None:
-    assert kinds(A) == [PORT, SEAT, LAN, LAN]
-    assert kinds(A._replace(phase="prepared")) == [HELD, SEAT]
-    assert kinds(A._replace(seats=())) == [HELD]
-    assert kinds(A._replace(forwards=(), conflicts=((forward(80), "why"),))) == [OUT, SEAT]
-    assert kinds(A._replace(forwards=(), isolate=True)) == [SEAT, LAN, LAN]
+    assert kinds(A) == [PORT, ENDPOINT, LAN, LAN]
+    assert kinds(A._replace(phase="prepared")) == [HELD, ENDPOINT]
+    assert kinds(A._replace(endpoints=())) == [HELD]
+    assert kinds(A._replace(forwards=(), conflicts=((forward(80), "why"),))) == [OUT, ENDPOINT]
+    assert kinds(A._replace(forwards=(), isolate=True)) == [ENDPOINT, LAN, LAN]
     gateway = A._replace(gateways=(ip_address("198.51.100.1"),))
-    assert kinds(gateway) == [PORT, SEAT, LAN, LAN, GATEWAY]
-    assert kinds(gateway._replace(phase="prepared")) == [HELD, SEAT]
-    # of two families only one has a seat
+    assert kinds(gateway) == [PORT, ENDPOINT, LAN, LAN, GATEWAY]
+    assert kinds(gateway._replace(phase="prepared")) == [HELD, ENDPOINT]
+    # of two families only one has an endpoint
     assert kinds(A._replace(forwards=(forward(80, address="2001:db8::1"),)))[0] == HELD
 
 
@@ -55,7 +55,7 @@ def test_rows_of_a_guest_by_its_state() -> None:
 )
 def test_the_second_who_claims_the_same_is_refused_and_told_who_was_first(wanted: object) -> None:
     first = A._replace(forwards=(wanted,))  # type: ignore[arg-type]
-    second = guest("b", wanted, seats=[B_SEAT])  # type: ignore[arg-type]
+    second = guest("b", wanted, endpoints=[B_ENDPOINT])  # type: ignore[arg-type]
     settled = claims.settle(index_of(first), second)
     assert settled.forwards == ()
     start = wanted.start  # type: ignore[attr-defined]
@@ -73,31 +73,31 @@ def test_the_second_who_claims_the_same_is_refused_and_told_who_was_first(wanted
     ],
 )
 def test_another_port_or_a_more_special_claim_is_none_of_the_firsts(wanted: object) -> None:
-    second = guest("b", wanted, seats=[B_SEAT])  # type: ignore[arg-type]
+    second = guest("b", wanted, endpoints=[B_ENDPOINT])  # type: ignore[arg-type]
     assert claims.settle(index_of(A), second) == second
 
 
 def test_a_claim_counts_before_its_rules_are_there() -> None:
-    waiting = A._replace(phase="prepared", seats=())
-    assert claims.settle(index_of(waiting), guest("b", forward(80), seats=[B_SEAT])).conflicts
+    waiting = A._replace(phase="prepared", endpoints=())
+    assert claims.settle(index_of(waiting), guest("b", forward(80), endpoints=[B_ENDPOINT])).conflicts
 
 
 def test_a_claim_that_was_kept_out_holds_nobody_up() -> None:
     out = A._replace(forwards=(), conflicts=((forward(80), "why"),))
-    assert not claims.settle(index_of(out), guest("b", forward(80), seats=[B_SEAT])).conflicts
+    assert not claims.settle(index_of(out), guest("b", forward(80), endpoints=[B_ENDPOINT])).conflicts
 
 
 def test_two_guests_with_one_address_on_a_bridge() -> None:
     second = claims.settle(index_of(A), guest("b", forward(81)))
-    assert second.seats == ()
+    assert second.endpoints == ()
     reason = "address 198.51.100.200 on virbr0 is already that of guest a"
     assert second.conflicts == ((forward(81), reason),)
-    elsewhere = guest("b", forward(81), seats=[seat(bridge="virbr9")])
+    elsewhere = guest("b", forward(81), endpoints=[endpoint(bridge="virbr9")])
     assert claims.settle(index_of(A), elsewhere) == elsewhere
 
 
 def of(name: str, origin: Origin, ip: str = "198.51.100.200") -> Guest:
-    return guest(name, forward({"a": 80, "b": 81}[name]), seats=[seat(ip)._replace(origin=origin)])
+    return guest(name, forward({"a": 80, "b": 81}[name]), endpoints=[endpoint(ip)._replace(origin=origin)])
 
 
 FIRM: tuple[Origin, ...] = ("declared", "reserved")
@@ -110,13 +110,13 @@ def test_of_two_guests_with_one_address_the_stronger_origin_has_it(first: Origin
     settled = claims.settle(index_of(a), b)
     overruled = claims.overruled(index_of(a), [settled])
     if first in FIRM and second in FIRM:
-        assert (bool(settled.conflicts), settled.seats, overruled) == (True, (), {})
+        assert (bool(settled.conflicts), settled.endpoints, overruled) == (True, (), {})
     elif ORIGINS.index(second) < ORIGINS.index(first):
         assert (settled, overruled) == (b, {a.uuid: {("198.51.100.200", "virbr0")}})
     else:
         # It waits for an address of its own; that refuses nobody's start.
-        assert (settled, overruled) == (b._replace(seats=()), {})
-    kept = [bool(item.seats) for item in claims.reconciled([a, b])]
+        assert (settled, overruled) == (b._replace(endpoints=()), {})
+    kept = [bool(item.endpoints) for item in claims.reconciled([a, b])]
     assert kept == [
         first in FIRM or ORIGINS.index(first) <= ORIGINS.index(second),
         second in FIRM or ORIGINS.index(second) < ORIGINS.index(first),
@@ -125,7 +125,7 @@ def test_of_two_guests_with_one_address_the_stronger_origin_has_it(first: Origin
 
 def test_address_on_another_bridge_is_another_address() -> None:
     a, b = of("a", "neighbour"), of("b", "declared")
-    b = b._replace(seats=(b.seats[0]._replace(bridge="virbr9"),))
+    b = b._replace(endpoints=(b.endpoints[0]._replace(bridge="virbr9"),))
     assert claims.settle(index_of(a), b) == b
     assert claims.overruled(index_of(a), [b]) == {}
     assert claims.reconciled([a, b]) == [a, b]
@@ -136,9 +136,9 @@ def test_one_guest_at_most_has_a_learned_address_and_the_strongest_does(
     order: list[int], origins: list[Origin]
 ) -> None:
     found = claims.reconciled(
-        guest(str(number), seats=[seat()._replace(origin=origins[number])]) for number in order
+        guest(str(number), endpoints=[endpoint()._replace(origin=origins[number])]) for number in order
     )
-    held = [item.seats[0].origin for item in found if item.seats]
+    held = [item.endpoints[0].origin for item in found if item.endpoints]
     assert len([origin for origin in held if origin in LEARNED]) <= 1
     assert min(held, key=ORIGINS.index) == min(origins, key=ORIGINS.index)
     assert claims.reconciled(found) == found

@@ -15,7 +15,7 @@ from typing import NamedTuple
 from hypothesis import given, settings
 
 from unit import strategies as make
-from unit.build import forward, guest, seat
+from unit.build import endpoint, forward, guest
 from unit.world import Event, World, events
 from virt_forward import ports
 from virt_forward.claims import index as claims
@@ -55,12 +55,12 @@ def promised(guests: list[Guest], packet: Packet) -> str | None:
     gateways = {row.address for guest in guests for row in claims.rows(guest) if row.kind == claims.GATEWAY}
     asked = packet.destination if str(packet.destination) in gateways else None
     found: list[tuple[Forward, Address]] = [
-        (forward, seat.ip)
+        (forward, endpoint.ip)
         for guest in guests
         if guest.phase == "running"
         for forward in guest.forwards
-        for seat in guest.seats_for(forward)
-        if seat.ip.version == version and matches(forward, packet) and asked in (None, forward.address)
+        for endpoint in guest.endpoints_for(forward)
+        if endpoint.ip.version == version and matches(forward, packet) and asked in (None, forward.address)
     ]
     if not found:
         return None
@@ -191,8 +191,10 @@ def test_the_most_special_forward_gets_the_packet() -> None:
 
 def test_one_narrow_port_is_asked_before_a_wide_range_that_is_less_narrow() -> None:
     world = World()
-    wide = guest("wide", forward(1, 1000, dev="enp1s0"), seats=[seat("198.51.100.20")])
-    one = guest("one", forward(80, dev="enp1s0", source="192.0.2.0/24"), seats=[seat("198.51.100.21")])
+    wide = guest("wide", forward(1, 1000, dev="enp1s0"), endpoints=[endpoint("198.51.100.20")])
+    one = guest(
+        "one", forward(80, dev="enp1s0", source="192.0.2.0/24"), endpoints=[endpoint("198.51.100.21")]
+    )
     for number, item in enumerate((wide, one)):
         world.change(Event(number, item))
     assert {"198.51.100.20 80", "198.51.100.21 80"} <= set(outcomes(world))

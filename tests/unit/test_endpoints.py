@@ -8,11 +8,21 @@ from ipaddress import ip_address, ip_interface, ip_network
 import pytest
 
 from unit.build import BRIDGE, MAC, UUID
-from virt_forward.addresses.attachments import Bridge, Facts, Place, places
+from virt_forward.addresses.attachments import Attachment, Bridge, Facts, attached
 from virt_forward.addresses.endpoints import doubted, endpoints, is_derived
 from virt_forward.addresses.leases import Neighbours
 from virt_forward.config import Learn
-from virt_forward.model import Address, Guest, HostAddress, Network, Nic, Origin, Reservation, Seat, Sighting
+from virt_forward.model import (
+    Address,
+    Endpoint,
+    Guest,
+    HostAddress,
+    Network,
+    Nic,
+    Origin,
+    Reservation,
+    Sighting,
+)
 
 MAC2, FOREIGN = "52:54:00:00:00:02", "52:54:00:00:00:99"
 HOST = (ip_interface("198.51.100.1/24"), ip_interface("2001:db8:10::1/64"))
@@ -42,9 +52,13 @@ def bridge(
 
 
 def guest(*known: tuple[str, Origin], hosts: Iterable[HostAddress] = (), nics: Iterable[Nic] = ()) -> Guest:
-    seats = tuple(Seat(ip_address(ip), BRIDGE, MAC, origin) for ip, origin in known)
+    endpoints = tuple(Endpoint(ip_address(ip), BRIDGE, MAC, origin) for ip, origin in known)
     return Guest(
-        UUID, "web", nics=tuple(nics) or (Nic(MAC, "bridge", BRIDGE),), seats=seats, hosts=tuple(hosts)
+        UUID,
+        "web",
+        nics=tuple(nics) or (Nic(MAC, "bridge", BRIDGE),),
+        endpoints=endpoints,
+        hosts=tuple(hosts),
     )
 
 
@@ -52,7 +66,9 @@ def found(
     of: Guest, *networks: Network, learn: Learn = "derived", **bridges: Bridge
 ) -> list[tuple[str, Origin]]:
     facts = Facts(networks, lambda name: bridges.get(name, Bridge()), learn=learn)
-    return [(str(seat.ip), seat.origin) for seat in endpoints(of, places(of.nics, facts), facts)]
+    return [
+        (str(endpoint.ip), endpoint.origin) for endpoint in endpoints(of, attached(of.nics, facts), facts)
+    ]
 
 
 def test_each_source_gives_its_origin() -> None:
@@ -147,7 +163,7 @@ def test_known_address_stays_while_it_is_confirmed(
 
 def doubts(of: Guest, now: Bridge) -> list[str]:
     facts = Facts((), lambda _: now)
-    return [str(seat.ip) for seat in doubted(of, places(of.nics, facts), facts)]
+    return [str(endpoint.ip) for endpoint in doubted(of, attached(of.nics, facts), facts)]
 
 
 def test_second_address_makes_the_known_one_doubted_unless_it_was_confirmed_just_now() -> None:
@@ -182,14 +198,14 @@ def test_address_of_the_neighbour_table_counts_once_the_nic_answers_there(kind: 
     table = bridge(**{kind: [at(OLD), at(NEW), at("198.51.100.1"), at("203.0.113.9")]})  # type: ignore[arg-type]
     asked: list[tuple[str, ...]] = []
 
-    def verify(place: Place, addresses: tuple[Address, ...]) -> set[Address]:
-        assert place.nic.mac == MAC
+    def verify(attachment: Attachment, addresses: tuple[Address, ...]) -> set[Address]:
+        assert attachment.nic.mac == MAC
         asked.append(tuple(map(str, addresses)))
         return {ip for ip in addresses if str(ip) == NEW}
 
     def first(of: Guest) -> list[str]:
         facts = Facts((), lambda _: table, frozenset({ip_address("198.51.100.1")}), verify=verify)
-        return [str(seat.ip) for seat in endpoints(of, places(of.nics, facts), facts)]
+        return [str(endpoint.ip) for endpoint in endpoints(of, attached(of.nics, facts), facts)]
 
     assert first(guest()) == [NEW]
     # What cannot be the guest's address is not asked for, and what is known not again.
@@ -202,7 +218,7 @@ def test_address_of_the_neighbour_table_counts_once_the_nic_answers_there(kind: 
 def test_permanent_neighbour_entry_is_the_administrators_word() -> None:
     facts = Facts((), lambda _: bridge(permanent=[at(OLD)]), verify=lambda *_: ())
     of = guest()
-    assert [str(seat.ip) for seat in endpoints(of, places(of.nics, facts), facts)] == [OLD]
+    assert [str(endpoint.ip) for endpoint in endpoints(of, attached(of.nics, facts), facts)] == [OLD]
 
 
 def test_lease_is_not_learned_from_the_wire() -> None:
@@ -236,9 +252,9 @@ def test_reservation_by_name_is_that_of_one_nic() -> None:
 def test_reservation_by_name_is_that_of_the_nic_that_got_it() -> None:
     of = guest(nics=TWO)
     facts = Facts((NAMED,), lambda _: bridge(leased=[at(OLD, MAC2)]))
-    assert [(seat.mac, seat.origin) for seat in endpoints(of, places(of.nics, facts), facts)] == [
-        (MAC2, "reserved")
-    ]
+    assert [
+        (endpoint.mac, endpoint.origin) for endpoint in endpoints(of, attached(of.nics, facts), facts)
+    ] == [(MAC2, "reserved")]
 
 
 def test_neighbour_entry_with_another_mac_of_the_guest_itself_holds_nothing() -> None:
@@ -254,9 +270,9 @@ def test_declared_address_goes_to_the_bridge_whose_subnet_has_it() -> None:
         hosts=(HostAddress(ip_address(OLD)),), nics=(Nic(MAC2, "bridge", "br9"), Nic(MAC, "bridge", BRIDGE))
     )
     facts = Facts((), lambda name: bridge() if name == BRIDGE else Bridge())
-    assert [(str(seat.ip), seat.bridge) for seat in endpoints(of, places(of.nics, facts), facts)] == [
-        (OLD, BRIDGE)
-    ]
+    assert [
+        (str(endpoint.ip), endpoint.bridge) for endpoint in endpoints(of, attached(of.nics, facts), facts)
+    ] == [(OLD, BRIDGE)]
 
 
 def test_declared_address_without_mac_leaves_out_the_nic_that_has_its_own() -> None:

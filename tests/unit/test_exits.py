@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from lxml import etree
 
 from lab.proc import REPO, run
-from unit.build import BRIDGE, MAC, UUID, domain_xml, forward, guest, seat, uuid_of
+from unit.build import BRIDGE, MAC, UUID, domain_xml, endpoint, forward, guest, uuid_of
 from unit.test_text import ANYTHING, NASTY, assert_harmless
 from virt_forward import cli, text
 from virt_forward.addresses import attachments, explain, resolve
@@ -125,7 +125,7 @@ def test_check_prints_two_lines_a_finding_and_one_a_guest(name: str, word: str) 
 
 @given(ANYTHING, ANYTHING)
 def test_sync_prints_a_line_a_forward_that_is_not_open(name: str, reason: str) -> None:
-    one = guest("web", forward(80), seats=())._replace(name=name, conflicts=((forward(81), reason),))
+    one = guest("web", forward(80), endpoints=())._replace(name=name, conflicts=((forward(81), reason),))
     with (
         printed() as told,
         mock.patch.object(sync_command, "sync", return_value=resync.Outcome((one,), ())),
@@ -244,7 +244,7 @@ def test_the_words_of_the_xml_parser_are_one_harmless_line(data: bytes) -> None:
 def test_what_a_guest_waits_for_is_told_harmlessly(name: str) -> None:
     for nic in (Nic(MAC, "bridge", name), Nic(MAC, "network", name), Nic(name, "bridge", BRIDGE)):
         for bridge in (BRIDGE, name):
-            one = guest("web", forward(), seats=())._replace(nics=(nic,))
+            one = guest("web", forward(), endpoints=())._replace(nics=(nic,))
             reason = explain.reason(one, forward(), (Network(name, UUID, bridge),))
             assert_harmless(reason)
 
@@ -260,7 +260,7 @@ def test_a_damaged_record_is_told_harmlessly(name: str) -> None:
 def test_findings_are_harmless(name: str) -> None:
     one = guest("web", forward())._replace(name=name)
     facts = Facts(
-        guests=(one, guest("db", forward(81), seats=())._replace(nics=(Nic(MAC, "bridge", name),))),
+        guests=(one, guest("db", forward(81), endpoints=())._replace(nics=(Nic(MAC, "bridge", name),))),
         running=(Domain(name, uuid_of("x"), (Nic(MAC, "bridge", name),)),),
         forwarding=(Forwarding(name, 4, False),),
         networkd_ipforward=(name,),
@@ -283,15 +283,17 @@ def test_a_bridge_that_cannot_be_served_is_told_as_such(bridge: str) -> None:
         assert said.startswith(
             f"its bridge has the name {text.quote(bridge)}, which cannot be served; rename it"
         )
-        waits = guest("web", forward(), seats=())._replace(nics=(nic,))
+        waits = guest("web", forward(), endpoints=())._replace(nics=(nic,))
         assert explain.reason(waits, forward(), networks) == said
     assert resolve.unserved(Domain("web", UUID, (Nic(MAC, "bridge", BRIDGE),)), attachments.Facts()) == []
 
 
-def test_seat_is_shown_with_its_origin() -> None:
-    one = guest("web", forward(), seats=(seat()._replace(origin="reserved"), seat("2001:db8:10::2")))
+def test_endpoint_is_shown_with_its_origin() -> None:
+    one = guest(
+        "web", forward(), endpoints=(endpoint()._replace(origin="reserved"), endpoint("2001:db8:10::2"))
+    )
     assert guests.line(one) == "web: 198.51.100.200 on virbr0 (reserved), 2001:db8:10::2 on virbr0 (declared)"
-    assert guests.line(one._replace(seats=())) == "web: no address is known"
+    assert guests.line(one._replace(endpoints=())) == "web: no address is known"
     assert guests.as_json(one)["addresses"][0] == {
         "ip": "198.51.100.200", "bridge": BRIDGE, "mac": MAC, "origin": "reserved",
     }  # fmt: skip

@@ -6,7 +6,7 @@ from ipaddress import ip_address
 
 import pytest
 
-from unit.build import forward, guest, seat
+from unit.build import endpoint, forward, guest
 from unit.counted import Looks
 from virt_forward.claims.flows import Flow, knocked, pairs, parse, stale
 from virt_forward.model import Forward
@@ -63,19 +63,19 @@ def test_parse_passes_over_a_damaged_line(part: str, damaged: str) -> None:
 
 def test_only_a_running_guest_has_pairs() -> None:
     web = guest("web", forward(80), forward(53, address="2001:db8::1"))
-    assert [(one, seat.ip) for one, seat in pairs(web)] == [(web.forwards[0], web.seats[0].ip)]
+    assert [(one, endpoint.ip) for one, endpoint in pairs(web)] == [(web.forwards[0], web.endpoints[0].ip)]
     assert pairs(web._replace(phase="prepared")) == pairs(None) == set()
 
 
 def test_origin_of_an_address_changes_no_pair() -> None:
     leased, probed = (
-        guest("web", forward(80), seats=[seat()._replace(origin=o)]) for o in ("leased", "probed")
+        guest("web", forward(80), endpoints=[endpoint()._replace(origin=o)]) for o in ("leased", "probed")
     )
     assert pairs(leased) == pairs(probed)
 
 
 THROUGH = flow("tcp 192.0.2.2:1 > 192.0.2.1:5001 < 198.51.100.200:6001")
-PAIR = (forward(5000, 5010, to=6000), seat())
+PAIR = (forward(5000, 5010, to=6000), endpoint())
 
 
 def ended(found: Flow) -> bool:
@@ -98,7 +98,7 @@ def test_what_went_elsewhere_is_not_ours() -> None:
 
 
 def test_the_address_of_a_forward_is_minded() -> None:
-    at = (forward(5001, to=6001, address="192.0.2.1"), seat())
+    at = (forward(5001, to=6001, address="192.0.2.1"), endpoint())
     elsewhere = THROUGH._replace(destination=ip_address("192.0.2.9"))
     assert list(stale([THROUGH, elsewhere], [at], [])) == [THROUGH]
 
@@ -117,7 +117,7 @@ def test_the_address_of_a_forward_is_minded() -> None:
     ],
 )
 def test_flow_that_goes_on_as_before_is_not_stale(now: list[Forward]) -> None:
-    assert list(stale([THROUGH], [PAIR], [(one, seat()) for one in now])) == []
+    assert list(stale([THROUGH], [PAIR], [(one, endpoint()) for one in now])) == []
 
 
 @pytest.mark.parametrize(
@@ -133,8 +133,8 @@ def test_flow_that_goes_on_as_before_is_not_stale(now: list[Forward]) -> None:
     ],
 )
 def test_flow_that_would_go_elsewhere_is_stale(now: list[Forward]) -> None:
-    assert list(stale([THROUGH], [PAIR], [(one, seat()) for one in now])) == [THROUGH]
-    moved = [(PAIR[0], seat("198.51.100.201"))]
+    assert list(stale([THROUGH], [PAIR], [(one, endpoint()) for one in now])) == [THROUGH]
+    moved = [(PAIR[0], endpoint("198.51.100.201"))]
     assert list(stale([THROUGH], [PAIR], moved)) == [THROUGH]
 
 
@@ -143,15 +143,15 @@ KNOCK = flow("udp 192.0.2.2:1 > 192.0.2.1:53 < 192.0.2.1:53")
 
 
 def test_udp_that_knocked_before_the_forward_came() -> None:
-    assert list(knocked([KNOCK], [(forward(53, proto="udp"), seat())], OWN)) == [KNOCK]
+    assert list(knocked([KNOCK], [(forward(53, proto="udp"), endpoint())], OWN)) == [KNOCK]
 
 
 def test_what_knocked_elsewhere_is_left_alone() -> None:
-    udp = (forward(53, proto="udp"), seat())
-    assert not list(knocked([KNOCK], [(forward(53), seat())], OWN))
-    assert not list(knocked([KNOCK], [(forward(54, proto="udp"), seat())], OWN))
-    assert not list(knocked([KNOCK], [(forward(53, proto="udp"), seat("2001:db8:10::200"))], OWN))
-    assert not list(knocked([KNOCK], [(forward(53, proto="udp", address="192.0.2.9"), seat())], OWN))
+    udp = (forward(53, proto="udp"), endpoint())
+    assert not list(knocked([KNOCK], [(forward(53), endpoint())], OWN))
+    assert not list(knocked([KNOCK], [(forward(54, proto="udp"), endpoint())], OWN))
+    assert not list(knocked([KNOCK], [(forward(53, proto="udp"), endpoint("2001:db8:10::200"))], OWN))
+    assert not list(knocked([KNOCK], [(forward(53, proto="udp", address="192.0.2.9"), endpoint())], OWN))
     # passing through, not to the host; and already translated by somebody else
     assert not list(knocked([flow("udp 192.0.2.2:1 > 203.0.113.1:53 < 203.0.113.1:53")], [udp], OWN))
     assert not list(knocked([flow("udp 192.0.2.2:1 > 192.0.2.1:53 < 198.51.100.7:53")], [udp], OWN))
@@ -160,7 +160,7 @@ def test_what_knocked_elsewhere_is_left_alone() -> None:
 def test_the_cost_is_that_of_the_flows_not_of_flows_times_forwards() -> None:
     looks, number = Looks(), 1000
     ports = range(1, 2 * number, 2)
-    forwards = [(one, seat()) for one in looks.forwards(forward(port, proto="udp") for port in ports)]
+    forwards = [(one, endpoint()) for one in looks.forwards(forward(port, proto="udp") for port in ports)]
     through = [flow(f"udp 192.0.2.2:1 > 192.0.2.1:{port} < 198.51.100.200:{port}") for port in ports]
     to_host = [flow(f"udp 192.0.2.2:1 > 192.0.2.1:{port} < 192.0.2.1:{port}") for port in ports]
     assert list(stale([*through, *to_host], forwards, [])) == through

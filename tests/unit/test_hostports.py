@@ -10,7 +10,7 @@ import pytest
 from unit.build import MAC, forward
 from unit.counted import Looks
 from virt_forward import ports
-from virt_forward.addresses.attachments import Bridge, Place
+from virt_forward.addresses.attachments import Attachment, Bridge
 from virt_forward.claims import index as claims
 from virt_forward.claims.sockets import Details, Listener
 from virt_forward.config import Config, ReservedPort
@@ -52,20 +52,20 @@ def host(
     )
 
 
-def place(*addresses: str, reserved: Iterable[str] = (), uplink: bool = False) -> Place:
+def attachment(*addresses: str, reserved: Iterable[str] = (), uplink: bool = False) -> Attachment:
     leases = tuple(Reservation(ip_address(text), MAC) for text in reserved)
     network = Network("default", "uuid", "virbr0", reservations=leases)
     bridge = Bridge(tuple(map(ip_interface, addresses)), uplink=uplink)
-    return Place(Nic(MAC, "network", "default"), "virbr0", network, bridge)
+    return Attachment(Nic(MAC, "network", "default"), "virbr0", network, bridge)
 
 
-def judge(listening: Listening | None = None) -> claims.Judge:
-    return hostports.port_judge(Config(), [], listening or host())[0]
+def veto(listening: Listening | None = None) -> claims.Veto:
+    return hostports.port_vetoes(Config(), [], listening or host())[0]
 
 
 def opened(item: PortForward, *held: Forward, config: Config | None = None) -> list[tuple[int, int]]:
     """Return which ports a ``<portForward>`` takes."""
-    _, spared = hostports.port_judge(config or Config(), [], host(), held=held)
+    _, spared = hostports.port_vetoes(config or Config(), [], host(), held=held)
     return [(found.start, found.end) for found in ports.expand(Declaration((item,)), spared)]
 
 
@@ -82,29 +82,29 @@ def opened(item: PortForward, *held: Forward, config: Config | None = None) -> l
 def test_a_clients_socket_refuses_nothing_and_a_servers_in_the_same_range_does(
     wanted: Forward, taken: bool
 ) -> None:
-    assert bool(judge()(wanted)) == taken
+    assert bool(veto()(wanted)) == taken
 
 
 def test_a_refusal_names_the_program_and_its_lowest_port() -> None:
-    said = judge()(forward(40000, 60000, proto="udp"))
+    said = veto()(forward(40000, 60000, proto="udp"))
     assert said == "host port udp/40005 is taken by mosh-server on the host, which listens on 0.0.0.0"
-    assert judge()(forward(51820, proto="udp")) == (
+    assert veto()(forward(51820, proto="udp")) == (
         "host port udp/51820 is taken by the host, which listens on 0.0.0.0"
     )
 
 
 def test_a_port_of_the_kernels_choice_on_which_tcp_listens_is_taken() -> None:
     listening = host([Listener("tcp", ip_address("0.0.0.0"), 40000, CLIENT)])
-    assert judge(listening)(forward(40000))
+    assert veto(listening)(forward(40000))
 
 
 def test_no_word_of_the_kernel_makes_no_client_of_a_socket() -> None:
-    assert judge(host(details=Details))(forward(40000, proto="udp"))
+    assert veto(host(details=Details))(forward(40000, proto="udp"))
 
 
 def test_reserved_ports_are_found_in_a_range() -> None:
-    assert judge()(forward(20, 30)) == "host port tcp/22 is reserved by the configuration ([policy] reserved)"
-    assert judge()(forward(22, proto="udp")) is None
+    assert veto()(forward(20, 30)) == "host port tcp/22 is reserved by the configuration ([policy] reserved)"
+    assert veto()(forward(22, proto="udp")) is None
 
 
 def test_a_forward_of_every_port_leaves_out_listeners_clients_and_reserved_ports() -> None:
@@ -135,7 +135,7 @@ def test_the_kernel_is_asked_for_details_only_where_they_matter() -> None:
         raise AssertionError("asked for nothing")
 
     listening = host([udp(5353, SERVER), Listener("tcp", ip_address("0.0.0.0"), 80)], fail)
-    verdict, spared = hostports.port_judge(Config(), [], listening)
+    verdict, spared = hostports.port_vetoes(Config(), [], listening)
     assert verdict(forward(81)) is None
     assert verdict(forward(80))
     assert verdict(forward(53, proto="udp")) is None
@@ -160,35 +160,35 @@ def test_the_kernel_is_asked_for_details_only_where_they_matter() -> None:
 def test_a_listener_on_another_links_address_is_no_conflict_with_dev(
     address: str, dev: str | None, taken: bool
 ) -> None:
-    verdict = judge(host([Listener("tcp", ip_address(address), 80)]))
+    verdict = veto(host([Listener("tcp", ip_address(address), 80)]))
     assert bool(verdict(forward(80, dev=dev))) == taken
 
 
 @pytest.mark.parametrize(
-    ("places", "hosts", "families"),
+    ("attached", "hosts", "families"),
     [
-        ([place("10.0.0.1/24")], (), {4}),
-        ([place("2001:db8:9::1/64")], (), {6}),
-        ([place("10.0.0.1/24", "2001:db8:9::1/64")], (), {4, 6}),
+        ([attachment("10.0.0.1/24")], (), {4}),
+        ([attachment("2001:db8:9::1/64")], (), {6}),
+        ([attachment("10.0.0.1/24", "2001:db8:9::1/64")], (), {4, 6}),
         # the host's fe80:: gives a guest no address of which a forward could be
-        ([place("10.0.0.1/24", "fe80::1/64")], (), {4}),
-        ([place("10.0.0.1/24")], ["2001:db8:9::5"], {4, 6}),
-        ([place("10.0.0.1/24", reserved=["2001:db8:9::5"])], (), {4, 6}),
-        ([place("10.0.0.1/24"), place("2001:db8:9::1/64")], (), {4, 6}),
+        ([attachment("10.0.0.1/24", "fe80::1/64")], (), {4}),
+        ([attachment("10.0.0.1/24")], ["2001:db8:9::5"], {4, 6}),
+        ([attachment("10.0.0.1/24", reserved=["2001:db8:9::5"])], (), {4, 6}),
+        ([attachment("10.0.0.1/24"), attachment("2001:db8:9::1/64")], (), {4, 6}),
         # not known, or not for good
         ([], (), {4, 6}),
-        ([place()], ["10.0.0.5"], {4, 6}),
-        ([place("10.0.0.1/24"), place()], (), {4, 6}),
-        ([place("192.0.2.10/24", uplink=True)], (), {4, 6}),
-        ([place("10.0.0.1/24")], None, {4, 6}),
+        ([attachment()], ["10.0.0.5"], {4, 6}),
+        ([attachment("10.0.0.1/24"), attachment()], (), {4, 6}),
+        ([attachment("192.0.2.10/24", uplink=True)], (), {4, 6}),
+        ([attachment("10.0.0.1/24")], None, {4, 6}),
     ],
 )
 def test_a_listener_of_a_family_that_the_guest_never_has_is_no_conflict(
-    places: list[Place], hosts: Iterable[str] | None, families: set[int]
+    attached: list[Attachment], hosts: Iterable[str] | None, families: set[int]
 ) -> None:
     declared = None if hosts is None else [HostAddress(ip_address(text)) for text in hosts]
     found = [Listener("tcp", ip_address("192.0.2.10"), 4), Listener("tcp", ip_address("2001:db8::10"), 6)]
-    verdict, _ = hostports.port_judge(Config(), places, host(found), hosts=declared)
+    verdict, _ = hostports.port_vetoes(Config(), attached, host(found), hosts=declared)
     assert {port for port in (4, 6) if verdict(forward(port))} == families
 
 
@@ -200,7 +200,7 @@ def test_the_cost_is_that_of_the_listeners_once_not_of_listeners_times_ports() -
     )
     by_port = ports.by_port(found)
     listening = host()._replace(sockets=lambda: by_port)
-    verdict, spared = hostports.port_judge(Config(), [], listening)
+    verdict, spared = hostports.port_vetoes(Config(), [], listening)
     pieces = ports.expand(Declaration((PortForward("tcp", (), ADDRESS),)), spared)
     assert len(pieces) > number
     assert not any(map(verdict, pieces))
@@ -211,6 +211,6 @@ def test_processes_are_read_once_an_event(monkeypatch: pytest.MonkeyPatch) -> No
     calls: list[str] = []
     monkeypatch.setattr(hostports, "names", lambda path: calls.append(path) or [])  # type: ignore[func-returns-value]
     monkeypatch.setattr(hostports, "listeners", lambda: SOCKETS)
-    verdict, _ = hostports.port_judge(Config(), [], hostports.listening_now()._replace(details=Details))
+    verdict, _ = hostports.port_vetoes(Config(), [], hostports.listening_now()._replace(details=Details))
     assert [bool(verdict(forward(port, proto="udp"))) for port in (40000, 40005, 51820)] == [True] * 3
     assert calls == ["/proc"]

@@ -73,7 +73,7 @@ def test_a_good_document_does_come_to_something() -> None:
         domain_xml(f'<forwards xmlns="urn:virt-forward:1">{forwards}</forwards>', name="&quot;;}")
     )
     assert found
-    assert found.seats
+    assert found.endpoints
     text = "\n".join(table.whole([found], Config(), 1).paragraphs)
     assert "dnat ip to 198.51.100.200:80" in text
     assert_spoken(text)
@@ -94,7 +94,7 @@ def test_what_networks_come_to(bridge: str, ip: str) -> None:
     if found is None:
         return
     spoken([found])
-    assert bool(found.seats) == (bridge == "virbr1" and ip == "192.0.2.9")
+    assert bool(found.endpoints) == (bridge == "virbr1" and ip == "192.0.2.9")
 
 
 @pytest.mark.parametrize(

@@ -156,9 +156,9 @@ def test_what_is_no_record_is_a_state_error(text: str) -> None:
         (("forwards", 1, "to"), 65530),
         (("forwards", 0, "start"), True),
         (("forwards", 1, "source"), "192.0.2.1/24"),
-        (("seats", 0, "bridge"), "a b"),
-        (("seats", 0, "origin"), "hearsay"),
-        (("seats", 0, "ip"), "2001:db8::1%eth0"),
+        (("endpoints", 0, "bridge"), "a b"),
+        (("endpoints", 0, "origin"), "hearsay"),
+        (("endpoints", 0, "ip"), "2001:db8::1%eth0"),
         (("lans", 0, "subnet"), "2001:db8::%a }/128"),
         (("hosts", 1, "mac"), "x"),
         (("gateways", 0), "2001:db8::1%a }"),
@@ -174,6 +174,7 @@ def test_what_must_not_reach_nft_is_refused(path: tuple[Any, ...], value: Any) -
 def test_record_without_origins_is_trusted_the_least() -> None:
     """As versions wrote it that kept none."""
     fields = json.loads(dump_guest(guest("web", forward(80))))
+    fields["seats"] = fields.pop("endpoints")
     for one in fields["seats"]:
         del one["origin"]
-    assert [one.origin for one in load_guest(json.dumps(fields), "old").seats] == ["neighbour"]
+    assert [one.origin for one in load_guest(json.dumps(fields), "old").endpoints] == ["neighbour"]

@@ -6,7 +6,7 @@ from ipaddress import ip_address, ip_network
 
 import pytest
 
-from unit.build import BRIDGE, MAC, UUID, forward, guest, seat
+from unit.build import BRIDGE, MAC, UUID, endpoint, forward, guest
 from virt_forward import names
 from virt_forward.claims import absent
 from virt_forward.cli import report
@@ -55,8 +55,11 @@ def test_an_active_forward_tells_what_the_host_does_not_have(wanted: Forward, re
 
 
 def test_origins_stand_beside_the_addresses() -> None:
-    seats = (seat("2001:db8:10::2")._replace(origin="neighbour"), seat()._replace(origin="leased"))
-    shown = report.as_json(only_line(guest("web", forward(), seats=seats)))
+    endpoints = (
+        endpoint("2001:db8:10::2")._replace(origin="neighbour"),
+        endpoint()._replace(origin="leased"),
+    )
+    shown = report.as_json(only_line(guest("web", forward(), endpoints=endpoints)))
     assert shown["guest"] == ["198.51.100.200", "2001:db8:10::2"]
     assert shown["origins"] == ["leased", "neighbour"]
 

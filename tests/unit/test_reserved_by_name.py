@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ipaddress import ip_address, ip_interface, ip_network
 
-from virt_forward.addresses.attachments import Bridge, Facts, places
+from virt_forward.addresses.attachments import Bridge, Facts, attached
 from virt_forward.addresses.endpoints import endpoints
 from virt_forward.model import Guest, Network, Nic, Reservation
 
@@ -19,7 +19,7 @@ GUEST = Guest("uuid", "web", nics=(Nic(WEB, "network", "default"),))
 def reserved(*leases: Reservation) -> list[str]:
     bridge = Bridge((ip_interface("192.168.122.1/24"),), leases=lambda: leases)
     facts = Facts((NETWORK,), lambda _: bridge)
-    return [str(seat.ip) for seat in endpoints(GUEST, places(GUEST.nics, facts), facts)]
+    return [str(endpoint.ip) for endpoint in endpoints(GUEST, attached(GUEST.nics, facts), facts)]
 
 
 def test_reservation_by_name_is_the_guests() -> None:

@@ -8,15 +8,16 @@ from ipaddress import ip_address, ip_interface, ip_network
 import pytest
 
 from unit.build import BRIDGE, MAC, UUID, forward
-from virt_forward.addresses.attachments import Bridge, Facts, places
+from virt_forward.addresses.attachments import Bridge, Facts, attached
 from virt_forward.addresses.leases import Neighbours
-from virt_forward.addresses.resolve import remembering, reseat, resolve
+from virt_forward.addresses.resolve import locate, locate_known, resolve
 from virt_forward.config import Config
 from virt_forward.errors import VirtForwardError
 from virt_forward.model import (
     Address,
     Declaration,
     Domain,
+    Endpoint,
     Guest,
     HostAddress,
     Network,
@@ -24,7 +25,6 @@ from virt_forward.model import (
     PortForward,
     Range,
     Reservation,
-    Seat,
 )
 
 MAC2 = "52:54:00:00:00:02"
@@ -62,11 +62,11 @@ def made(
 ) -> Guest:
     domain = Domain("web", UUID, nics, declaration)
     guest = resolve(domain, known, config or Config(), "running", lambda _: [])
-    return remembering(guest, before, known)
+    return locate_known(guest, before, known)
 
 
 def ips(guest: Guest) -> list[str]:
-    return [str(seat.ip) for seat in guest.seats]
+    return [str(endpoint.ip) for endpoint in guest.endpoints]
 
 
 def network(*reservations: Reservation) -> Network:
@@ -84,7 +84,7 @@ def test_a_guest_has_all_that_its_record_needs() -> None:
         (),
         ON_BRIDGE,
         (host("198.51.100.9"),),
-        (Seat(ip_address("198.51.100.9"), BRIDGE, MAC),),
+        (Endpoint(ip_address("198.51.100.9"), BRIDGE, MAC),),
         ((ip_network("198.51.100.0/24"), BRIDGE), (ip_network("2001:db8:10::/64"), BRIDGE)),
         (ip_address("198.51.100.1"), ip_address("2001:db8:10::1")),
     )
@@ -159,20 +159,20 @@ def test_a_lease_that_cannot_be_the_guests_is_passed_over(ip: str) -> None:
 
 def test_an_unknown_address_is_no_error() -> None:
     waiting = made(Declaration(WEB), facts())
-    assert waiting.seats == ()
+    assert waiting.endpoints == ()
     assert waiting.forwards == (forward(80),)
 
 
 def test_a_network_that_is_not_there_yet_is_waited_for() -> None:
-    assert made(Declaration(WEB), facts(), ON_NETWORK).seats == ()
+    assert made(Declaration(WEB), facts(), ON_NETWORK).endpoints == ()
 
 
 def test_an_address_is_found_again_when_the_facts_change() -> None:
     guest = made(Declaration(WEB), facts())
     known = facts(bridges={BRIDGE: Bridge(HOST, (), leased("198.51.100.14"))})
-    assert ips(reseat(guest, known)) == ["198.51.100.14"]
+    assert ips(locate(guest, known)) == ["198.51.100.14"]
     # and not given up because the lease has gone
-    assert ips(reseat(reseat(guest, known), facts())) == ["198.51.100.14"]
+    assert ips(locate(locate(guest, known), facts())) == ["198.51.100.14"]
 
 
 def test_each_nic_has_its_own_address() -> None:
@@ -183,20 +183,20 @@ def test_each_nic_has_its_own_address() -> None:
             "br1": Bridge((ip_interface("192.0.2.1/24"),), (), leased("192.0.2.7", mac=MAC2)),
         }
     )
-    assert made(Declaration(WEB, (host("198.51.100.9"),)), known, nics).seats == (
-        Seat(ip_address("198.51.100.9"), BRIDGE, MAC),
-        Seat(ip_address("192.0.2.7"), "br1", MAC2, "leased"),
+    assert made(Declaration(WEB, (host("198.51.100.9"),)), known, nics).endpoints == (
+        Endpoint(ip_address("198.51.100.9"), BRIDGE, MAC),
+        Endpoint(ip_address("192.0.2.7"), "br1", MAC2, "leased"),
     )
     # an address without mac belongs to the NIC on whose network it is
-    assert made(Declaration(WEB, (host("192.0.2.9"),)), known, nics).seats == (
-        Seat(ip_address("192.0.2.9"), "br1", MAC2),
+    assert made(Declaration(WEB, (host("192.0.2.9"),)), known, nics).endpoints == (
+        Endpoint(ip_address("192.0.2.9"), "br1", MAC2),
     )
 
 
 def test_one_address_is_given_to_one_nic() -> None:
     nics = (Nic(MAC, "bridge", BRIDGE), Nic(MAC2, "bridge", BRIDGE))
-    assert made(Declaration(WEB, (host("198.51.100.9"),)), facts(), nics).seats == (
-        Seat(ip_address("198.51.100.9"), BRIDGE, MAC),
+    assert made(Declaration(WEB, (host("198.51.100.9"),)), facts(), nics).endpoints == (
+        Endpoint(ip_address("198.51.100.9"), BRIDGE, MAC),
     )
 
 
@@ -205,7 +205,7 @@ def test_a_forward_goes_to_the_nic_it_names() -> None:
     hosts = (host("198.51.100.9", MAC), host("198.51.100.10", MAC2))
     item = PortForward("tcp", (Range(80, 80, 80),), mac=MAC2)
     guest = made(Declaration((item,), hosts), facts(), nics)
-    assert [str(seat.ip) for seat in guest.seats_for(guest.forwards[0])] == ["198.51.100.10"]
+    assert [str(endpoint.ip) for endpoint in guest.endpoints_for(guest.forwards[0])] == ["198.51.100.10"]
 
 
 @pytest.mark.parametrize(
@@ -271,7 +271,7 @@ def test_a_guest_that_cannot_be_served_is_told_what_serves_it(nics: tuple[Nic, .
 def test_a_network_that_is_the_lan_itself(network: Network, served: bool) -> None:
     known, nics = facts()._replace(networks=(network,)), (Nic(MAC, "network", "lan"),)
     if served:
-        assert made(Declaration(WEB), known, nics).seats == ()
+        assert made(Declaration(WEB), known, nics).endpoints == ()
         return
     with pytest.raises(VirtForwardError, match='its network "lan" puts it on the LAN directly'):
         made(Declaration(WEB), known, nics)
@@ -322,7 +322,7 @@ def test_a_bridge_with_the_uplink_in_it_is_no_network_of_guests() -> None:
 def test_places_are_the_nics_on_a_bridge_of_ours() -> None:
     nics = (*ON_BRIDGE, Nic(MAC2, "network", "default"), Nic("", "user"), Nic("", "network", "other"))
     known = facts(Network("default", UUID, "virbr9", "nat"))
-    assert [(place.nic.mac, place.bridge) for place in places(nics, known)] == [
+    assert [(attachment.nic.mac, attachment.bridge) for attachment in attached(nics, known)] == [
         (MAC, BRIDGE),
         (MAC2, "virbr9"),
     ]
@@ -361,7 +361,7 @@ def test_what_was_known_on_another_bridge_is_forgotten() -> None:
     before = made(Declaration(WEB), seen([OLD], []))
     moved = (Nic(MAC, "bridge", "br1"),)
     known = facts(bridges={"br1": Bridge(HOST)})
-    assert made(Declaration(WEB), known, moved, before=before).seats == ()
+    assert made(Declaration(WEB), known, moved, before=before).endpoints == ()
 
 
 def test_the_host_is_not_asked_where_the_answer_is_known() -> None:

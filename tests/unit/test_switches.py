@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from unit.build import MAC, forward, guest, seat
+from unit.build import MAC, endpoint, forward, guest
 from virt_forward.check import reading
 from virt_forward.config import Config
 from virt_forward.effects import hairpin_port, route_localnet
@@ -17,7 +17,7 @@ from virt_forward.state.store import Store
 PORTS = {"vnet0": "fe" + MAC[2:], "vnet1": "fe:54:00:00:00:02"}
 GUESTS = [
     guest("web", forward(80)),
-    guest("db", forward(81), seats=[seat("198.51.100.201", mac="52:54:00:00:00:02")]),
+    guest("db", forward(81), endpoints=[endpoint("198.51.100.201", mac="52:54:00:00:00:02")]),
 ]
 
 

@@ -6,15 +6,15 @@ from itertools import permutations
 
 import pytest
 
-from unit.build import forward, guest, seat
+from unit.build import endpoint, forward, guest
 from virt_forward.model import Forward, Guest
 from virt_forward.reconcile.resync import Running, _settle
 
 
 def named(number: int, *forwards: Forward) -> Guest:
     """Return a guest whose UUID sorts by its number."""
-    own = seat(f"198.51.100.{number + 10}", mac=f"52:54:00:00:00:{number:02x}")
-    return guest(f"g{number}", *forwards, seats=[own])._replace(
+    own = endpoint(f"198.51.100.{number + 10}", mac=f"52:54:00:00:00:{number:02x}")
+    return guest(f"g{number}", *forwards, endpoints=[own])._replace(
         uuid=f"{number:08x}-0000-4000-8000-000000000000"
     )
 

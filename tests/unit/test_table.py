@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from unit import strategies as make
-from unit.build import forward, guest, seat, uuid_of
+from unit.build import endpoint, forward, guest, uuid_of
 from unit.world import Event, World, events, owners
 from virt_forward.config import Config
 from virt_forward.model import Guest
@@ -159,10 +159,10 @@ def test_a_file_of_another_configuration_is_made_anew(config: Config) -> None:
 def test_the_more_special_comes_first_in_a_shared_chain() -> None:
     shared = table.whole(
         [
-            guest("a", forward(80, source="192.0.2.0/24"), seats=[seat("198.51.100.1")]),
-            guest("b", forward(80, source="192.0.2.0/25"), seats=[seat("198.51.100.2")]),
-            guest("c", forward(80, dev="enp1s0"), seats=[seat("198.51.100.3")]),
-            guest("d", forward(80), seats=[seat("198.51.100.4")]),
+            guest("a", forward(80, source="192.0.2.0/24"), endpoints=[endpoint("198.51.100.1")]),
+            guest("b", forward(80, source="192.0.2.0/25"), endpoints=[endpoint("198.51.100.2")]),
+            guest("c", forward(80, dev="enp1s0"), endpoints=[endpoint("198.51.100.3")]),
+            guest("d", forward(80), endpoints=[endpoint("198.51.100.4")]),
         ],
         Config(),
         1,
@@ -210,7 +210,7 @@ def test_a_subnet_inside_another_is_known_with_it() -> None:
     world = World()
     world.change(Event(0, WEB._replace(lans=(inner,))))
     assert "# lan 198.51.100.0/25 virbr0" in owners(world.include)
-    other = guest("b", forward(81), seats=[seat("198.51.100.9")])._replace(lans=(outer,))
+    other = guest("b", forward(81), endpoints=[endpoint("198.51.100.9")])._replace(lans=(outer,))
     world.change(Event(1, other))
     assert [key for key in owners(world.include) if key.startswith("# lan")] == [
         "# lan 198.51.100.0/24 virbr0"

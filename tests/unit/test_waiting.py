@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from unit.build import BRIDGE, MAC, UUID, forward, guest, seat
+from unit.build import BRIDGE, MAC, UUID, endpoint, forward, guest
 from virt_forward.addresses import explain
 from virt_forward.model import Forward, Network, Nic
 
@@ -51,16 +51,16 @@ REST = "networkd's static leases, the DHCP leases of networkd and dnsmasq, the n
 def test_the_reason(
     nics: tuple[Nic, ...], networks: tuple[Network, ...], wanted: Forward, reason: str
 ) -> None:
-    waits = guest("web", wanted, seats=())._replace(nics=nics)
+    waits = guest("web", wanted, endpoints=())._replace(nics=nics)
     assert explain.reason(waits, wanted, networks) == reason
 
 
 def test_sources_that_do_not_count_beside_a_declared_address_are_told() -> None:
-    waits = guest("web", forward(source="192.0.2.0/24"), seats=[seat("2001:db8:10::200")])
+    waits = guest("web", forward(source="192.0.2.0/24"), endpoints=[endpoint("2001:db8:10::200")])
     waits = waits._replace(nics=(BRIDGED,))
     told = explain.reason(waits, waits.forwards[0], ())
     assert told.startswith(ASKED + REST)
     assert "beside its declared address 2001:db8:10::200" in told
     assert "[addresses] learn" in told
-    learned = waits._replace(seats=(seat("2001:db8:10::200")._replace(origin="probed"),))
+    learned = waits._replace(endpoints=(endpoint("2001:db8:10::200")._replace(origin="probed"),))
     assert explain.reason(learned, waits.forwards[0], ()) == ASKED + REST

@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lab.proc import eventually
-from unit.build import BRIDGE, MAC, forward, guest, seat
+from unit.build import BRIDGE, MAC, endpoint, forward, guest
 from virt_forward.libvirtd import api
 from virt_forward.model import Nic, Sighting
 from virt_forward.watch import kernel_events, prober
@@ -86,7 +86,9 @@ def test_no_netlink_message_breaks_it(data: bytes, at: int, patch: bytes) -> Non
 @pytest.fixture
 def watched() -> Watched:
     made = Watched()
-    running = guest("web", forward(), seats=[seat(str(IP))])._replace(nics=(Nic(MAC, "bridge", BRIDGE),))
+    running = guest("web", forward(), endpoints=[endpoint(str(IP))])._replace(
+        nics=(Nic(MAC, "bridge", BRIDGE),)
+    )
     made.set([running], [])
     return made
 

@@ -31,7 +31,9 @@ def histories(draw: st.DrawFn) -> list[Event]:
         what = draw(st.sampled_from(("as it is", "as it is", "moved", "changed", "paused", "gone")))
         guest = base[number]
         if what == "moved":
-            guest = guest._replace(seats=tuple(seat._replace(ip=seat.ip + 100) for seat in guest.seats))
+            guest = guest._replace(
+                endpoints=tuple(endpoint._replace(ip=endpoint.ip + 100) for endpoint in guest.endpoints)
+            )
         elif what == "changed":
             guest = draw(make.guests(number))
         elif what == "paused":

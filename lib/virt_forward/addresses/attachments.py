@@ -42,10 +42,10 @@ class Facts(NamedTuple):
     verify: "Verify" = lambda _, addresses: addresses
 
 
-Verify = Callable[["Place", tuple[Address, ...]], Container[Address]]
+Verify = Callable[["Attachment", tuple[Address, ...]], Container[Address]]
 
 
-class Place(NamedTuple):
+class Attachment(NamedTuple):
     """A NIC on a bridge of the host."""
 
     nic: Nic
@@ -64,13 +64,13 @@ class Place(NamedTuple):
         return tuple(address.ip for address in self.facts.addresses if not address.is_link_local)
 
 
-def places(nics: Iterable[Nic], facts: Facts) -> list[Place]:
+def attached(nics: Iterable[Nic], facts: Facts) -> list[Attachment]:
     """Return the NICs that are on a bridge of the host, in document order."""
     found = []
     for nic in nics:
         bridge = _bridge(nic, facts)
         if values.is_dev(bridge):
-            found.append(Place(nic, bridge, network_of(nic, facts.networks), facts.bridges(bridge)))
+            found.append(Attachment(nic, bridge, network_of(nic, facts.networks), facts.bridges(bridge)))
     return found
 
 
@@ -97,14 +97,14 @@ def network_of(nic: Nic, networks: Iterable[Network]) -> Network | None:
     return next((network for network in networks if network.name == nic.source), None)
 
 
-def belongs(ip: Address, place: Place) -> bool:
+def belongs(ip: Address, attachment: Attachment) -> bool:
     """Tell whether an address is a usable one of the bridge; any is where the host has no subnet there."""
-    return inside(ip, place) or not any(subnet.version == ip.version for subnet in place.lans())
+    return inside(ip, attachment) or not any(subnet.version == ip.version for subnet in attachment.lans())
 
 
-def inside(ip: Address, place: Place) -> bool:
+def inside(ip: Address, attachment: Attachment) -> bool:
     """Tell whether an address is a usable one of a subnet that the host has on the bridge."""
-    lans = (subnet for subnet in place.lans() if subnet.version == ip.version)
+    lans = (subnet for subnet in attachment.lans() if subnet.version == ip.version)
     return any(ip in subnet and _usable(ip, subnet) for subnet in lans)
 
 
@@ -114,7 +114,7 @@ def _usable(ip: Address, subnet: Subnet) -> bool:
     return ip not in (subnet.network_address, subnet.broadcast_address if subnet.version == 4 else None)
 
 
-def plausible(ip: Address, place: Place, facts: Facts) -> bool:
+def plausible(ip: Address, attachment: Attachment, facts: Facts) -> bool:
     """Tell whether an address that was learned can be a guest's on the bridge."""
     foreign = ip.is_link_local or ip.is_loopback or ip.is_multicast or ip.is_unspecified
-    return not foreign and ip not in facts.own and belongs(ip, place)
+    return not foreign and ip not in facts.own and belongs(ip, attachment)

@@ -9,9 +9,9 @@ never exchanged for another.
 from collections.abc import Iterable, Iterator
 from functools import cached_property
 
-from virt_forward.addresses.attachments import Facts, Place, belongs, inside, plausible
+from virt_forward.addresses.attachments import Attachment, Facts, belongs, inside, plausible
 from virt_forward.addresses.leases import Neighbours
-from virt_forward.model import LEARNED, Address, Guest, HostAddress, Origin, Reservation, Seat, rank
+from virt_forward.model import LEARNED, Address, Endpoint, Guest, HostAddress, Origin, Reservation, rank
 
 MOST_VERIFIED = 64
 """The most addresses at which one NIC is asked: a guest may fill the neighbour table."""
@@ -20,54 +20,54 @@ Firm = dict[tuple[int, int], tuple[Address, Origin]]
 """The declared and reserved addresses, by the number of the attachment and the IP version."""
 
 
-def endpoints(guest: Guest, found: list[Place], facts: Facts) -> Iterator[Seat]:
+def endpoints(guest: Guest, found: list[Attachment], facts: Facts) -> Iterator[Endpoint]:
     """Yield the endpoints of a guest, at most one an attachment and family, in document order."""
     firm = _firm(guest, found, facts)
     used = {(ip, found[number].bridge) for (number, _), (ip, _) in firm.items()}
-    for number, place in enumerate(found):
+    for number, attachment in enumerate(found):
         for version in (4, 6):
             address = firm.get((number, version))
             if address is None:
                 other = (number, 10 - version) in firm
-                address = Learning(guest, place, version, facts, other_is_firm=other).best(used)
+                address = Learning(guest, attachment, version, facts, other_is_firm=other).best(used)
             if address:
-                used.add((address[0], place.bridge))
-                yield Seat(address[0], place.bridge, place.nic.mac, address[1])
+                used.add((address[0], attachment.bridge))
+                yield Endpoint(address[0], attachment.bridge, attachment.nic.mac, address[1])
 
 
-def doubted(guest: Guest, found: list[Place], facts: Facts) -> Iterator[Seat]:
+def doubted(guest: Guest, found: list[Attachment], facts: Facts) -> Iterator[Endpoint]:
     """Yield the learned endpoints beside which another address of the same NIC has shown up.
 
     The kernel has to find out whether the guest still answers there.
     """
-    for place in found:
+    for attachment in found:
         for version in (4, 6):
-            known = Learning(guest, place, version, facts).doubted()
+            known = Learning(guest, attachment, version, facts).doubted()
             if known:
                 yield known
 
 
-def _firm(guest: Guest, found: list[Place], facts: Facts) -> Firm:
+def _firm(guest: Guest, found: list[Attachment], facts: Facts) -> Firm:
     chosen = _declared(guest.hosts, found)
     used = {(ip, found[number].bridge) for (number, _), (ip, _) in chosen.items()}
-    for number, place in enumerate(found):
-        for ip in _reserved(guest, place):
-            taken = (number, ip.version) in chosen or (ip, place.bridge) in used
-            if not taken and plausible(ip, place, facts):
+    for number, attachment in enumerate(found):
+        for ip in _reserved(guest, attachment):
+            taken = (number, ip.version) in chosen or (ip, attachment.bridge) in used
+            if not taken and plausible(ip, attachment, facts):
                 chosen[number, ip.version] = (ip, "reserved")
-                used.add((ip, place.bridge))
+                used.add((ip, attachment.bridge))
     return chosen
 
 
-def _declared(hosts: Iterable[HostAddress], found: list[Place]) -> Firm:
+def _declared(hosts: Iterable[HostAddress], found: list[Attachment]) -> Firm:
     chosen: Firm = {}
     for host in sorted(hosts, key=lambda host: host.mac is None):
         fitting = [
             number
-            for number, place in enumerate(found)
-            if host.mac in (None, place.nic.mac)
+            for number, attachment in enumerate(found)
+            if host.mac in (None, attachment.nic.mac)
             and (number, host.ip.version) not in chosen
-            and belongs(host.ip, place)
+            and belongs(host.ip, attachment)
         ]
         # A bridge without a subnet takes any address, but the one whose subnet has it comes first.
         for number in sorted(fitting, key=lambda number: not inside(host.ip, found[number]))[:1]:
@@ -75,39 +75,39 @@ def _declared(hosts: Iterable[HostAddress], found: list[Place]) -> Firm:
     return chosen
 
 
-def _reserved(guest: Guest, place: Place) -> Iterator[Address]:
+def _reserved(guest: Guest, attachment: Attachment) -> Iterator[Address]:
     """Yield the reserved addresses of a NIC: by its MAC address, then by the guest's name."""
-    mac = place.nic.mac
-    of_network = place.network.reservations if place.network else ()
+    mac = attachment.nic.mac
+    of_network = attachment.network.reservations if attachment.network else ()
     yield from (lease.ip for lease in of_network if lease.mac == mac)
     named = [lease.ip for lease in of_network if lease.mac is None and lease.name == guest.name]
     if named:
         # The server gives it to whichever client calls itself that: who has it counts.
-        elsewhere = {lease.ip for lease in place.facts.leases() if lease.mac != mac}
+        elsewhere = {lease.ip for lease in attachment.facts.leases() if lease.mac != mac}
         yield from (ip for ip in named if ip not in elsewhere)
-    yield from (lease.ip for lease in place.facts.reservations if lease.mac == mac)
+    yield from (lease.ip for lease in attachment.facts.reservations if lease.mac == mac)
 
 
 class Learning:
     """What a NIC's address in one family can be learned from."""
 
     def __init__(
-        self, guest: Guest, place: Place, version: int, facts: Facts, *, other_is_firm: bool = False
+        self, guest: Guest, attachment: Attachment, version: int, facts: Facts, *, other_is_firm: bool = False
     ) -> None:
-        self.guest, self.place, self.version, self.facts = guest, place, version, facts
-        self.mac = place.nic.mac
+        self.guest, self.attachment, self.version, self.facts = guest, attachment, version, facts
+        self.mac = attachment.nic.mac
         self.other_is_firm = other_is_firm
 
     def best(self, used: set[tuple[Address, str]]) -> tuple[Address, Origin] | None:
         """Return the address that the NIC has, as far as one may trust that; None for none."""
-        if not any(subnet.version == self.version for subnet in self.place.lans()):
+        if not any(subnet.version == self.version for subnet in self.attachment.lans()):
             return None
         for ip, origin in self._candidates():
-            if (ip, self.place.bridge) not in used and self._acceptable(ip, origin):
+            if (ip, self.attachment.bridge) not in used and self._acceptable(ip, origin):
                 return ip, origin
         return None
 
-    def doubted(self) -> Seat | None:
+    def doubted(self) -> Endpoint | None:
         """Return the known endpoint where another address has shown up and it was not confirmed just now."""
         known = self._known()
         if known is None or known.ip in self._mine(self._neighbours.confirmed):
@@ -134,7 +134,7 @@ class Learning:
 
     def _seen(self) -> Iterator[tuple[Address, Origin]]:
         """Yield what the NIC was just given or has answered, the most trusted first, then the newest."""
-        for seen in sorted(self.place.facts.sightings, key=rank):
+        for seen in sorted(self.attachment.facts.sightings, key=rank):
             if seen.mac == self.mac and seen.ip.version == self.version:
                 yield seen.ip, seen.origin
 
@@ -151,7 +151,7 @@ class Learning:
         told |= dict(self._seen()) | dict.fromkeys(self._leased, "leased")
         wanted = [ip for ip, origin in told.items() if ip not in certain and self._acceptable(ip, origin)]
         asked = tuple(sorted(wanted, key=lambda ip: LEARNED.index(told[ip]))[:MOST_VERIFIED])
-        answered = self.facts.verify(self.place, asked) if asked else ()
+        answered = self.facts.verify(self.attachment, asked) if asked else ()
         return frozenset((*certain, *(ip for ip in asked if ip in answered)))
 
     @cached_property
@@ -159,26 +159,30 @@ class Learning:
         table = self._neighbours
         return [ip for group in (table.permanent, table.confirmed, table.others) for ip in self._mine(group)]
 
-    def _known(self) -> Seat | None:
-        place = (self.mac, self.place.bridge, self.version)
-        seats = (seat for seat in self.guest.seats if (seat.mac, seat.bridge, seat.ip.version) == place)
-        return next((seat for seat in seats if seat.origin in LEARNED), None)
+    def _known(self) -> Endpoint | None:
+        attachment = (self.mac, self.attachment.bridge, self.version)
+        endpoints = (
+            endpoint
+            for endpoint in self.guest.endpoints
+            if (endpoint.mac, endpoint.bridge, endpoint.ip.version) == attachment
+        )
+        return next((endpoint for endpoint in endpoints if endpoint.origin in LEARNED), None)
 
-    def _is_confirmed(self, known: Seat) -> bool:
+    def _is_confirmed(self, known: Endpoint) -> bool:
         # The server has another lease for the NIC now, or the kernel has asked in vain.
         over = known.origin == "leased" and self._leased and known.ip not in self._leased
         if over or known.ip in self._neighbours.failed:
             return False
         return known.ip in (*self._leased, *self._listed, *(ip for ip, _ in self._seen()))
 
-    def _with_origin(self, known: Seat) -> tuple[Address, Origin]:
+    def _with_origin(self, known: Endpoint) -> tuple[Address, Origin]:
         origins: list[Origin] = [origin for ip, origin in self._seen() if ip == known.ip]
         origins += ["leased"] if known.ip in self._leased else []
         return known.ip, min((known.origin, *origins), key=LEARNED.index)
 
     def _acceptable(self, ip: Address, origin: Origin) -> bool:
         return (
-            plausible(ip, self.place, self.facts)
+            plausible(ip, self.attachment, self.facts)
             and ip not in self._held_by_others
             and (origin == "leased" or self._may_come_from_the_wire(ip))
         )
@@ -190,11 +194,11 @@ class Learning:
 
     @cached_property
     def _neighbours(self) -> Neighbours:
-        return self.place.facts.neighbours()
+        return self.attachment.facts.neighbours()
 
     @cached_property
     def _leased(self) -> list[Address]:
-        return self._mine(self.place.facts.leases())
+        return self._mine(self.attachment.facts.leases())
 
     def _mine(self, leases: Iterable[Reservation]) -> list[Address]:
         return [lease.ip for lease in leases if lease.mac == self.mac and lease.ip.version == self.version]
@@ -203,15 +207,15 @@ class Learning:
     def _held_by_others(self) -> frozenset[Address]:
         """Addresses that are reserved for, leased to or answered by a NIC that is not the guest's."""
         own = {nic.mac for nic in self.guest.nics}
-        reserved = self.place.network.reservations if self.place.network else ()
+        reserved = self.attachment.network.reservations if self.attachment.network else ()
         held = (
             *reserved,
-            *self.place.facts.reservations,
-            *self.place.facts.leases(),
+            *self.attachment.facts.reservations,
+            *self.attachment.facts.leases(),
             *self._neighbours.permanent,
             *self._neighbours.confirmed,
             *self._neighbours.others,
-            *(Reservation(seen.ip, seen.mac) for seen in self.place.facts.sightings),
+            *(Reservation(seen.ip, seen.mac) for seen in self.attachment.facts.sightings),
         )
         return frozenset(
             lease.ip

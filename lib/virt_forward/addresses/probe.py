@@ -5,7 +5,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, ip_network
 from typing import NamedTuple
 
-from virt_forward.addresses.attachments import Facts, Place, places
+from virt_forward.addresses.attachments import Attachment, Facts, attached
 from virt_forward.model import Address, Guest, Network, Sighting, Subnet, fits
 
 Heard = Mapping[str, tuple[Sighting, ...]]
@@ -49,27 +49,27 @@ class Question(NamedTuple):
 
 
 def questions(guest: Guest, networks: Iterable[Network]) -> Iterator[Question]:
-    """Yield what is to be asked of a guest that runs: a question for each NIC and family without a seat."""
-    seated = {(seat.mac, seat.bridge, seat.ip.version) for seat in guest.seats}
-    for place in places(guest.nics, Facts(tuple(networks))):
-        subnets = dict.fromkeys(subnet for subnet, bridge in guest.lans if bridge == place.bridge)
+    """Yield a question for each NIC and family of a running guest that has no endpoint."""
+    located = {(endpoint.mac, endpoint.bridge, endpoint.ip.version) for endpoint in guest.endpoints}
+    for attachment in attached(guest.nics, Facts(tuple(networks))):
+        subnets = dict.fromkeys(subnet for subnet, bridge in guest.lans if bridge == attachment.bridge)
         mine = [ip for ip in guest.gateways if any(ip in subnet for subnet in subnets)]
         for subnet in subnets:
             own = next((ip for ip in mine if ip in subnet), None)
-            known = (place.nic.mac, place.bridge, subnet.version) in seated
-            if own and not known and _wanted(guest, place.nic.mac, subnet.version):
+            known = (attachment.nic.mac, attachment.bridge, subnet.version) in located
+            if own and not known and _wanted(guest, attachment.nic.mac, subnet.version):
                 others = tuple(ip for ip in mine if ip.version == own.version and ip != own)
-                yield Question(place.bridge, place.nic.mac, subnet, own, others)
+                yield Question(attachment.bridge, attachment.nic.mac, subnet, own, others)
 
 
-def verifying(place: Place, addresses: Iterable[Address]) -> Iterator[Question]:
+def verifying(attachment: Attachment, addresses: Iterable[Address]) -> Iterator[Question]:
     """Yield what to ask a NIC to find out at which of some addresses it answers."""
-    interfaces = [address for address in place.facts.addresses if not address.is_link_local]
+    interfaces = [address for address in attachment.facts.addresses if not address.is_link_local]
     for ip in addresses:
         own = next((address.ip for address in interfaces if ip in address.network), None)
         if own:
             others = tuple(a.ip for a in interfaces if a.version == ip.version and a.ip != own)
-            yield Question(place.bridge, place.nic.mac, ip_network(ip), own, others)
+            yield Question(attachment.bridge, attachment.nic.mac, ip_network(ip), own, others)
 
 
 def listened(questions: Iterable[Question]) -> set[tuple[str, int]]:

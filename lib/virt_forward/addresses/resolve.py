@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 
 from virt_forward import ports, text
-from virt_forward.addresses.attachments import Facts, Place, belongs, misnamed, network_of, places
+from virt_forward.addresses.attachments import Attachment, Facts, attached, belongs, misnamed, network_of
 from virt_forward.addresses.endpoints import endpoints
 from virt_forward.config import Config
 from virt_forward.errors import VirtForwardError
@@ -26,7 +26,7 @@ def resolve(
     VirtForwardError, with every reason, where the declaration cannot be served as it is.
     """
     declaration = domain.declaration or Declaration()
-    found = places(domain.nics, facts)
+    found = attached(domain.nics, facts)
     errors = [*_unserved(domain, found, facts), *_fenced(declaration, config)]
     errors += _strangers(declaration, found, facts)
     if errors:
@@ -40,32 +40,32 @@ def resolve(
         nics=domain.nics,
         hosts=declaration.hosts,
     )
-    return reseat(guest, facts)
+    return locate(guest, facts)
 
 
-def reseat(guest: Guest, facts: Facts) -> Guest:
-    """Return ``guest`` with its seats and subnets as the facts have them now."""
-    found = places(guest.nics, facts)
+def locate(guest: Guest, facts: Facts) -> Guest:
+    """Return ``guest`` with its endpoints and subnets as the facts have them now."""
+    found = attached(guest.nics, facts)
     # A bridge that the host's own uplink is part of has no gateway address to be kept from forwards.
-    inner = [place for place in found if not place.facts.uplink]
+    inner = [attachment for attachment in found if not attachment.facts.uplink]
     return guest._replace(
-        seats=tuple(endpoints(guest, found, facts)),
-        lans=tuple((subnet, place.bridge) for place in inner for subnet in place.lans()),
-        gateways=tuple(dict.fromkeys(ip for place in inner for ip in place.gateways())),
+        endpoints=tuple(endpoints(guest, found, facts)),
+        lans=tuple((subnet, attachment.bridge) for attachment in inner for subnet in attachment.lans()),
+        gateways=tuple(dict.fromkeys(ip for attachment in inner for ip in attachment.gateways())),
     )
 
 
-def remembering(guest: Guest, known: Guest | None, facts: Facts) -> Guest:
-    """Return ``guest`` seated with what was known of it before, where no source tells otherwise."""
-    return reseat(guest._replace(seats=known.seats), facts) if known else guest
+def locate_known(guest: Guest, known: Guest | None, facts: Facts) -> Guest:
+    """Return ``guest`` located with what was known of it before, where no source tells otherwise."""
+    return locate(guest._replace(endpoints=known.endpoints), facts) if known else guest
 
 
 def unserved(domain: Domain, facts: Facts) -> list[str]:
     """Return why a domain is on no bridge of the host where it could be served; empty where it is on one."""
-    return list(_unserved(domain, places(domain.nics, facts), facts))
+    return list(_unserved(domain, attached(domain.nics, facts), facts))
 
 
-def _unserved(domain: Domain, found: list[Place], facts: Facts) -> Iterator[str]:
+def _unserved(domain: Domain, found: list[Attachment], facts: Facts) -> Iterator[str]:
     networks = {nic.source: network_of(nic, facts.networks) for nic in domain.nics if nic.type == "network"}
     # A network that is not known, or has no bridge yet, may have one by the time the guest runs.
     if found:
@@ -98,14 +98,18 @@ def _fenced(declaration: Declaration, config: Config) -> Iterator[str]:
             yield f'address="{item.address}" needs localhost = true in section [forward] of the configuration'
 
 
-def _strangers(declaration: Declaration, found: list[Place], facts: Facts) -> Iterator[str]:
+def _strangers(declaration: Declaration, found: list[Attachment], facts: Facts) -> Iterator[str]:
     for host in declaration.hosts:
-        if host.ip in facts.own or any(host.ip == own.ip for place in found for own in place.facts.addresses):
+        if host.ip in facts.own or any(
+            host.ip == own.ip for attachment in found for own in attachment.facts.addresses
+        ):
             yield f'<host ip="{host.ip}"> is an address of the host itself; give the guest\'s'
             continue
-        candidates = [place for place in found if host.mac in (None, place.nic.mac)]
-        if candidates and not any(belongs(host.ip, place) for place in candidates):
+        candidates = [attachment for attachment in found if host.mac in (None, attachment.nic.mac)]
+        if candidates and not any(belongs(host.ip, attachment) for attachment in candidates):
             listed = ", ".join(
-                f"{subnet} on {place.bridge}" for place in candidates for subnet in place.lans()
+                f"{subnet} on {attachment.bridge}"
+                for attachment in candidates
+                for subnet in attachment.lans()
             )
             yield f'<host ip="{host.ip}"> is not on the guest\'s network; the host has {listed}'

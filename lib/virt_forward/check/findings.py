@@ -108,7 +108,9 @@ def flush_unprotected(facts: Facts) -> Iterator[Problem]:
 
 def ip_forwarding_off(facts: Facts) -> Iterator[Problem]:
     """Find interfaces whose packets the kernel does not forward, though a guest waits for them."""
-    versions = {seat.ip.version for guest in facts.guests for seat in guest.seats if guest.forwards}
+    versions = {
+        endpoint.ip.version for guest in facts.guests for endpoint in guest.endpoints if guest.forwards
+    }
     for item in facts.forwarding:
         if item.version in versions and not item.on:
             by = text.word(item.device)
@@ -189,7 +191,7 @@ def _edit(guest: Guest | Domain) -> str:
 def no_address(facts: Facts) -> Iterator[Problem]:
     """Find running guests whose address nothing has told."""
     for guest in facts.guests:
-        idle = [forward for forward in guest.forwards if not guest.seats_for(forward)]
+        idle = [forward for forward in guest.forwards if not guest.endpoints_for(forward)]
         if guest.phase == "running" and idle:
             why = explain.reason(guest, idle[0], facts.networks)
             message = f"{_few([*map(portspec.render, idle)])} waits: {why}"
@@ -197,7 +199,7 @@ def no_address(facts: Facts) -> Iterator[Problem]:
 
 
 def _address_fix(guest: Guest, forward: Forward, facts: Facts) -> str:
-    placed = attachments.places(guest.nics, attachments.Facts(facts.networks))
+    placed = attachments.attached(guest.nics, attachments.Facts(facts.networks))
     if not any(forward.mac in (None, place.nic.mac) for place in placed):
         return f"correct its interfaces, or mac= in its metadata ({_edit(guest)})"
     return f'wait for its DHCP and run {SYNC}, reserve an address, or add <host ip="…"/> to its metadata'

@@ -15,11 +15,11 @@ def running(guests: Iterable[Guest], wanted: set[str] | None) -> list[Guest]:
 
 def line(guest: Guest) -> str:
     """Return ``web: 10.10.0.200 on virbr0 (reserved)``, all addresses of the guest in one line."""
-    shown = (f"{seat.ip} on {seat.bridge} ({seat.origin})" for seat in guest.seats)
+    shown = (f"{endpoint.ip} on {endpoint.bridge} ({endpoint.origin})" for endpoint in guest.endpoints)
     return f"{text.word(guest.name)}: {', '.join(shown) or 'no address is known'}"
 
 
 def as_json(guest: Guest) -> dict[str, Any]:
     """Return a guest as the object that ``check --json`` prints (version 1)."""
-    addresses = [seat._asdict() | {"ip": str(seat.ip)} for seat in guest.seats]
+    addresses = [endpoint._asdict() | {"ip": str(endpoint.ip)} for endpoint in guest.endpoints]
     return {"domain": guest.name, "uuid": guest.uuid, "addresses": addresses}

@@ -61,9 +61,9 @@ def _vetoes(guests: Iterable[Guest], config: Config, store: Store) -> Iterator[V
     facts = collect.facts(config, store.networks(), {name for guest in running for name in guest.networks})
     listening = hostports.listening_now()
     for guest in running:
-        places = attachments.places(guest.nics, facts)
-        judge, _ = hostports.port_judge(config, places, listening, hosts=guest.hosts)
-        found = ((forward, judge(forward)) for forward in guest.forwards)
+        attached = attachments.attached(guest.nics, facts)
+        veto, _ = hostports.port_vetoes(config, attached, listening, hosts=guest.hosts)
+        found = ((forward, veto(forward)) for forward in guest.forwards)
         yield from (Veto(guest.uuid, forward, reason) for forward, reason in found if reason)
 
 

@@ -6,9 +6,9 @@ from ipaddress import ip_address
 from typing import NamedTuple
 
 from virt_forward import ports
-from virt_forward.model import MAX_PORT, ORIGINS, Address, Forward, Guest, Seat
+from virt_forward.model import MAX_PORT, ORIGINS, Address, Endpoint, Forward, Guest
 
-Pair = tuple[Forward, Seat]
+Pair = tuple[Forward, Endpoint]
 
 
 class Flow(NamedTuple):
@@ -62,14 +62,14 @@ def _port(text: str) -> int:
 
 
 def pairs(guest: Guest | None) -> set[Pair]:
-    """Return every forward of a running guest with each seat that serves it."""
+    """Return every forward of a running guest with each endpoint that serves it."""
     if guest is None or guest.phase != "running":
         return set()
     # How an address was learned is nothing to a connection.
     return {
-        (forward, seat._replace(origin=ORIGINS[-1]))
+        (forward, endpoint._replace(origin=ORIGINS[-1]))
         for forward in guest.forwards
-        for seat in guest.seats_for(forward)
+        for endpoint in guest.endpoints_for(forward)
     }
 
 
@@ -87,9 +87,9 @@ def stale(flows: Iterable[Flow], before: Iterable[Pair], after: Iterable[Pair]) 
 def _stays(flow: Flow, pairs: "_Pairs") -> bool:
     """Tell whether the first pair that ``flow`` meets, the most special first, sends it where it goes."""
     met = sorted(pairs.entered(flow), key=lambda pair: ports.specificity(pair[0]))
-    for forward, seat in met:
+    for forward, endpoint in met:
         if _is_from(flow, forward):
-            if _goes_to(flow, forward, seat):
+            if _goes_to(flow, forward, endpoint):
                 return True
             if forward.dev is None:
                 return False
@@ -101,9 +101,9 @@ def _is_from(flow: Flow, forward: Forward) -> bool:
     return forward.source is None or flow.source in forward.source
 
 
-def _goes_to(flow: Flow, forward: Forward, seat: Seat) -> bool:
+def _goes_to(flow: Flow, forward: Forward, endpoint: Endpoint) -> bool:
     port = forward.to + flow.destination_port - forward.start
-    return flow.answering == seat.ip and flow.answering_port == port and flow.destination != seat.ip
+    return flow.answering == endpoint.ip and flow.answering_port == port and flow.destination != endpoint.ip
 
 
 class _Pairs:
@@ -111,9 +111,9 @@ class _Pairs:
 
     def __init__(self, pairs: Iterable[Pair]) -> None:
         groups: dict[tuple[object, ...], dict[Forward, list[Pair]]] = {}
-        for forward, seat in pairs:
-            place = (forward.proto, seat.ip.version, forward.address)
-            groups.setdefault(place, {}).setdefault(forward, []).append((forward, seat))
+        for forward, endpoint in pairs:
+            place = (forward.proto, endpoint.ip.version, forward.address)
+            groups.setdefault(place, {}).setdefault(forward, []).append((forward, endpoint))
         self._groups = {place: (ports.Spans(group), group) for place, group in groups.items()}
 
     def entered(self, flow: Flow) -> Iterator[Pair]:

@@ -10,9 +10,9 @@ from ipaddress import ip_address, ip_network
 from typing import NamedTuple
 
 from virt_forward import names, ports, text
-from virt_forward.model import LEARNED, ORIGINS, Address, Forward, Guest, Proto, Seat, Subnet, rank
+from virt_forward.model import LEARNED, ORIGINS, Address, Endpoint, Forward, Guest, Proto, Subnet, rank
 
-PORT, HELD, OUT, SEAT, LAN, GATEWAY = "port", "held", "out", "seat", "lan", "gateway"
+PORT, HELD, OUT, ENDPOINT, LAN, GATEWAY = "port", "held", "out", "endpoint", "lan", "gateway"
 """The kinds of row: a forward with rules in the table, one only claimed yet (the guest does not
 run, or its address is not known), one kept out by a conflict, a guest's address, a subnet of
 the host on a guest's bridge, and the host's own address there."""
@@ -21,7 +21,7 @@ the host on a guest's bridge, and the host's own address there."""
 class Row(NamedTuple):
     """One line of the index. ``label`` is the guest's name as messages have it.
 
-    For a seat, ``address`` and ``dev`` are the guest's address and bridge, and ``origin``
+    For an endpoint, ``address`` and ``dev`` are the guest's address and bridge, and ``origin``
     tells where the address was learned; for a lan,
     ``source`` and ``dev`` are the subnet and the bridge; for a gateway, ``address`` is it.
     """
@@ -41,7 +41,7 @@ class Row(NamedTuple):
 
 Index = tuple[Row, ...]
 
-Judge = Callable[[Forward], str | None]
+Veto = Callable[[Forward], str | None]
 """Says what, apart from other guests, stands against a forward."""
 
 
@@ -70,12 +70,12 @@ def _rows(guest: Guest) -> Iterator[Row]:
     who = (guest.uuid, text.word(guest.name), names.suffix(guest.name, guest.uuid))
     running = guest.phase == "running"
     for forward in guest.forwards:
-        yield _port_row(PORT if running and guest.seats_for(forward) else HELD, who, forward)
+        yield _port_row(PORT if running and guest.endpoints_for(forward) else HELD, who, forward)
     for forward, _ in guest.conflicts:
         yield _port_row(OUT, who, forward)
-    for seat in guest.seats:
-        yield Row(SEAT, *who, address=str(seat.ip), dev=seat.bridge, origin=seat.origin)
-    if running and guest.seats and (guest.forwards or guest.isolate):
+    for endpoint in guest.endpoints:
+        yield Row(ENDPOINT, *who, address=str(endpoint.ip), dev=endpoint.bridge, origin=endpoint.origin)
+    if running and guest.endpoints and (guest.forwards or guest.isolate):
         for subnet, bridge in guest.lans:
             yield Row(LAN, *who, dev=bridge, source=str(subnet))
         for address in guest.gateways:
@@ -119,45 +119,48 @@ def conflicts(index: Iterable[Row], forwards: Iterable[Forward]) -> dict[Forward
     return found
 
 
-def seat_conflict(index: Iterable[Row], guest: Guest) -> str | None:
+def endpoint_conflict(index: Iterable[Row], guest: Guest) -> str | None:
     """Return why an address that was written down for a guest is written down for another one, or None."""
-    mine = {(str(seat.ip), seat.bridge) for seat in guest.seats if seat.origin not in LEARNED}
+    mine = {
+        (str(endpoint.ip), endpoint.bridge) for endpoint in guest.endpoints if endpoint.origin not in LEARNED
+    }
     for row in index:
-        if row.kind == SEAT and row.origin not in LEARNED and (row.address, row.dev) in mine:
+        if row.kind == ENDPOINT and row.origin not in LEARNED and (row.address, row.dev) in mine:
             return f"address {row.address} on {row.dev} is already that of guest {row.label}"
     return None
 
 
-def undisputed(index: Iterable[Row], guest: Guest) -> tuple[Seat, ...]:
-    """Return a guest's seats less the learned ones that another guest has by an origin no weaker."""
+def undisputed(index: Iterable[Row], guest: Guest) -> tuple[Endpoint, ...]:
+    """Return a guest's endpoints less the learned ones that another guest has by an origin no weaker."""
     lost = {
         (row.address, row.dev)
         for row in index
-        if row.kind == SEAT
-        for seat in guest.seats
-        if (row.address, row.dev) == (str(seat.ip), seat.bridge) and ORIGINS.index(row.origin) <= rank(seat)
+        if row.kind == ENDPOINT
+        for endpoint in guest.endpoints
+        if (row.address, row.dev) == (str(endpoint.ip), endpoint.bridge)
+        and ORIGINS.index(row.origin) <= rank(endpoint)
     }
-    return without_seats(guest, lost).seats
+    return without_endpoints(guest, lost).endpoints
 
 
 def overruled(index: Iterable[Row], guests: Iterable[Guest]) -> dict[str, set[tuple[str, str]]]:
-    """Return the learned seats in the index that one of ``guests`` overrules: (address, bridge) by UUID."""
+    """Return the learned endpoints in the index that ``guests`` overrule: (address, bridge) by UUID."""
     mine: dict[tuple[str, str], int] = {}
-    for seat in (seat for guest in guests for seat in guest.seats):
-        place = (str(seat.ip), seat.bridge)
-        mine[place] = min(mine.get(place, rank(seat)), rank(seat))
+    for endpoint in (endpoint for guest in guests for endpoint in guest.endpoints):
+        place = (str(endpoint.ip), endpoint.bridge)
+        mine[place] = min(mine.get(place, rank(endpoint)), rank(endpoint))
     found: dict[str, set[tuple[str, str]]] = {}
     for row in index:
         place = (row.address, row.dev)
-        if row.kind == SEAT and row.origin in LEARNED and mine.get(place, 99) < ORIGINS.index(row.origin):
+        if row.kind == ENDPOINT and row.origin in LEARNED and mine.get(place, 99) < ORIGINS.index(row.origin):
             found.setdefault(row.uuid, set()).add(place)
     return found
 
 
-def without_seats(guest: Guest, lost: Container[tuple[str, str]]) -> Guest:
-    """Return a guest less its learned seats at some (address, bridge)."""
-    kept = (s for s in guest.seats if s.origin not in LEARNED or (str(s.ip), s.bridge) not in lost)
-    return guest._replace(seats=tuple(kept))
+def without_endpoints(guest: Guest, lost: Container[tuple[str, str]]) -> Guest:
+    """Return a guest less its learned endpoints at some (address, bridge)."""
+    kept = (s for s in guest.endpoints if s.origin not in LEARNED or (str(s.ip), s.bridge) not in lost)
+    return guest._replace(endpoints=tuple(kept))
 
 
 def reconciled(guests: Iterable[Guest]) -> list[Guest]:
@@ -168,20 +171,20 @@ def reconciled(guests: Iterable[Guest]) -> list[Guest]:
     guests = list(guests)
     best: dict[tuple[str, str], tuple[int, int]] = {}
     for number, guest in enumerate(guests):
-        for seat in guest.seats:
-            place, claim = (str(seat.ip), seat.bridge), (rank(seat), number)
+        for endpoint in guest.endpoints:
+            place, claim = (str(endpoint.ip), endpoint.bridge), (rank(endpoint), number)
             best[place] = min(best.get(place, claim), claim)
     lost: list[set[tuple[str, str]]] = [set() for _ in guests]
     for number, guest in enumerate(guests):
-        places = {(str(seat.ip), seat.bridge) for seat in guest.seats}
+        places = {(str(endpoint.ip), endpoint.bridge) for endpoint in guest.endpoints}
         lost[number] = {place for place in places if best[place][1] != number}
-    return [without_seats(guest, places) for guest, places in zip(guests, lost, strict=True)]
+    return [without_endpoints(guest, places) for guest, places in zip(guests, lost, strict=True)]
 
 
 def incumbent(guest: Guest, before: Guest | None) -> Guest:
     """Return ``guest`` with those of its forwards alone that it had before."""
     had = frozenset(before.forwards) if before else frozenset()
-    return guest._replace(forwards=tuple(f for f in guest.forwards if f in had), conflicts=(), seats=())
+    return guest._replace(forwards=tuple(f for f in guest.forwards if f in had), conflicts=(), endpoints=())
 
 
 class Held:
@@ -194,14 +197,14 @@ class Held:
         self._ports: dict[tuple[str, ...], dict[Row, None]] = {}
         self._places: dict[tuple[str, ...], dict[Row, None]] = {}
         self._wide: dict[tuple[str, ...], dict[Row, None]] = {}
-        self._seats: dict[tuple[str, str], dict[Row, None]] = {}
+        self._endpoints: dict[tuple[str, str], dict[Row, None]] = {}
         self.add(rows)
 
     def add(self, rows: Iterable[Row]) -> None:
         """Add claims; those that are there already change nothing."""
         for row in rows:
-            if row.kind == SEAT:
-                self._seats.setdefault((row.address, row.dev), {})[row] = None
+            if row.kind == ENDPOINT:
+                self._endpoints.setdefault((row.address, row.dev), {})[row] = None
             elif row.kind in (PORT, HELD):
                 self._add_ports(row)
 
@@ -218,8 +221,8 @@ class Held:
     def near(self, guest: Guest) -> Index:
         """Return the claims of others at the addresses and host ports that a guest declares."""
         found: dict[Row, None] = {}
-        for seat in guest.seats:
-            found |= self._seats.get((str(seat.ip), seat.bridge), {})
+        for endpoint in guest.endpoints:
+            found |= self._endpoints.get((str(endpoint.ip), endpoint.bridge), {})
         for forward in (*guest.forwards, *(forward for forward, _ in guest.conflicts)):
             found |= self._near(forward)
         return tuple(row for row in found if row.uuid != guest.uuid)
@@ -234,25 +237,25 @@ class Held:
         return found
 
 
-def settle(index: Iterable[Row], guest: Guest, judge: Judge = lambda _: None) -> Guest:
+def settle(index: Iterable[Row], guest: Guest, veto: Veto = lambda _: None) -> Guest:
     """Return ``guest`` with its forwards sorted anew into those it may have and those in conflict.
 
-    ``index`` holds the other guests; ``judge`` says what else stands against a forward.
+    ``index`` holds the other guests; ``veto`` says what else stands against a forward.
     """
     index = tuple(index)
-    blocked = seat_conflict(index, guest)
+    blocked = endpoint_conflict(index, guest)
     good: list[Forward] = []
     bad: list[tuple[Forward, str]] = []
     everything = [*guest.forwards, *(forward for forward, _ in guest.conflicts)]
     taken = conflicts(index, everything)
     for forward in sorted(everything, key=lambda f: (f.proto, *ports.specificity(f))):
-        reason = blocked or judge(forward) or taken.get(forward)
+        reason = blocked or veto(forward) or taken.get(forward)
         if reason is None:
             good.append(forward)
         else:
             bad.append((forward, reason))
-    seats = () if blocked else undisputed(index, guest)
-    return guest._replace(forwards=tuple(good), conflicts=tuple(bad), seats=seats)
+    endpoints = () if blocked else undisputed(index, guest)
+    return guest._replace(forwards=tuple(good), conflicts=tuple(bad), endpoints=endpoints)
 
 
 def forward_of(row: Row) -> Forward:

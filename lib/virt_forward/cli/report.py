@@ -125,13 +125,16 @@ def _unopened(domain: Domain, record: Guest | None, networks: tuple[Network, ...
 
 
 def _line(domain: Domain, guest: Guest, forward: Forward, seen: Seen) -> Line:
-    seats = guest.seats_for(forward)
-    addresses, origins = tuple(str(seat.ip) for seat in seats), tuple(seat.origin for seat in seats)
+    endpoints = guest.endpoints_for(forward)
+    addresses, origins = (
+        tuple(str(endpoint.ip) for endpoint in endpoints),
+        tuple(endpoint.origin for endpoint in endpoints),
+    )
     line = Line(domain.name, domain.uuid, forward, addresses, origins, "active")
     conflicts = dict(guest.conflicts)
     if forward in conflicts:
         return line._replace(state="conflict", reason=conflicts[forward])
-    if not seats:
+    if not endpoints:
         return line._replace(state="waiting", reason=explain.reason(guest, forward, seen.networks))
     chain = guest_block.count_chain(names.suffix(guest.name, guest.uuid))
     counted = seen.kernel.get((chain, guest_block.counter_comment(guest.forwards.index(forward))))

@@ -52,5 +52,5 @@ def _tell(guest: Guest, networks: Iterable[Network]) -> None:
     for forward, reason in guest.conflicts:
         cli.say(f"{name}: {host_part(forward)} is kept out: {reason}; {vetoes.remedy(reason)}", sys.stderr)
     for forward in guest.forwards:
-        if not guest.seats_for(forward):
+        if not guest.endpoints_for(forward):
             cli.say(f"{name}: {host_part(forward)} waits: {explain.reason(guest, forward, networks)}")

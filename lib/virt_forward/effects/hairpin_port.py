@@ -58,7 +58,7 @@ def _ports(guests: Iterable[Guest | None]) -> Iterator[str]:
     """
     for guest in guests:
         if guest and guest.phase == "running" and guest.forwards:
-            for bridge, mac in {(seat.bridge, seat.mac) for seat in guest.seats}:
+            for bridge, mac in {(endpoint.bridge, endpoint.mac) for endpoint in guest.endpoints}:
                 first = "fa" if mac.startswith("fe") else "fe"
                 yield from _ports_with(bridge, first + mac[2:])
 

@@ -17,7 +17,7 @@ from virt_forward.hooks.events import Action, Event, parse_event
 from virt_forward.hooks.prefilter import known
 from virt_forward.host import log, process
 from virt_forward.model import Domain, Guest, Phase
-from virt_forward.reconcile.engine import Engine, judged
+from virt_forward.reconcile.engine import Engine, resolve_conflicts
 from virt_forward.state.config_file import load_config, load_config_or_last
 from virt_forward.state.store import Store
 
@@ -41,10 +41,10 @@ def main(driver: str, arguments: list[str], data: bytes) -> int:
     except VirtForwardError as error:
         return _failed(event, error.messages, error.hint)
     except Exception as error:  # a guest must not die of our mistakes
-        place = error.__traceback__
-        while place and place.tb_next:
-            place = place.tb_next
-        where = f"{place.tb_frame.f_code.co_filename}:{place.tb_lineno}" if place else "?"
+        attachment = error.__traceback__
+        while attachment and attachment.tb_next:
+            attachment = attachment.tb_next
+        where = f"{attachment.tb_frame.f_code.co_filename}:{attachment.tb_lineno}" if attachment else "?"
         return _failed(
             event, (f"internal error: {type(error).__name__}: {error} ({where})",), "please report it"
         )
@@ -170,12 +170,12 @@ def _claim(domain: Domain, store: Store) -> None:
     from virt_forward.metadata.domain import foreign_macs
 
     config = load_config()
-    guest, engine, judge = _resolved(domain, store, config, "prepared")
+    guest, engine, veto = _resolved(domain, store, config, "prepared")
     with store.lock():
         engine.catch_up()
         before = engine.known(domain.uuid)
         others = claims.without(engine.index(), [domain.uuid])
-        settled = judged(others, guest, None, judge)
+        settled = resolve_conflicts(others, guest, None, veto)
         error = foreign_macs(domain) or _conflicting(settled)
         if error and config.on_error != "warn" and not _is_restoring(domain.name, before, store):
             _change_claims(engine, domain.uuid, None)
@@ -200,7 +200,7 @@ def _change_claims(engine: Engine, uuid: str, guest: Guest | None) -> None:
 def _open(domain: Domain, store: Store) -> None:
     config = load_config_or_last(store)
     try:
-        guest, engine, judge = _resolved(domain, store, config, "running")
+        guest, engine, veto = _resolved(domain, store, config, "running")
     except VirtForwardError:
         _replug(domain, store)
         raise
@@ -208,10 +208,10 @@ def _open(domain: Domain, store: Store) -> None:
         with store.lock():
             engine.catch_up()
             others = claims.without(engine.index(), [domain.uuid])
-            settled = judged(others, guest, engine.known(domain.uuid), judge)
+            settled = resolve_conflicts(others, guest, engine.known(domain.uuid), veto)
             engine.change({domain.uuid: settled})
     except LockTimeout:
-        store.leave(domain.uuid, judged((), guest, None, judge))
+        store.leave(domain.uuid, resolve_conflicts((), guest, None, veto))
         raise
     except StateError:
         store.leave_started(domain.uuid)
@@ -235,23 +235,23 @@ def _replug(domain: Domain, store: Store) -> None:
 
 def _resolved(
     domain: Domain, store: Store, config: Config, phase: Phase
-) -> tuple[Guest, Engine, claims.Judge]:
+) -> tuple[Guest, Engine, claims.Veto]:
     from virt_forward.host import collect, hostports
 
     networks = [nic.source for nic in domain.nics if nic.type == "network"]
     facts = collect.facts(config, store.networks() if networks else (), networks)
     known = Engine(store, config).known(domain.uuid) if phase == "running" else None
-    judge, spared = hostports.port_judge(
+    veto, spared = hostports.port_vetoes(
         config,
-        attachments.places(domain.nics, facts),
+        attachments.attached(domain.nics, facts),
         hosts=domain.declaration.hosts if domain.declaration else (),
         held=known.forwards if known else (),
     )
     guest = resolve.resolve(domain, facts, config, phase, spared)
     if phase == "running":
         # A libvirtd that restarts is no reason to forget an address that only the guest's traffic told.
-        guest = resolve.remembering(guest, known, facts)
-    return guest, Engine(store, config, facts.own), judge
+        guest = resolve.locate_known(guest, known, facts)
+    return guest, Engine(store, config, facts.own), veto
 
 
 def _conflicting(guest: Guest) -> VirtForwardError | None:

@@ -1,7 +1,7 @@
 """What the network hook tells: networks that come, change and go, and the guests on them."""
 
-from virt_forward.addresses.attachments import places
-from virt_forward.addresses.resolve import reseat
+from virt_forward.addresses.attachments import attached
+from virt_forward.addresses.resolve import locate
 from virt_forward.claims import index as claims
 from virt_forward.effects import libvirt_accept
 from virt_forward.hooks.events import Action
@@ -9,7 +9,7 @@ from virt_forward.host import collect, hostports
 from virt_forward.metadata import values
 from virt_forward.metadata.network import NetworkPort, parse_network
 from virt_forward.model import Guest, Network, Nic
-from virt_forward.reconcile.engine import Engine, judged
+from virt_forward.reconcile.engine import Engine, resolve_conflicts
 from virt_forward.state.config_file import load_config_or_last
 from virt_forward.state.ledger import Ledger
 from virt_forward.state.store import Store
@@ -25,7 +25,7 @@ def handle(action: Action, data: bytes, store: Store) -> None:
             _remember(network, action, store)
         guests = [guest for guest in Ledger(store).merged().values() if _concerns(guest, network, port)]
         if guests:
-            _reseat(guests, network, port, action, store)
+            _locate(guests, network, port, action, store)
 
 
 def _is_active(network: Network, store: Store) -> bool:
@@ -52,7 +52,7 @@ def _concerns(guest: Guest, network: Network, port: NetworkPort | None) -> bool:
     return network.name in guest.networks or (port is not None and guest.uuid == port.uuid)
 
 
-def _reseat(
+def _locate(
     guests: list[Guest], network: Network, port: NetworkPort | None, action: Action, store: Store
 ) -> None:
     names = {name for guest in guests for name in guest.networks} | {network.name}
@@ -64,11 +64,11 @@ def _reseat(
     changes: dict[str, Guest | None] = {}
     listening = hostports.listening_now()
     for guest in guests:
-        plugged = reseat(_plugged(guest, network, port, action), facts)
-        judge, _ = hostports.port_judge(
-            engine.config, places(plugged.nics, facts), listening, hosts=plugged.hosts
+        plugged = locate(_plugged(guest, network, port, action), facts)
+        veto, _ = hostports.port_vetoes(
+            engine.config, attached(plugged.nics, facts), listening, hosts=plugged.hosts
         )
-        settled = judged(claims.without(engine.index(), [guest.uuid]), plugged, guest, judge)
+        settled = resolve_conflicts(claims.without(engine.index(), [guest.uuid]), plugged, guest, veto)
         if settled != guest:
             changes[guest.uuid] = settled
     if changes:

@@ -9,13 +9,13 @@ from ipaddress import IPv4Interface, IPv6Interface, ip_interface
 from types import MappingProxyType
 
 from virt_forward.addresses import leases, networkd, probe
-from virt_forward.addresses.attachments import Bridge, Facts, Place
+from virt_forward.addresses.attachments import Attachment, Bridge, Facts
 from virt_forward.addresses.probe import Heard
 from virt_forward.claims import absent
 from virt_forward.config import Config
 from virt_forward.errors import VirtForwardError
 from virt_forward.host.process import run
-from virt_forward.model import Address, Network, Reservation, Seat, Sighting
+from virt_forward.model import Address, Endpoint, Network, Reservation, Sighting
 from virt_forward.text import output
 
 LIBVIRT_NETWORKS = "/run/libvirt/network"
@@ -92,21 +92,21 @@ def neighbours(bridge_name: str) -> leases.Neighbours:
     return leases.neighbours(run(["ip", "-j", "neighbour", "show", "dev", bridge_name]).stdout)
 
 
-def verify(place: Place, addresses: tuple[Address, ...]) -> frozenset[Address]:
+def verify(attachment: Attachment, addresses: tuple[Address, ...]) -> frozenset[Address]:
     """Ask a NIC at some addresses, and return those at which it has answered within VERIFY_SECONDS."""
     from virt_forward.host import probe_socket
 
-    heard = probe_socket.once(probe.verifying(place, addresses), VERIFY_SECONDS)
-    return frozenset(seen.ip for seen in heard.get(place.bridge, ()) if seen.origin == "probed")
+    heard = probe_socket.once(probe.verifying(attachment, addresses), VERIFY_SECONDS)
+    return frozenset(seen.ip for seen in heard.get(attachment.bridge, ()) if seen.origin == "probed")
 
 
-def confirm_neighbour(seat: Seat) -> None:
+def confirm_neighbour(endpoint: Endpoint) -> None:
     """Make the kernel ask a neighbour whether it is still there, as if it had a packet for it.
 
     NTF_USE of rtnetlink(7): an entry that has not been confirmed lately is asked by ARP or ND
     after five seconds, and fails where nobody answers. No entry is made or changed.
     """
-    run(["ip", "neighbour", "change", str(seat.ip), "dev", seat.bridge, "use"])
+    run(["ip", "neighbour", "change", str(endpoint.ip), "dev", endpoint.bridge, "use"])
 
 
 def default_route_devices() -> set[str]:

@@ -45,7 +45,7 @@ def _words(
     before: Iterable[flows.Pair], added: Iterable[flows.Pair], own: frozenset[Address]
 ) -> frozenset[str]:
     """Return the words of which a line of the listing has one, where it can matter."""
-    found = {f"src={seat.ip}" for _, seat in before}
+    found = {f"src={endpoint.ip}" for _, endpoint in before}
     if any(forward.proto == "udp" for forward, _ in added):
         found |= {f"src={address}" for address in own}
     return frozenset(found)

@@ -7,7 +7,7 @@ from functools import cache
 from typing import NamedTuple
 
 from virt_forward import ports
-from virt_forward.addresses.attachments import Place
+from virt_forward.addresses.attachments import Attachment
 from virt_forward.claims import index as claims
 from virt_forward.claims import sockets, vetoes
 from virt_forward.config import Config
@@ -34,24 +34,24 @@ def listening_now() -> Listening:
     )
 
 
-def port_judge(
+def port_vetoes(
     config: Config,
-    places: Iterable[Place],
+    attached: Iterable[Attachment],
     listening: Listening | None = None,
     *,
     hosts: Iterable[HostAddress] | None = None,
     held: Iterable[Forward] = (),
-) -> tuple[claims.Judge, Callable[[PortForward], list[ports.Span]]]:
+) -> tuple[claims.Veto, Callable[[PortForward], list[ports.Span]]]:
     """Return what the host has against a forward, and what a ``<portForward>`` leaves to the host.
 
     ``hosts`` are the guest's declared addresses (None: not known), ``held`` the forwards it has.
     """
     listening = listening or listening_now()
-    reach = _reach(config, list(places), listening, hosts)
+    reach = _reach(config, list(attached), listening, hosts)
     reserved = ports.by_port(config.reserved)
     kept = _spans(held)
 
-    def judge(forward: Forward) -> str | None:
+    def veto(forward: Forward) -> str | None:
         for item in ports.between(reserved, forward.proto, forward.start, forward.end):
             return vetoes.reserved(item.proto, item.port)
         meeting = sockets.against(listening.sockets(), forward, reach)
@@ -71,35 +71,44 @@ def port_judge(
                     taken.add(found.port)
         return [(port, port) for port in sorted(taken)]
 
-    return judge, spared
+    return veto, spared
 
 
 def _reach(
-    config: Config, places: list[Place], listening: Listening, hosts: Iterable[HostAddress] | None
+    config: Config, attached: list[Attachment], listening: Listening, hosts: Iterable[HostAddress] | None
 ) -> sockets.Reach:
-    gateways = frozenset(ip for place in places if not place.facts.uplink for ip in place.gateways())
+    gateways = frozenset(
+        ip for attachment in attached if not attachment.facts.uplink for ip in attachment.gateways()
+    )
     return sockets.Reach(
         config.localhost,
         gateways,
-        _families(places, hosts),
+        _families(attached, hosts),
         listening.details,
         cache(lambda dev: _elsewhere(dev, listening.interfaces())),
         cache(_devices),
     )
 
 
-def _families(places: list[Place], hosts: Iterable[HostAddress] | None) -> frozenset[int]:
+def _families(attached: list[Attachment], hosts: Iterable[HostAddress] | None) -> frozenset[int]:
     """Return the IP versions that a guest may come to have an address of; both where that is not known.
 
     An address is learned only in a family in which the host has a subnet on the bridge. A bridge
     that has none yet, or that an uplink is part of, may get one at any time.
     """
-    if hosts is None or not places or any(place.facts.uplink or not place.lans() for place in places):
+    if (
+        hosts is None
+        or not attached
+        or any(attachment.facts.uplink or not attachment.lans() for attachment in attached)
+    ):
         return frozenset((4, 6))
     found = {host.ip.version for host in hosts}
-    for place in places:
-        reserved = (*place.facts.reservations, *(place.network.reservations if place.network else ()))
-        found |= {subnet.version for subnet in place.lans()} | {item.ip.version for item in reserved}
+    for attachment in attached:
+        reserved = (
+            *attachment.facts.reservations,
+            *(attachment.network.reservations if attachment.network else ()),
+        )
+        found |= {subnet.version for subnet in attachment.lans()} | {item.ip.version for item in reserved}
     return frozenset(found)
 
 

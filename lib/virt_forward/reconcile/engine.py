@@ -165,9 +165,9 @@ class Engine:
         except VirtForwardError as error:
             log.error(str(error))
             return None
-        places = attachments.places(guest.nics, facts)
-        judge, _ = hostports.port_judge(self.config, places, hosts=guest.hosts)
-        return judged(index, resolve.reseat(guest, facts), self.known(guest.uuid), judge)
+        attached = attachments.attached(guest.nics, facts)
+        veto, _ = hostports.port_vetoes(self.config, attached, hosts=guest.hosts)
+        return resolve_conflicts(index, resolve.locate(guest, facts), self.known(guest.uuid), veto)
 
     def _freed(self, work: Work) -> Work:
         """Return the work with those guests added whose conflicts it may end."""
@@ -186,9 +186,9 @@ class Engine:
         guests = [guest for guest in work.after.values() if guest]
         lost = claims.overruled(claims.without(work.claimed, work.after), guests)
         known = {uuid: guest for uuid in sorted(lost) if (guest := work.ledger.guest(uuid))}
-        now = {uuid: claims.without_seats(guest, lost[uuid]) for uuid, guest in known.items()}
+        now = {uuid: claims.without_endpoints(guest, lost[uuid]) for uuid, guest in known.items()}
         work = work._replace(before={**work.before, **known}, after={**work.after, **now})
-        _tell_of_lost_seats(work)
+        _tell_of_lost_endpoints(work)
         return work
 
     def _apply(self, work: Work, after: claims.Index) -> table.Include:
@@ -282,24 +282,26 @@ class Engine:
             return frozenset()
 
 
-def _tell_of_lost_seats(work: Work) -> None:
+def _tell_of_lost_endpoints(work: Work) -> None:
     """Log which guests that run do without an address that they had learned."""
     for uuid, now in work.after.items():
         was = work.before.get(uuid)
         if was and now and was.nics == now.nics and was.phase == now.phase == "running":
-            kept = {(seat.ip.version, seat.mac, seat.bridge) for seat in now.seats}
-            for seat in was.seats:
-                if (seat.ip.version, seat.mac, seat.bridge) not in kept:
+            kept = {(endpoint.ip.version, endpoint.mac, endpoint.bridge) for endpoint in now.endpoints}
+            for endpoint in was.endpoints:
+                if (endpoint.ip.version, endpoint.mac, endpoint.bridge) not in kept:
                     log.warning(
-                        f"guest {text.quote(now.name)}: address {seat.ip} on {seat.bridge} ({seat.origin}) "
-                        "is given up, as another has it; its forwards wait"
+                        f"guest {text.quote(now.name)}: address {endpoint.ip} on {endpoint.bridge} "
+                        f"({endpoint.origin}) is given up, as another has it; its forwards wait"
                     )
 
 
-def judged(index: Iterable[claims.Row], guest: Guest, before: Guest | None, judge: claims.Judge) -> Guest:
+def resolve_conflicts(
+    index: Iterable[claims.Row], guest: Guest, before: Guest | None, veto: claims.Veto
+) -> Guest:
     """Return ``guest`` settled against the index; what it has already is not judged again."""
     had = set(before.forwards) if before else set()
-    return claims.settle(index, guest, lambda forward: None if forward in had else judge(forward))
+    return claims.settle(index, guest, lambda forward: None if forward in had else veto(forward))
 
 
 def _beside(index: claims.Index, changes: Changes, uuid: str) -> claims.Index:

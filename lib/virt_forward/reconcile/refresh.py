@@ -1,14 +1,14 @@
-"""Following addresses: the guests that run are seated anew as leases and neighbours have it now."""
+"""Following addresses: the guests that run are located anew as leases and neighbours have it now."""
 
 from virt_forward.addresses import resolve
-from virt_forward.addresses.attachments import places
+from virt_forward.addresses.attachments import attached
 from virt_forward.addresses.endpoints import doubted
 from virt_forward.addresses.probe import Heard
 from virt_forward.claims import index as claims
 from virt_forward.config import Config
 from virt_forward.effects import libvirt_accept
 from virt_forward.host import collect, nft
-from virt_forward.model import Guest, Seat
+from virt_forward.model import Endpoint, Guest
 from virt_forward.reconcile.engine import Engine
 from virt_forward.state.config_file import load_config_or_last
 from virt_forward.state.ledger import Ledger
@@ -22,9 +22,9 @@ def refresh(store: Store, heard: Heard = collect.NOTHING_HEARD) -> int:
     still has the first; what it finds comes as a neighbour event.
     """
     config = load_config_or_last(store)
-    moved, doubted_seats = _look(store, config, heard)
-    for seat in doubted_seats:
-        collect.confirm_neighbour(seat)
+    moved, doubted_endpoints = _look(store, config, heard)
+    for endpoint in doubted_endpoints:
+        collect.confirm_neighbour(endpoint)
     if not moved:
         return 0
     with store.lock():
@@ -37,18 +37,18 @@ def refresh(store: Store, heard: Heard = collect.NOTHING_HEARD) -> int:
     return len(moved)
 
 
-def _look(store: Store, config: Config, heard: Heard) -> tuple[list[Guest], list[Seat]]:
-    """Return the running guests whose seats are other than recorded, seated anew, and the doubted seats."""
+def _look(store: Store, config: Config, heard: Heard) -> tuple[list[Guest], list[Endpoint]]:
+    """Return the running guests whose endpoints are not as recorded, located again, and doubted endpoints."""
     known = list(Ledger(store).merged().values())
     running = [guest for guest in known if guest.phase == "running"]
     if not running:
         return [], []
     names = {name for guest in running for name in guest.networks}
     facts = collect.facts(config, store.networks(), names, heard)
-    now = claims.reconciled(resolve.reseat(g, facts) if g.phase == "running" else g for g in known)
+    now = claims.reconciled(resolve.locate(g, facts) if g.phase == "running" else g for g in known)
     moved = [guest for before, guest in zip(known, now, strict=True) if guest != before]
     return [guest for guest in moved if guest.phase == "running"], [
-        seat for guest in running for seat in doubted(guest, places(guest.nics, facts), facts)
+        endpoint for guest in running for endpoint in doubted(guest, attached(guest.nics, facts), facts)
     ]
 
 

@@ -14,7 +14,7 @@ from virt_forward.libvirtd.api import DomainState
 from virt_forward.metadata.domain import MetadataError, parse_domain
 from virt_forward.metadata.network import parse_network
 from virt_forward.model import Domain, Guest, Network
-from virt_forward.reconcile.engine import Engine, judged
+from virt_forward.reconcile.engine import Engine, resolve_conflicts
 from virt_forward.state.config_file import load_config
 from virt_forward.state.ledger import Ledger
 from virt_forward.state.store import Store
@@ -31,7 +31,7 @@ class Running(NamedTuple):
     """A running guest as its XML has it, and how the host's side judges its forwards."""
 
     guest: Guest
-    judge: claims.Judge
+    veto: claims.Veto
 
 
 def sync(only: Collection[str] | None = None, *, ask_guests: bool = True) -> Outcome:
@@ -100,17 +100,17 @@ def _running(
     found: dict[str, Running] = {}
     for domain in domains:
         before = known.get(domain.uuid)
-        judge, spared = hostports.port_judge(
+        veto, spared = hostports.port_vetoes(
             config,
-            attachments.places(domain.nics, facts),
+            attachments.attached(domain.nics, facts),
             listening,
             hosts=domain.declaration.hosts if domain.declaration else (),
             held=before.forwards if before else (),
         )
         try:
             guest = resolve.resolve(domain, facts, config, "running", spared)
-            guest = resolve.remembering(guest, before, facts)
-            found[domain.uuid] = Running(guest, judge)
+            guest = resolve.locate_known(guest, before, facts)
+            found[domain.uuid] = Running(guest, veto)
         except VirtForwardError as error:
             errors.append(MetadataError(domain, error.messages))
     broken = (error.domain for error in errors if isinstance(error, MetadataError))
@@ -122,11 +122,11 @@ def _kept(domain: Domain, known: Mapping[str, Guest], facts: attachments.Facts) 
     before = known.get(domain.uuid)
     if before is None or before.phase != "running" or before.nics == domain.nics:
         return None
-    return Running(resolve.reseat(before._replace(nics=domain.nics), facts), dict(before.conflicts).get)
+    return Running(resolve.locate(before._replace(nics=domain.nics), facts), dict(before.conflicts).get)
 
 
 def _asked(running: dict[str, Running], store: Store, config: Config) -> dict[str, Running]:
-    """Return the running guests, those without an address seated where they say they are."""
+    """Return the running guests, those without an address located where they say they are."""
     networks = store.networks()
     questions = [item for one in running.values() for item in probe.questions(one.guest, networks)]
     if not questions:
@@ -135,7 +135,7 @@ def _asked(running: dict[str, Running], store: Store, config: Config) -> dict[st
     facts = collect.facts(
         config, networks, {name for one in running.values() for name in one.guest.networks}, heard
     )
-    return {uuid: one._replace(guest=resolve.reseat(one.guest, facts)) for uuid, one in running.items()}
+    return {uuid: one._replace(guest=resolve.locate(one.guest, facts)) for uuid, one in running.items()}
 
 
 def _parsed(state: DomainState, errors: list[VirtForwardError]) -> Domain | None:
@@ -159,7 +159,7 @@ def _settle(
         held.add(claims.rows(claims.incumbent(guest, now.get(guest.uuid))))
     settled: dict[str, Guest | None] = {}
     for guest in wanted:
-        upheld = judged(held.near(guest), guest, now.get(guest.uuid), running[guest.uuid].judge)
+        upheld = resolve_conflicts(held.near(guest), guest, now.get(guest.uuid), running[guest.uuid].veto)
         held.add(claims.rows(upheld))
         settled[guest.uuid] = upheld
     return settled

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from virt_forward import names, ports
 from virt_forward.config import Config
-from virt_forward.model import Forward, Guest, Seat
+from virt_forward.model import Endpoint, Forward, Guest
 from virt_forward.ruleset.block import Block, Chain, Element
 
 MODEST = 128
@@ -31,12 +31,12 @@ def key(uuid: str) -> str:
 
 def block(guest: Guest, config: Config) -> Block | None:
     """Return the block of a running guest, or None where nothing of it belongs into the table."""
-    served = [forward for forward in ordered(guest) if guest.seats_for(forward)]
-    isolated = guest.isolate and guest.seats
+    served = [forward for forward in ordered(guest) if guest.endpoints_for(forward)]
+    isolated = guest.isolate and guest.endpoints
     if guest.phase != "running" or not (served or isolated):
         return None
     elements = [element for forward in served if not narrowed(forward) for element in _listen(guest, forward)]
-    elements += [element for seat in guest.seats for element in _seat(guest, seat)]
+    elements += [element for endpoint in guest.endpoints for element in _endpoint(guest, endpoint)]
     return Block(key(guest.uuid), (_nat(guest, served, config), _count(guest)), tuple(elements))
 
 
@@ -65,7 +65,9 @@ def _suffix(guest: Guest) -> str:
 
 
 def _nat(guest: Guest, served: list[Forward], config: Config) -> Chain:
-    rules = [_dnat(forward, seat, config) for forward in served for seat in guest.seats_for(forward)]
+    rules = [
+        _dnat(forward, endpoint, config) for forward in served for endpoint in guest.endpoints_for(forward)
+    ]
     return Chain(nat_chain(_suffix(guest)), names.guest_comment(guest.name, guest.uuid), tuple(rules))
 
 
@@ -96,23 +98,25 @@ def level_of(forward: Forward) -> str:
     return str(forward.address.version) if forward.address else ""
 
 
-def _seat(guest: Guest, seat: Seat) -> Iterator[Element]:
-    place = f"{seat.ip} . {names.interface(seat.bridge)}"
-    yield Element(f"guest{seat.ip.version}", place, f"goto {count_chain(_suffix(guest))}")
+def _endpoint(guest: Guest, endpoint: Endpoint) -> Iterator[Element]:
+    place = f"{endpoint.ip} . {names.interface(endpoint.bridge)}"
+    yield Element(f"guest{endpoint.ip.version}", place, f"goto {count_chain(_suffix(guest))}")
     if guest.isolate:
-        yield Element(f"isolated{seat.ip.version}", place)
+        yield Element(f"isolated{endpoint.ip.version}", place)
 
 
-def _dnat(forward: Forward, seat: Seat, config: Config) -> str:
-    family = "ip" if seat.ip.version == 4 else "ip6"
+def _dnat(forward: Forward, endpoint: Endpoint, config: Config) -> str:
+    family = "ip" if endpoint.ip.version == 4 else "ip6"
     words = [f"iifname {names.interface(forward.dev)}"] if forward.dev else []
     if not config.hairpin and forward.dev is None:
-        words.append(f"iifname != {names.interface(seat.bridge)}")
+        words.append(f"iifname != {names.interface(endpoint.bridge)}")
     words += [f"{family} saddr {forward.source}"] if forward.source else []
     words += [f"{family} daddr {forward.address}"] if forward.address else []
-    words.append(f"meta nfproto ipv{seat.ip.version}")
+    words.append(f"meta nfproto ipv{endpoint.ip.version}")
     words.append(_dport(forward))
-    return f"{' '.join(words)} ct label set {names.LABEL} counter dnat {family} to {_target(forward, seat)}"
+    return (
+        f"{' '.join(words)} ct label set {names.LABEL} counter dnat {family} to {_target(forward, endpoint)}"
+    )
 
 
 def _dport(forward: Forward) -> str:
@@ -122,12 +126,12 @@ def _dport(forward: Forward) -> str:
     return f"{forward.proto} dport {ports_text}"
 
 
-def _target(forward: Forward, seat: Seat) -> str:
-    shown = f"[{seat.ip}]" if seat.ip.version == 6 else str(seat.ip)
+def _target(forward: Forward, endpoint: Endpoint) -> str:
+    shown = f"[{endpoint.ip}]" if endpoint.ip.version == 6 else str(endpoint.ip)
     if forward.start == forward.end:
         return f"{shown}:{forward.to}"
     if not forward.shifted:
-        return str(seat.ip)
+        return str(endpoint.ip)
     # "to ADDRESS:A-B" would pick any port of the range; a map keeps the offset.
     offset = forward.to - forward.start
     pairs = ", ".join(f"{port} : {port + offset}" for port in range(forward.start, forward.end + 1))

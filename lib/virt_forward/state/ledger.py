@@ -177,10 +177,10 @@ def _consistent(guests: list[Guest]) -> dict[str, Guest]:
 
 
 def _clash(rows: Iterable[claims.Row]) -> bool:
-    seats: dict[tuple[str, str], str] = {}
+    endpoints: dict[tuple[str, str], str] = {}
     spans: dict[tuple[str, ...], list[tuple[int, int]]] = {}
     for row in rows:
-        if row.kind == claims.SEAT and seats.setdefault((row.address, row.dev), row.uuid) != row.uuid:
+        if row.kind == claims.ENDPOINT and endpoints.setdefault((row.address, row.dev), row.uuid) != row.uuid:
             return True
         if row.kind in (claims.PORT, claims.HELD):
             place = (row.proto, row.address, row.dev, row.source)

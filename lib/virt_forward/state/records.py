@@ -9,13 +9,13 @@ from virt_forward.metadata import values
 from virt_forward.model import (
     ORIGINS,
     Address,
+    Endpoint,
     Forward,
     Guest,
     HostAddress,
     Network,
     Nic,
     Reservation,
-    Seat,
     Subnet,
 )
 from virt_forward.text import output
@@ -34,7 +34,7 @@ def dump_guest(guest: Guest) -> str:
         "conflicts": conflicts,
         "nics": [nic._asdict() for nic in guest.nics],
         "hosts": [{"ip": str(host.ip), "mac": host.mac} for host in guest.hosts],
-        "seats": [seat._asdict() | {"ip": str(seat.ip)} for seat in guest.seats],
+        "endpoints": [endpoint._asdict() | {"ip": str(endpoint.ip)} for endpoint in guest.endpoints],
         "gateways": [str(address) for address in guest.gateways],
         "lans": [{"subnet": str(subnet), "bridge": bridge} for subnet, bridge in guest.lans],
     }
@@ -128,12 +128,12 @@ def _forward(fields: dict[str, Any]) -> Forward:
     return forward
 
 
-def _seat(fields: dict[str, Any]) -> Seat:
-    # A record of before origins were kept is trusted the least.
+def _endpoint(fields: dict[str, Any]) -> Endpoint:
+    # A record of before origins were kept, whose word was "seats", is trusted the least.
     origin = fields.get("origin", "neighbour")
     if origin not in ORIGINS:
         raise ValueError(f"origin {origin!r} is unknown")
-    return Seat(_ip(fields["ip"]), _dev(fields["bridge"]), _string(fields["mac"]), origin)
+    return Endpoint(_ip(fields["ip"]), _dev(fields["bridge"]), _string(fields["mac"]), origin)
 
 
 def _guest(fields: dict[str, Any]) -> Guest:
@@ -148,7 +148,7 @@ def _guest(fields: dict[str, Any]) -> Guest:
         conflicts=tuple((_forward(item["forward"]), _string(item["reason"])) for item in fields["conflicts"]),
         nics=tuple(Nic(*(_string(nic[key]) for key in Nic._fields)) for nic in fields["nics"]),
         hosts=tuple(HostAddress(_ip(h["ip"]), _optional(h["mac"], values.mac)) for h in fields["hosts"]),
-        seats=tuple(map(_seat, fields["seats"])),
+        endpoints=tuple(map(_endpoint, fields["seats"] if "seats" in fields else fields["endpoints"])),
         lans=tuple((_subnet(lan["subnet"]), _dev(lan["bridge"])) for lan in fields["lans"]),
         gateways=tuple(map(_ip, fields["gateways"])),
     )

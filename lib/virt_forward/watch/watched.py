@@ -36,14 +36,16 @@ class Watched:
         """Take these guests for the running ones."""
         guests, networks = tuple(guests), tuple(networks)
         facts = attachments.Facts(networks)
-        bridges = {place.bridge for guest in guests for place in attachments.places(guest.nics, facts)}
+        bridges = {
+            attachment.bridge for guest in guests for attachment in attachments.attached(guest.nics, facts)
+        }
         self.running = bool(guests)
         self.questions = [item for guest in guests for item in probe.questions(guest, networks)]
         self._lease_files = {path for bridge in bridges for path in collect.lease_files(bridge)}
         self._macs = {nic.mac for guest in guests for nic in guest.nics}
         self._known = {}
-        for seat in (seat for guest in guests for seat in guest.seats):
-            self._known.setdefault(seat.ip, set()).add(seat.mac)
+        for endpoint in (endpoint for guest in guests for endpoint in guest.endpoints):
+            self._known.setdefault(endpoint.ip, set()).add(endpoint.mac)
 
     def leases_changed(self) -> bool:
         """Tell whether a DHCP server has written its leases since the last call."""

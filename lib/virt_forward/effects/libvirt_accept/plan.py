@@ -77,8 +77,8 @@ def spots(index: Iterable[Row]) -> frozenset[Spot]:
     """Return where the running guests are that have forwards and an address."""
     index = tuple(index)
     open_for = {row.uuid for row in index if row.kind == claims.PORT}
-    seats = (row for row in index if row.kind == claims.SEAT and row.uuid in open_for)
-    return frozenset(Spot("ip6" if ":" in row.address else "ip", row.dev) for row in seats)
+    endpoints = (row for row in index if row.kind == claims.ENDPOINT and row.uuid in open_for)
+    return frozenset(Spot("ip6" if ":" in row.address else "ip", row.dev) for row in endpoints)
 
 
 def wanted(places: Iterable[Spot], networks: Iterable[Network]) -> frozenset[Spot]:
