@@ -8,10 +8,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from lab import leaks, netns
+from support import leaks, netns
 
 ROOT_TOOLS = ("nft", "ip", "conntrack")
-E2E_TOOLS = ("libvirtd", "virsh", "qemu-system-x86_64", "busybox", "unshare")
+SYSTEM_TOOLS = ("libvirtd", "virsh", "qemu-system-x86_64", "busybox", "unshare")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -26,7 +26,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_itemcollected(item: pytest.Item) -> None:
     """Whatever is end to end needs root, too: one marker is enough to leave all of it out."""
-    if item.get_closest_marker("e2e"):
+    if item.get_closest_marker("system"):
         item.add_marker("root")
 
 
@@ -35,7 +35,7 @@ def missing_for(item: pytest.Item) -> str | None:
         return None
     if os.geteuid() != 0:
         return "needs root: namespaces, nft"
-    tools = ROOT_TOOLS + (E2E_TOOLS if item.get_closest_marker("e2e") else ())
+    tools = ROOT_TOOLS + (SYSTEM_TOOLS if item.get_closest_marker("system") else ())
     missing = [tool for tool in tools if not shutil.which(tool, path=netns.PATH)]
     return f"not installed: {', '.join(missing)} (tests/run installs them)" if missing else None
 

@@ -7,10 +7,10 @@ from collections.abc import Iterable
 from ipaddress import ip_address
 from xml.sax.saxutils import quoteattr
 
-from golden.case import CASES
-from libvirtnet import DATA
+from netns.libvirtnet import DATA
 from unit import test_flows, test_leases, test_network, test_networkd, test_records, test_sockets
 from unit.build import MAC, domain_xml, forward, forwards_xml, guest
+from unit.golden.case import CASES
 from unit.test_admit import OURS
 from unit.test_asking import REPLY, dhcp, echo, framed
 from unit.test_forwards import CONTRADICTIONS, ERRORS

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from lab import netns
-from lab.watching import service
 from netns.support import Cast, Scene
 from netns.trust import APP4, Guests
+from support import netns
+from support.watching import service
 
 
 @pytest.fixture(scope="module")

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from lab import netns, xml
-from lab.netns import Lab, Ns
-from lab.payload import Answer, Server
-from lab.proc import Done
+from support import netns, xml
+from support.netns import Lab, Ns
+from support.payload import Answer, Server
+from support.proc import Done
 
 ANSWERED, SILENCE = 3.0, 0.15
 """Seconds to wait for an answer that must come, and for one that must not."""

@@ -13,10 +13,10 @@ from typing import Any, TypeVar
 
 import pytest
 
-from lab import netns, payload
-from lab.netns import BRIDGE, GATEWAY4, GATEWAY6, GUEST4, GUEST6, GUEST_MAC, HOST4, Lab, Ns
-from lab.proc import eventually
 from netns.support import bridge_netfilter
+from support import netns, payload
+from support.netns import BRIDGE, GATEWAY4, GATEWAY6, GUEST4, GUEST6, GUEST_MAC, HOST4, Lab, Ns
+from support.proc import eventually
 from unit.test_asking import dhcp, echo
 from virt_forward.addresses.attachments import Attachment, Bridge
 from virt_forward.addresses.probe import ETH_P_ARP, ETH_P_IPV6, Question

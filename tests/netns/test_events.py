@@ -9,9 +9,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from lab.netns import PREFIX, Ns
-from lab.xml import port_forward
 from netns.support import FAMILIES, GUESTS, V4, Cast, who
+from support.netns import PREFIX, Ns
+from support.xml import port_forward
 
 pytestmark = pytest.mark.root
 

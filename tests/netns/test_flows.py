@@ -7,12 +7,12 @@ from collections.abc import Iterator
 
 import pytest
 
-from lab import xml
-from lab.netns import BRIDGE, Ns
-from lab.payload import Conversation
-from lab.proc import eventually
-from lab.xml import port_forward
 from netns.support import FAMILIES, Cast, Family, mac_of, who
+from support import xml
+from support.netns import BRIDGE, Ns
+from support.payload import Conversation
+from support.proc import eventually
+from support.xml import port_forward
 
 pytestmark = pytest.mark.root
 

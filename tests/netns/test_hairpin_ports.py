@@ -6,9 +6,6 @@ from collections.abc import Iterator
 
 import pytest
 
-from lab.netns import Ns
-from lab.proc import eventually
-from lab.xml import port_forward
 from netns.support import (
     FAMILIES,
     PROTOS,
@@ -20,6 +17,9 @@ from netns.support import (
     told,
     who,
 )
+from support.netns import Ns
+from support.proc import eventually
+from support.xml import port_forward
 
 pytestmark = [
     pytest.mark.root,

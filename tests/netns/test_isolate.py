@@ -7,8 +7,8 @@ import re
 
 import pytest
 
-from lab.xml import port_forward, uuid_of
 from netns.support import FAMILIES, V4, Cast, Family, told, who
+from support.xml import port_forward, uuid_of
 
 pytestmark = pytest.mark.root
 

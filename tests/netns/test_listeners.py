@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from lab.netns import UPLINK, UPLINK2
-from lab.payload import socket_in
-from lab.xml import Nic, domain, forwards, port_forward
 from netns.support import ANSWERED, V4, V6, Cast, who
+from support.netns import UPLINK, UPLINK2
+from support.payload import socket_in
+from support.xml import Nic, domain, forwards, port_forward
 
 pytestmark = pytest.mark.root
 

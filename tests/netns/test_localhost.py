@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from lab.netns import BRIDGE, Ns
-from lab.xml import port_forward
 from netns.support import FAMILIES, PROTOS, V4, Cast, told, who
+from support.netns import BRIDGE, Ns
+from support.xml import port_forward
 
 pytestmark = pytest.mark.root
 

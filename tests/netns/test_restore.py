@@ -8,9 +8,9 @@ import time
 
 import pytest
 
-from lab.proc import Done
-from lab.xml import Nic, domain, forwards, port_forward, uuid_of
 from netns.support import PHASES, V4, Cast, mac_of, who
+from support.proc import Done
+from support.xml import Nic, domain, forwards, port_forward, uuid_of
 from virt_forward.hooks.dispatch import RESTORE_SECONDS
 
 pytestmark = pytest.mark.root

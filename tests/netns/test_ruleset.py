@@ -8,9 +8,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from lab.netns import Ns
-from lab.xml import port_forward
 from netns.support import FAMILIES, V4, V6, Cast, told, who
+from support.netns import Ns
+from support.xml import port_forward
 
 pytestmark = pytest.mark.root
 

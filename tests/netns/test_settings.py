@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from lab import netns
-from lab.xml import port_forward
 from netns.support import FAMILIES, PROTOS, V4, Cast, Family, Scene, told, who
+from support import netns
+from support.xml import port_forward
 
 pytestmark = pytest.mark.root
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import pytest
 
-from lab.xml import port_forward
 from netns.support import FAMILIES, V4, V6, Cast, Family, told, who
+from support.xml import port_forward
 
 pytestmark = pytest.mark.root
 

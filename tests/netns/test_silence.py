@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import pytest
 
-from lab import netns
-from lab.netns import Ns
-from lab.xml import port_forward
 from netns.support import FAMILIES, PROTOS, Crowd, Family, Scene, silent, told, who
+from support import netns
+from support.netns import Ns
+from support.xml import port_forward
 
 pytestmark = [
     pytest.mark.root,

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import pytest
 
-from lab import frames
-from lab.frames import BROADCAST, REPLY, REQUEST
-from lab.netns import BRIDGE, GATEWAY4, HOST4
-from lab.proc import eventually
 from netns.trust import DB4, MACS, OTHER4, TRAP4, UDP, WEB4, Guests, pages, repeated
+from support import frames
+from support.frames import BROADCAST, REPLY, REQUEST
+from support.netns import BRIDGE, GATEWAY4, HOST4
+from support.proc import eventually
 
 pytestmark = pytest.mark.root
 NOBODY = {None}

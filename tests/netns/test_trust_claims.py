@@ -9,10 +9,10 @@ import re
 
 import pytest
 
-from lab import frames
-from lab.netns import BRIDGE, GUEST_MAC
-from lab.proc import REPO
 from netns.trust import DB4, MACS, OTHER4, WEB4, Guests, pages
+from support import frames
+from support.netns import BRIDGE, GUEST_MAC
+from support.proc import REPO
 
 pytestmark = pytest.mark.root
 

@@ -9,11 +9,11 @@ from collections.abc import Callable
 
 import pytest
 
-from lab import frames
-from lab.frames import ADVERTISEMENT, ALL_NODES, SOLICITATION
-from lab.netns import GATEWAY6, HOST6
-from lab.proc import eventually
 from netns.trust import DB6, MACS, WEB4, WEB6, Guests, pages, repeated
+from support import frames
+from support.frames import ADVERTISEMENT, ALL_NODES, SOLICITATION
+from support.netns import GATEWAY6, HOST6
+from support.proc import eventually
 
 pytestmark = pytest.mark.root
 NOBODY = {None}

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from lab import frames
-from lab.frames import BROADCAST
-from lab.netns import BRIDGE, GATEWAY4, Ns
-from lab.proc import eventually
 from netns.trust import MACS, WEB4, Guests, pages, repeated
+from support import frames
+from support.frames import BROADCAST
+from support.netns import BRIDGE, GATEWAY4, Ns
+from support.proc import eventually
 
 pytestmark = pytest.mark.root
 

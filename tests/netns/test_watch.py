@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from lab import netns, payload
-from lab.netns import BRIDGE, GATEWAY4, GUEST4, GUEST_MAC, HOOK_ENV, Lab
-from lab.proc import REPO, Background, eventually
-from lab.xml import domain, forwards, host_ip, port_forward
+from support import netns, payload
+from support.netns import BRIDGE, GATEWAY4, GUEST4, GUEST_MAC, HOOK_ENV, Lab
+from support.proc import REPO, Background, eventually
+from support.xml import domain, forwards, host_ip, port_forward
 from virt_forward.addresses.probe import ETH_P_ARP
 from virt_forward.state.store import Store
 from virt_forward.watch.table_check import intact

@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 
 import pytest
 
-from lab.netns import Ns
-from lab.proc import REPO
-from lab.xml import port_forward
 from netns.support import FAMILIES, PROTOS, V4, V6, Cast, Family, bridge_netfilter, has_br_netfilter
+from support.netns import Ns
+from support.proc import REPO
+from support.xml import port_forward
 
 pytestmark = pytest.mark.root
 

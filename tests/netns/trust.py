@@ -14,11 +14,11 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
-from lab.netns import BRIDGE, GATEWAY4, GATEWAY6, HOST4, Lab, Ns
-from lab.proc import Done, eventually
-from lab.watching import Service, TestDriver
-from lab.xml import Nic, domain, forwards, host_ip, port_forward
 from netns.support import PHASES, mac_of, who
+from support.netns import BRIDGE, GATEWAY4, GATEWAY6, HOST4, Lab, Ns
+from support.proc import Done, eventually
+from support.watching import Service, TestDriver
+from support.xml import Nic, domain, forwards, host_ip, port_forward
 
 NUMBERS = {"web": 1, "db": 2, "app": 3}
 MACS = {name: mac_of(number) for name, number in NUMBERS.items()}

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from libvirtnet import DATA
+from netns.libvirtnet import DATA
 from unit.build import endpoint, forward, guest
 from virt_forward.claims import index as claims
 from virt_forward.effects.libvirt_accept import iptables, nftables, plan

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import pytest
 from lxml import etree
 
-from lab.proc import REPO
+from support.proc import REPO
 from unit.test_schema import BEYOND_GRAMMAR, RNG, accepts
 from virt_forward.config import SECTIONS, Config, parse_config
 from virt_forward.errors import VirtForwardError

@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from lxml import etree
 
-from lab.proc import REPO, run
+from support.proc import REPO, run
 from unit.build import BRIDGE, MAC, UUID, domain_xml, endpoint, forward, guest, uuid_of
 from unit.test_text import ANYTHING, NASTY, assert_harmless
 from virt_forward import cli, text

@@ -12,7 +12,7 @@ from fuzz import __main__ as command
 from fuzz import engine, mutate
 from fuzz.engine import Failure, Hang, Target, check, fuzz, limited
 from fuzz.targets import TARGETS
-from lab.proc import REPO, run
+from support.proc import REPO, run
 from virt_forward.effects.libvirt_accept import plan
 from virt_forward.metadata import values
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from lab.proc import REPO, run
+from support.proc import REPO, run
 from unit.build import UUID, domain_xml, forwards_xml
 
 PYTHON = "/usr/bin/python3"

@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lab.proc import eventually
+from support.proc import eventually
 from unit.build import BRIDGE, MAC, endpoint, forward, guest
 from virt_forward.libvirtd import api
 from virt_forward.model import Nic, Sighting

@@ -1,0 +1,160 @@
+"""Dozens of guests at once, as a host has them when it boots, shuts down or restarts libvirtd.
+
+VIRT_FORWARD_TEST_ROUNDS=20 in the environment is the full measure; one round by default.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import time
+from collections import Counter
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from netns.support import PHASES, mac_of
+from support import person
+from support.netns import Lab
+from support.proc import Done
+from support.xml import Nic, domain, forwards, host_ip, port_forward, uuid_of
+from virt_forward.check import listing
+
+pytestmark = pytest.mark.root
+
+GUESTS = 50
+ROUNDS = int(os.environ.get("VIRT_FORWARD_TEST_ROUNDS", "1"))
+
+
+def name_of(number: int) -> str:
+    return f"g{number:02}"
+
+
+def xml_of(number: int, operation: str) -> str:
+    """Every guest has a port of its own, some of its own, and its share of one that all have."""
+    metadata = forwards(
+        host_ip(f"10.10.0.{100 + number}"),
+        host_ip(f"fd10:10::1:{number:x}"),
+        port_forward(f"{10000 + number}:80", f"{20000 + number * 10}-{20005 + number * 10}:6000"),
+        port_forward("9000", proto="udp", attributes=f'source="198.51.100.{number}"'),
+    )
+    return domain(name_of(number), metadata, [Nic(mac=mac_of(number))], PHASES[operation][1])
+
+
+class Crowd:
+    """Runs the events of many guests, each guest's one after the other and all guests at once."""
+
+    def __init__(self, lab: Lab) -> None:
+        self.lab = lab
+
+    def event(self, number: int, operation: str, xml: str = "") -> Done:
+        text, sub = xml or xml_of(number, operation), PHASES[operation][0]
+        return self.lab.hook("qemu", name_of(number), operation, sub, xml=text, timeout=60, check=False)
+
+    def all(self, numbers: Iterable[int], *operations: str) -> None:
+        def life(number: int) -> list[Done]:
+            return [self.event(number, operation) for operation in operations]
+
+        with ThreadPoolExecutor(GUESTS) as pool:
+            for done in (done for all_of_one in pool.map(life, numbers) for done in all_of_one):
+                assert (done.status, done.out) == (0, ""), done
+
+    def table(self) -> str:
+        return self.lab.host.run(["nft", "-s", "list", "table", "inet", "virt-forward"], check=False).out
+
+    def assert_right(self, numbers: Iterable[int]) -> None:
+        """Each of these guests has all its rules once, and nobody else any."""
+        names = {name_of(number) for number in numbers}
+        text = self.table()
+        jumps = Counter(re.findall(r"(?:jump|goto) ((?:guest|forward)-g\d\d)-", text))
+        # One element a port, one rule in the chain that all share; one element an address.
+        should = Counter({f"guest-{name}": 8 for name in names} | {f"forward-{name}": 2 for name in names})
+        assert jumps == should
+        chains = Counter(re.findall(r"chain ((?:guest|forward)-g\d\d)-", text))
+        assert chains == Counter(dict.fromkeys(should, 1))
+        self._assert_written(names)
+
+    def _assert_written(self, names: set[str]) -> None:
+        run_dir = self.lab.run_dir
+        records = {path.stem for path in (run_dir / "guests").glob("*.json")}
+        assert records == set(map(uuid_of, names))
+        assert not list((run_dir / "todo").iterdir())
+        assert not [path for path in run_dir.iterdir() if path.name.startswith((".", "unfinished"))]
+        now = listing.parse(self.table())
+        self.lab.host.run(["nft", "-c", "-f", run_dir / "ruleset.nft"])
+        made = self.lab.host.run(
+            ["unshare", "--net", "sh", "-c", f"nft -f {run_dir}/ruleset.nft && nft -s list ruleset"]
+        ).out
+        assert listing.parse(made) == now or not names
+
+
+@pytest.fixture
+def crowd(lab: Lab) -> Crowd:
+    lab.host.nft(person.RULESET)
+    return Crowd(lab)
+
+
+def test_fifty_guests_start_reconnect_and_stop_at_once(crowd: Crowd) -> None:
+    before = crowd.lab.host.theirs()
+    everybody = range(GUESTS)
+    for _ in range(ROUNDS):
+        crowd.all(everybody, "prepare", "start", "started")
+        crowd.assert_right(everybody)
+        crowd.lab.host.run(["nft", "delete", "table", "inet", "virt-forward"])
+        crowd.all(everybody, "reconnect")
+        crowd.assert_right(everybody)
+        crowd.all(everybody, "stopped", "release")
+        crowd.assert_right(())
+        assert crowd.table() == ""
+    assert crowd.lab.host.theirs() == before
+
+
+def test_some_stop_while_others_start(crowd: Crowd) -> None:
+    early, late = range(12), range(12, 24)
+    crowd.all(early, "prepare", "started")
+    with ThreadPoolExecutor(2) as pool:
+        futures = [
+            pool.submit(crowd.all, early, "stopped", "release"),
+            pool.submit(crowd.all, late, "prepare", "started"),
+        ]
+        for future in futures:
+            future.result()
+    crowd.assert_right(late)
+
+
+def test_of_guests_that_want_the_same_port_one_gets_it(crowd: Crowd) -> None:
+    def prepare(number: int) -> Done:
+        metadata = forwards(host_ip(f"10.10.0.{100 + number}"), port_forward("8080:80"))
+        return crowd.event(number, "prepare", domain(name_of(number), metadata, [Nic()], "prepare"))
+
+    with ThreadPoolExecutor(8) as pool:
+        done = list(pool.map(prepare, range(8)))
+    assert sorted(item.status for item in done) == [0] + [1] * 7
+    winner = next(number for number, item in enumerate(done) if item.status == 0)
+    assert all(f"is taken by guest {name_of(winner)}" in item.err for item in done if item.status)
+
+
+def test_several_hooks_for_one_guest_at_once(crowd: Crowd) -> None:
+    crowd.all([1], "prepare")
+    with ThreadPoolExecutor(6) as pool:
+        for done in pool.map(lambda _: crowd.event(1, "reconnect"), range(6)):
+            assert done.status == 0
+    crowd.assert_right([1])
+
+
+def test_the_run_directory_goes_away_under_a_crowd(crowd: Crowd) -> None:
+    """No hook fails for it, none waits for a lock that nobody has; a reconnect of all mends it."""
+    some = range(10)
+    crowd.all(some, "prepare")
+    before = time.monotonic()
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(crowd.all, some, "started", "reconnect")
+        while not running.done():
+            shutil.rmtree(crowd.lab.run_dir, ignore_errors=True)
+            time.sleep(0.2)
+        running.result()
+    assert time.monotonic() - before < 14, "somebody has waited for a lock in vain"
+    crowd.all(some, "reconnect")
+    crowd.assert_right(some)

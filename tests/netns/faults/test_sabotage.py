@@ -1,0 +1,568 @@
+"""What others do to us: programs that fail, a full /run, damaged files, a table edited by hand."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from netns.faults.edges import Outcome, Steps, missing, refused
+from netns.faults.world import NAMES, World, xml_of
+from support import person
+from support.proc import REPO, eventually, run
+from support.xml import Network, domain, network_hook, uuid_of
+from virt_forward.hooks import dispatch
+from virt_forward.host import conntrack, nft
+from virt_forward.model import Guest
+from virt_forward.reconcile import refresh, teardown
+from virt_forward.state import journal, records, store
+
+pytestmark = pytest.mark.root
+RUNNING_EVENTS = ("started", "reconnect", "restore")
+
+
+@pytest.fixture
+def two(world: World) -> World:
+    """web and db run, mail is prepared."""
+    if world.before:
+        world.restore()
+        world.lab.host.run(["nft", "-f", world.run_dir / "ruleset.nft"])
+    else:
+        world.start("web", "db")
+        assert world.event("mail", "prepare").status == 0
+        world.before = world.saved()
+    return world
+
+
+def program(name: str) -> Callable[[str], bool]:
+    return lambda step: step == f"run {name}"
+
+
+# ---- programs -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "how"),
+    [("nft", missing), ("nft", refused(5)), ("ip", missing), ("conntrack", refused(5))],
+    ids=["nft missing", "nft failing", "ip missing", "conntrack failing"],
+)
+@pytest.mark.parametrize("operation", [*RUNNING_EVENTS, "stopped"])
+def test_a_program_that_does_not_work_costs_no_running_guest(
+    two: World, name: str, how: Callable[[str], object], operation: str
+) -> None:
+    if operation == "stopped":
+        two.start("mail")
+    done = two.event("mail", operation, Steps(1, program(name), how, forever=True))
+    assert (done.status, done.out) == (0, ""), done
+    assert done.reasons or not done.steps, done
+    two.assert_kept("web", "db", why=done)
+    # From here on it works again, and the next event of that guest is enough.
+    assert two.event("mail", "stopped" if operation == "stopped" else "reconnect").status == 0
+    two.assert_right(*(("web", "db") if operation == "stopped" else ("web", "db", "mail")), why=done)
+
+
+def test_without_nft_no_guest_with_forwards_starts_and_it_is_said_why(two: World) -> None:
+    two.flush()
+    (two.run_dir / "ruleset.nft").unlink()
+    done = two.event("late", "prepare", Steps(1, program("nft"), missing, forever=True))
+    assert done.status == 1
+    assert "error: nft is not there" in done.err
+    assert "install the package nftables" in done.err
+    two.stop("late")
+
+
+def test_what_nft_refuses_of_one_guest_refuses_no_other_guests_start(two: World) -> None:
+    """web's end could not be told to the kernel; late has no part in that."""
+    failing = Steps(1, program("nft"), refused(5), forever=True)
+    assert two.event("web", "stopped", failing).status == 0
+    done = two.event("late", "prepare", Steps(1, program("nft"), refused(5), forever=True))
+    assert (done.status, done.err) == (0, "")
+    assert "nft refused" in done.reasons
+    assert two.event("late", "started").status == 0
+    two.stop("mail")
+    two.assert_right("db", "late")
+
+
+def hanging(folder: Path, name: str) -> Callable[[], None]:
+    """Put a program of that name first that never ends, and make us less patient with it."""
+    program = folder / name
+    program.write_text("#!/bin/sh\nexec sleep 60\n")
+    program.chmod(0o755)
+
+    def patch() -> None:
+        os.environ["PATH"] = f"{folder}:{os.environ['PATH']}"
+        vars(nft)["TIMEOUT"] = vars(conntrack)["TIMEOUT"] = 0.5
+
+    return patch
+
+
+@pytest.mark.parametrize("name", ["nft", "conntrack"])
+@pytest.mark.parametrize("operation", ["started", "stopped"])
+def test_a_program_that_hangs_is_given_up(two: World, tmp_path: Path, name: str, operation: str) -> None:
+    words = "-I -p udp -s 192.0.2.2 -d 192.0.2.1 --sport 9 --dport 9 -t 60"
+    two.lab.host.run(["conntrack", *words.split()], check=False)
+    if operation == "stopped":
+        two.start("mail")
+    before = time.monotonic()
+    done = two.event("mail", operation, patch=hanging(tmp_path, name))
+    assert done.status == 0
+    assert time.monotonic() - before < 3, "one attempt, not one after the other"
+    asked = name == "nft" or operation == "stopped"
+    assert not asked or "did not finish within" in done.reasons, done
+    two.start("late")
+    running = ["web", "db", "late"] if operation == "stopped" else ["web", "db", "mail", "late"]
+    two.assert_right(*running, why=done)
+
+
+@pytest.mark.parametrize("name", ["ip", "nft"])
+def test_hook_has_one_deadline_for_all_that_it_runs(two: World, tmp_path: Path, name: str) -> None:
+    """Programs that each use up a time of their own would keep libvirtd waiting for the sum."""
+    hanging(tmp_path, name)
+
+    def patch() -> None:
+        os.environ["PATH"] = f"{tmp_path}:{os.environ['PATH']}"
+        vars(dispatch)["SECONDS"] = 1
+
+    done = two.event("mail", "started", patch=patch)
+    assert done.status == 0
+    # Far less than a program has by itself.
+    assert re.search(rf"{name} did not finish within (0\.\d+|1) seconds", done.reasons), done
+    two.start("late")
+    two.assert_kept("web", "db", "late")
+
+
+def test_a_hook_that_dies_while_nft_works_lets_nobody_overtake_it(two: World, tmp_path: Path) -> None:
+    """nft goes on after its parent's death; what follows has to wait for it."""
+    slow, real, begun = tmp_path / "nft", shutil.which("nft"), tmp_path / "begun"
+    slow.write_text(f'#!/bin/sh\ntouch {begun}\nsleep 1\nexec {real} "$@"\n')
+    slow.chmod(0o755)
+    env = [f"PATH={tmp_path}:/usr/sbin:/usr/bin:/bin", *(f"{k}={v}" for k, v in two.lab.env.items())]
+    call = f"exec {REPO}/hooks/qemu mail started begin - <{xml_file(two, 'mail')}"
+    started = two.lab.host.background(["env", "-i", *env, "sh", "-c", call], tmp_path / "log")
+    eventually(begun.exists, "nft has been started")
+    pids = [int(pid) for pid in _family(started.pid) if "hooks/qemu" in _words(pid)]
+    assert len(pids) == 1, pids
+    os.kill(pids[0], 9)
+    before = time.monotonic()
+    two.start("late")
+    assert time.monotonic() - before > 0.5, "the lock was free while nft was still at work"
+    assert two.event("mail", "reconnect").status == 0
+    two.assert_right("web", "db", "mail", "late")
+    started.end()
+
+
+def xml_file(world: World, name: str) -> Path:
+    path = world.lab.dir / f"{name}.xml"
+    path.write_text(xml_of(name, "started"))
+    return path
+
+
+def _family(pid: int) -> Iterator[str]:
+    yield str(pid)
+    for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+        yield from _family(int(child))
+
+
+def _words(pid: str) -> str:
+    return Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
+
+
+# ---- the run directory ----------------------------------------------------------------------
+
+
+@pytest.fixture
+def small(world: World) -> Iterator[World]:
+    """A run directory of its own few pages; ``fill`` takes the rest of them."""
+    world.run_dir.mkdir(exist_ok=True)
+    run(["mount", "-t", "tmpfs", "-o", "size=128k,nr_inodes=64", "vf-test", world.run_dir])
+    try:
+        yield world
+    finally:
+        run(["umount", world.run_dir])
+
+
+def fill(world: World) -> Path:
+    path = world.run_dir / "ballast"
+    with path.open("wb", buffering=0) as file:
+        try:
+            while True:
+                file.write(b"x" * 4096)
+        except OSError:
+            return path
+
+
+def test_a_full_run_directory(small: World) -> None:
+    """A start is refused with the reason, a running guest is spared, and what stops goes all the same."""
+    small.start("web", "db", "mail")
+    ballast = fill(small)
+    refused_start = small.event("late", "prepare")
+    assert refused_start.status == 1
+    assert "No space left on device" in refused_start.err
+    assert small.event("late", "release").status == 0
+    assert small.event("web", "reconnect").status == 0
+    stopped = small.event("mail", "stopped")
+    assert stopped.status == 0
+    assert "No space left" in stopped.reasons
+    small.lab.host.run(["nft", "list", "table", "inet", "virt-forward"])
+    assert "chain guest-mail" not in " ".join(small.table())
+    small.assert_kept("web", "db")
+    ballast.unlink()
+    small.start("late")
+    small.assert_right("web", "db", "late")
+
+
+def test_a_full_run_directory_and_a_flushed_table(small: World) -> None:
+    """Nothing has to be written to make right again what was there."""
+    small.start("web", "db")
+    ballast = fill(small)
+    small.flush()
+    for name in ("web", "db"):
+        assert small.event(name, "reconnect").status == 0
+    small.assert_kept("web", "db")
+    ballast.unlink()
+    small.stop("db")
+    small.assert_right("web")
+
+
+def test_start_in_a_full_run_directory_is_made_good_by_the_next_event(small: World) -> None:
+    small.start("web")
+    assert small.event("db", "prepare").status == 0
+    ballast = fill(small)
+    done = small.event("db", "started")
+    assert done.status == 0
+    assert "No space left" in done.reasons
+    ballast.unlink()
+    small.start("late")
+    small.assert_right("web", "db", "late")
+
+
+def test_a_read_only_run_directory(small: World) -> None:
+    small.start("web", "db", "mail")
+    run(["mount", "-o", "remount,ro", small.run_dir])
+    for name, operation in (
+        ("late", "prepare"),
+        ("web", "reconnect"),
+        ("db", "started"),
+        ("mail", "stopped"),
+    ):
+        done = small.event(name, operation)
+        assert done.status == (operation == "prepare"), done
+        assert "Read-only file system" in done.reasons, done
+    assert "chain guest-mail" not in " ".join(small.table())
+    small.assert_kept("web", "db")
+    run(["mount", "-o", "remount,rw", small.run_dir])
+    assert small.event("mail", "release").status == 0
+    small.start("late")
+    small.assert_right("web", "db", "late")
+
+
+def test_a_run_directory_that_is_gone(two: World) -> None:
+    """Only libvirt knows then who runs: a restart of libvirtd, or sync, tells."""
+    shutil.rmtree(two.run_dir)
+    for name in ("web", "db"):
+        assert two.event(name, "reconnect").status == 0
+    two.assert_right("web", "db")
+    shutil.rmtree(two.run_dir)
+    two.start("late")
+    assert two.sync("web", "db", "late").status == 0
+    two.assert_right("web", "db", "late")
+
+
+# ---- damaged files --------------------------------------------------------------------------
+
+
+def truncated(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def emptied(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def foreign(path: Path) -> None:
+    path.write_text('{"version": 7, "somebody": ["else"]}\n')
+
+
+def binary(path: Path) -> None:
+    path.write_bytes(bytes(range(256)) * 20)
+
+
+def removed(path: Path) -> None:
+    path.unlink()
+
+
+def a_directory(path: Path) -> None:
+    path.unlink(missing_ok=True)
+    path.mkdir()
+
+
+DAMAGES = (truncated, emptied, foreign, binary, removed)
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("name", ["claims", "ruleset.nft"])
+def test_a_damaged_derived_file_is_made_anew(two: World, name: str, damage: Callable[[Path], None]) -> None:
+    damage(two.run_dir / name)
+    done = two.event("mail", "started")
+    assert done.status == 0
+    two.assert_right("web", "db", "mail", why=done)
+    twin = two.event("twin", "prepare")
+    assert twin.status == 1, "what web has is known again"
+    two.stop("twin")
+
+
+@pytest.mark.parametrize("damage", DAMAGES[:-1])
+@pytest.mark.parametrize("operation", ["reconnect", "stopped"])
+def test_a_damaged_record_is_mended_by_its_guest(
+    two: World, operation: str, damage: Callable[[Path], None]
+) -> None:
+    damage(two.run_dir / "guests" / f"{uuid_of('web')}.json")
+    done = two.event("web", operation)
+    assert done.status == 0, done
+    assert uuid_of("web") in done.reasons
+    two.stop("mail")
+    two.assert_right(*(("web", "db") if operation == "reconnect" else ("db",)), why=done)
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_record_harms_nobody_else(two: World, damage: Callable[[Path], None]) -> None:
+    damage(two.run_dir / "guests" / f"{uuid_of('web')}.json")
+    two.start("mail")
+    two.assert_kept("web", "db", "mail")
+    two.flush()
+    two.start("late")
+    two.assert_kept("db", "mail", "late")
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_guest_whose_record_is_lost_has_its_rules_once(two: World, damage: Callable[[Path], None]) -> None:
+    """The include file and the kernel still have them."""
+    two.start("mail")
+    damage(two.run_dir / "guests" / f"{uuid_of('web')}.json")
+    assert two.event("web", "reconnect").status == 0
+    two.assert_right("web", "db", "mail")
+
+
+@pytest.mark.parametrize("damage", DAMAGES[:-1])
+def test_sync_mends_a_damaged_record(two: World, damage: Callable[[Path], None]) -> None:
+    two.start("mail", "late")
+    damage(two.run_dir / "guests" / f"{uuid_of('web')}.json")
+    two.flush()
+    assert two.sync("web", "db", "mail", "late").status == 0
+    two.assert_kept("web", "db", "mail", "late")
+
+
+@pytest.mark.parametrize("damage", [*DAMAGES[:-1], a_directory])
+def test_rubbish_in_place_of_the_journal(two: World, damage: Callable[[Path], None]) -> None:
+    path = two.run_dir / "unfinished"
+    path.write_text("something else\n")
+    damage(path)
+    two.start("mail")
+    if path.is_dir():
+        path.rmdir()
+        two.start("mail")
+    two.assert_right("web", "db", "mail")
+
+
+def test_a_record_that_claims_what_another_has(two: World) -> None:
+    """Put there by hand: nft would refuse the whole table for it."""
+    text = (two.run_dir / "guests" / f"{uuid_of('web')}.json").read_text()
+    strange = two.run_dir / "guests" / f"{uuid_of('strange')}.json"
+    strange.write_text(text.replace(uuid_of("web"), uuid_of("strange")).replace('"web"', '"strange"'))
+    (two.run_dir / "claims").unlink()
+    two.flush()
+    done = two.event("mail", "started")
+    assert done.status == 0
+    assert "claim the same" in done.reasons, done
+    two.assert_kept("db", "mail", why=done)
+    for _ in range(2):  # see test_what_a_dead_guest_had_is_free_at_once
+        assert two.sync("web", "db", "mail").status == 0
+    two.assert_right("web", "db", "mail")
+
+
+# ---- the table ------------------------------------------------------------------------------
+
+EDITS = {
+    "deleted": "delete table inet virt-forward",
+    "flushed": person.RULESET,
+    "emptied": "flush table inet virt-forward",
+    "a chain's rules": f"flush chain inet virt-forward guest-web-{uuid_of('web')[:8]}",
+    "an element": "delete element inet virt-forward any { tcp . 8080 }",
+    "a strange chain": "add chain inet virt-forward strange "
+    "{ type filter hook input priority 0; policy drop; }",
+    "a strange set": "add set inet virt-forward strange { type mark; elements = { 7 }; }",
+    "a strange map to our chain": "add map inet virt-forward strange { type mark : verdict; elements = "
+    f"{{ 7 : jump guest-web-{uuid_of('web')[:8]} }}; }}",
+    "a policy": "add chain inet virt-forward forward { policy drop; }",
+    "somebody else's": "delete table inet virt-forward; add table inet virt-forward; "
+    "add map inet virt-forward any { type inet_service : verdict; }",
+}
+
+
+@pytest.mark.parametrize("edit", EDITS)
+def test_a_table_edited_by_hand(two: World, edit: str) -> None:
+    """The guest's own stop takes everything of it away; sync makes the whole right."""
+    two.lab.host.nft(EDITS[edit])
+    assert two.event("web", "stopped").status == 0
+    assert not [part for part in two.table() if "-web-" in part]
+    two.start("mail")
+    assert two.sync("db", "mail").status == 0
+    two.assert_right("db", "mail")
+
+
+@pytest.mark.parametrize("edit", ["deleted", "flushed"])
+def test_a_table_that_is_gone_comes_back_with_any_guest(two: World, edit: str) -> None:
+    two.lab.host.nft(EDITS[edit])
+    two.start("mail")
+    two.assert_right("web", "db", "mail")
+
+
+# ---- time and other things ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("years", [-30, 30])
+def test_a_clock_that_jumps(two: World, years: int) -> None:
+    """Nothing that decides anything looks at the clock on the wall."""
+    really = time.time
+
+    def jump() -> None:
+        vars(time)["time"] = lambda: really() + years * 365 * 86400
+        os.utime(two.run_dir / "ruleset.nft", (0, 0))
+
+    for name, operation in (("mail", "started"), ("web", "reconnect"), ("db", "stopped"), ("db", "release")):
+        assert two.event(name, operation, patch=jump).status == 0
+    two.assert_right("web", "mail")
+
+
+def impatient() -> None:
+    vars(store)["LOCK_SECONDS"] = 0.3
+
+
+@pytest.fixture
+def held(two: World) -> Iterator[Path]:
+    """Somebody has the lock and does not give it back."""
+    lock = two.run_dir / "lock"
+    with two.lab.host.background(["flock", lock, "sleep", "60"], two.lab.dir / "flock.log"):
+        eventually(lambda: run(["flock", "-n", lock, "true"], check=False).status, "it is held")
+        yield two.run_dir
+
+
+def impatiently(world: World, name: str, operation: str) -> Outcome:
+    before = time.monotonic()
+    done = world.event(name, operation, patch=impatient)
+    assert time.monotonic() - before < 2, "libvirtd waits"
+    assert done.status == 0
+    assert "has held the lock for 0.3 seconds" in done.reasons
+    return done
+
+
+def test_who_cannot_have_the_lock_leaves_the_work_to_the_next(two: World, held: Path) -> None:
+    for name, operation in (("mail", "started"), ("web", "stopped"), ("web", "release"), ("twin", "prepare")):
+        impatiently(two, name, operation)
+    two.assert_kept("web", "db")
+    two.lab.host._undo.close()
+    # twin wants what web had, and can have it: web's end was told, if not made yet.
+    assert two.event("twin", "prepare").status == 0
+    two.assert_kept("db", "mail")
+    assert two.event("twin", "started").status == 0
+    two.assert_right("db", "mail", "twin")
+
+
+def test_the_last_word_counts_of_what_was_left(two: World, held: Path) -> None:
+    for operation in ("started", "stopped", "started"):
+        impatiently(two, "mail", operation)
+    for operation in ("stopped", "reconnect", "stopped"):
+        impatiently(two, "web", operation)
+    two.lab.host._undo.close()
+    two.start("late")
+    two.assert_right("db", "mail", "late")
+
+
+NETWORK_EVENT = network_hook(Network("default", "virbr9", "bridge"), port_of="mail").encode()
+OTHERS_WORK: dict[str, Callable[[], object]] = {
+    "verify": lambda: refresh.verify(store.Store()),
+    "network event": lambda: dispatch.main(
+        "network", ["default", "port-created", "begin", "-"], NETWORK_EVENT
+    ),
+}
+
+
+@pytest.mark.parametrize("work", OTHERS_WORK.values(), ids=OTHERS_WORK)
+def test_queued_change_is_not_undone_by_other_work_on_the_guest(
+    two: World, held: Path, work: Callable[[], object]
+) -> None:
+    impatiently(two, "mail", "started")
+    impatiently(two, "web", "stopped")
+    two.lab.host._undo.close()
+    assert two.apart(lambda: int(bool(work()))).status == 0
+    two.assert_right("db", "mail")
+
+
+def test_teardown_opens_no_guest_whose_start_was_queued(two: World, held: Path) -> None:
+    impatiently(two, "mail", "started")
+    two.lab.host._undo.close()
+    assert two.apart(teardown.main).status == 0
+    two.assert_right()
+
+
+def test_sync_does_not_open_a_guest_whose_start_was_queued_before_it_ended(two: World, held: Path) -> None:
+    impatiently(two, "mail", "started")
+    two.lab.host._undo.close()
+    assert two.sync("web", "db").status == 0
+    two.assert_right("web", "db")
+
+
+def test_a_guest_left_for_later_takes_no_port_of_the_host(two: World, held: Path) -> None:
+    """It is judged like any other: nobody is locked out of the host because the lock was late."""
+    two.lab.configure('[policy]\nreserved = ["tcp/8081"]\n')
+    impatiently(two, "twin", "reconnect")
+    two.lab.host._undo.close()
+    two.start("late")
+    assert not [line for line in two.table()["map any"] if "8081" in line]
+    two.assert_kept("web", "db", "late")
+
+
+def test_a_port_of_the_host_is_not_freed_by_another_guests_end(world: World) -> None:
+    """A conflict with the host stands, whoever comes and goes."""
+    world.lab.configure('[policy]\nreserved = ["tcp/22", "tcp/2525"]\non_error = "warn"\n')
+    world.start("mail", "web")
+    world.stop("web")
+    assert not [line for line in world.table()["map any"] if "2525" in line]
+
+
+def test_a_guest_without_metadata_any_more_is_forgotten(two: World) -> None:
+    assert two.event("web", "reconnect", xml=domain("web")).status == 0
+    two.stop("mail")
+    two.assert_right("db")
+
+
+def test_the_journal_knows_what_stood_before(two: World) -> None:
+    """Old connections of a guest end even where the hook that stopped it was killed."""
+    two.start("mail")
+    words = "-I -p tcp -s 192.0.2.2 -d 192.0.2.1 --sport 999 --dport 2525 -r 10.10.0.202 -q 192.0.2.2"
+    words += " --reply-port-src 25 --reply-port-dst 999 --state ESTABLISHED -t 300"
+    two.lab.host.run(["conntrack", *words.split()])
+    done = two.event("mail", "stopped", Steps(1, program("conntrack")))
+    assert done.died
+    assert "2525" in two.lab.host.run(["conntrack", "-L"]).out
+    two.start("late")
+    assert "2525" not in two.lab.host.run(["conntrack", "-L"]).out
+    two.assert_right("web", "db", "late")
+
+
+def test_a_journal_is_read_back_as_it_was_written() -> None:
+    guest = Guest(uuid_of("web"), "web")
+    text = journal.render({guest.uuid: None}, {guest.uuid: guest, uuid_of("db"): None}, {"b", "a"})
+    read = journal.parse(text)
+    assert read is not None
+    assert read.after == {guest.uuid: guest, uuid_of("db"): None}
+    assert read.before == {guest.uuid: None, uuid_of("db"): None}
+    assert read.taken == {"a", "b"}
+    assert journal.parse(text.replace(guest.uuid, uuid_of("mail"), 1)) is None
+    assert journal.parse(records.dump_guest(guest)) is None
+    assert set(NAMES) > {"web", "db"}

@@ -1,0 +1,32 @@
+"""libvirt's networks, once a module and backend, and nothing running on them before and after each test."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from netns.libvirtnet.scene import BACKENDS, Scene
+from support import netns
+
+
+@pytest.fixture(scope="module", params=BACKENDS)
+def built(request: pytest.FixtureRequest) -> Iterator[Scene]:
+    """The networks as libvirt has started them, known to us."""
+    with netns.lab() as lab:
+        scene = Scene(lab, request.param)
+        scene.reset()
+        yield scene
+
+
+@pytest.fixture
+def scene(built: Scene) -> Iterator[Scene]:
+    """The same with no guest running, before and after; then nothing of ours is left in libvirt's chains."""
+    before = built.host.ruleset()
+    yield built
+    built.reset()
+    built.lab.config.unlink(missing_ok=True)
+    assert built.rules("ip") == built.rules("ip6") == []
+    assert not (built.lab.run_dir / "admitted").read_text()
+    built.rebuild()
+    assert built.host.ruleset() == before

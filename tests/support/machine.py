@@ -1,0 +1,113 @@
+"""A whole Debian host in a container: systemd, units, packages, all that the installer finds in the world."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from support import cache, cgroups, guest, netns
+from support.box import Box, first_process, lay_out
+from support.host import FILES
+from support.proc import REPO, Background, eventually, run
+
+HERE = Path(__file__).parent
+SUITES = tuple(os.environ.get("VIRT_FORWARD_TEST_SUITES", "trixie").split())
+MIRROR = "http://deb.debian.org/debian"
+SOURCE = "/usr/src/virt-forward"
+PACKAGES = (
+    "systemd-sysv", "dbus", "kmod", "procps", "iproute2", "nftables", "iptables", "conntrack",
+    "python3-lxml", "python3-libvirt", "libvirt-daemon-system", "libvirt-clients", "dnsmasq-base",
+    "qemu-system-x86", "busybox-static",
+)  # fmt: skip
+ENABLED = ("systemd-networkd", "nftables", "libvirtd")
+# Nothing here has a terminal, a clock of its own, or packages to update.
+MASKED = (
+    "console-getty.service", "getty.target", "systemd-timesyncd.service", "apt-daily.timer",
+    "apt-daily-upgrade.timer", "dpkg-db-backup.timer", "fstrim.timer", "e2scrub_all.timer",
+    "libvirt-guests.service", "systemd-networkd-wait-online.service",
+)  # fmt: skip
+OWN_FILES = {
+    "etc/systemd/networkd.conf": "[Network]\nIPv4Forwarding=yes\nIPv6Forwarding=yes\n",
+    "etc/tmpfiles.d/lab.conf": "d /run/lab 0755\n",
+}
+
+
+def rootfs(suite: str) -> Path:
+    """Return the root file system of a suite, made when it is first wanted."""
+    return cache.kept(f"debian-{suite}", lambda folder: _bootstrap(suite, folder), f"a Debian {suite} host")
+
+
+def _bootstrap(suite: str, folder: Path) -> None:
+    left_out = ("doc", "man", "locale", "info")
+    words = ["mmdebstrap", "--mode=root", "--variant=minbase", "--format=directory", "--quiet"]
+    words += ["--aptopt=APT::Install-Recommends false", "--dpkgopt=force-unsafe-io"]
+    words += [f"--dpkgopt=path-exclude=/usr/share/{part}/*" for part in left_out]
+    words += [f"--include={','.join(PACKAGES)}", suite, str(folder), MIRROR]
+    run(words, timeout=900)
+    offline = ["systemctl", f"--root={folder}"]
+    run([*offline, "enable", *ENABLED])
+    run([*offline, "mask", *MASKED])
+
+
+class Machine(Box):
+    """A booted Debian; made and undone by :func:`machine`."""
+
+    namespaces = ("--mount", "--net", "--pid", "--uts", "--ipc", "--cgroup")
+
+    def __init__(
+        self, undo: contextlib.ExitStack, lab: netns.Lab, suite: str, files: Mapping[str, str]
+    ) -> None:
+        super().__init__(lab)
+        self.suite = suite
+        self.dir = lab.dir / "machine"
+        lay_out(self.dir / "files", {**FILES, **OWN_FILES, **files})
+        (self.dir / "over").mkdir()
+        undo.callback(cgroups.remove, lab.tag)
+        self.boot = undo.enter_context(Background(self._argv(), self.dir / "boot.log"))
+        self.init = first_process(self.boot, undo)
+
+    def _argv(self) -> list[str | Path]:
+        groups = ",".join(map(str, cgroups.named(self.lab.tag)))
+        kernel = guest.assets().kernel.parent
+        return [
+            "unshare", "--mount", "--propagation=private",
+            "bash", HERE / "machine.sh", self.dir, rootfs(self.suite), groups,
+            f"--network-namespace-path={self.ns.path}", f"--bind-ro={kernel}", f"--bind-ro={REPO}:{SOURCE}",
+        ]  # fmt: skip
+
+    def systemctl(self, *words: str, timeout: float = 30) -> str:
+        return self.run(["systemctl", *words], timeout=timeout).out
+
+    def journal(self, *words: str) -> str:
+        return self.run(["journalctl", "--no-pager", "-o", "cat", *words]).out
+
+    def booted(self) -> bool:
+        done = self.run(["systemctl", "is-system-running"], check=False)
+        return done.out.strip() in {"running", "degraded"}
+
+    def wait_up(self) -> None:
+        try:
+            eventually(self.booted, "systemd has started everything", timeout=60, pause=0.2)
+            eventually(lambda: self.virsh("uri", check=False).status == 0, "libvirtd answers", timeout=30)
+        except AssertionError as error:
+            jobs = self.run(["systemctl", "--failed", "list-jobs"], check=False)
+            raise AssertionError(f"{error}\n{jobs}\n{self.boot.text()}") from None
+
+    def install(self, *words: str) -> str:
+        """Run ``install.sh`` from the read-only checkout."""
+        return self.run([f"{SOURCE}/install.sh", *words], timeout=120).out
+
+    def log(self) -> str:
+        return self.journal("-n", "200")
+
+
+@contextlib.contextmanager
+def machine(suite: str = SUITES[0], files: Mapping[str, str] | None = None) -> Iterator[Machine]:
+    """Boot a Debian of that suite with the files of section 1 in it; every boot starts from the same disk."""
+    with contextlib.ExitStack() as undo:
+        lab = undo.enter_context(netns.lab(bridge=False))
+        made = Machine(undo, lab, suite, files or {})
+        made.wait_up()
+        yield made

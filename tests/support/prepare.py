@@ -1,0 +1,17 @@
+"""Fetch everything now, so that no test has to wait for it: ``python -m support.prepare``."""
+
+from __future__ import annotations
+
+from support import bare, guest, machine
+
+
+def main() -> None:
+    guest.assets()
+    for suite in machine.SUITES:
+        machine.rootfs(suite)
+    for suite in bare.SUITES:
+        bare.rootfs(suite)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,55 @@
+"""Guests whose address nobody knows before they have it: the forward waits, and then it is there."""
+
+from __future__ import annotations
+
+import pytest
+
+from support.guest import Guest
+from support.host import Host
+from support.netns import UPLINK
+from support.proc import eventually
+from support.xml import forwards, port_forward
+
+pytestmark = pytest.mark.system
+
+# networkd's static lease is for another MAC: this guest gets an address of the pool.
+ANY = Guest("any", forwards(port_forward("8080:80")), mac="52:54:00:00:00:99", ip6=None)
+
+
+def states(host: Host) -> list[object]:
+    return [row["state"] for row in host.forwards()]
+
+
+def test_a_forward_waits_for_its_guests_lease_and_sync_completes_it(empty: Host) -> None:
+    empty.start(ANY)
+    (row,) = empty.forwards()
+    assert row["state"] == "waiting"
+    assert f"no address is known yet of {ANY.mac} on virbr0; asked were <host>" in str(row["reason"])
+    assert empty.fetch(8080) is None
+    lease = empty.wait_lease(ANY)
+    # systemd 252 keeps no lease file, and the guest has not spoken with its host: it is asked.
+    empty.command("sync")
+    (row,) = empty.forwards()
+    assert (row["state"], row["guest"], row["origins"]) == ("active", [lease], ["probed"])
+    told = empty.command("check", ANY.name, check=False).out.splitlines()
+    assert told[-1] == f"{ANY.name}: {lease} on virbr0 (probed)"
+    eventually(lambda: empty.fetch(8080) == ANY.page, "reached at its lease", timeout=10)
+    empty.virsh("destroy", ANY.name)
+    assert states(empty) == ["inactive"]
+    assert empty.fetch(8080) is None
+
+
+def test_the_host_keeps_its_forwards_without_its_uplink(empty: Host) -> None:
+    """A cable that is out while a guest starts is no reason for a forward not to be there when it is back."""
+    fixed = Guest(
+        "fixed",
+        forwards("<host ip='10.10.0.31'/>", port_forward("8080:80")),
+        mac=ANY.mac,
+        ip4="10.10.0.31/24",
+        ip6=None,
+    )
+    empty.run(["ip", "link", "set", UPLINK, "down"])
+    empty.start(fixed)
+    empty.wait_booted(fixed)
+    empty.run(["ip", "link", "set", UPLINK, "up"])
+    eventually(lambda: empty.fetch(8080) == fixed.page, "reached once the uplink is back", timeout=10)

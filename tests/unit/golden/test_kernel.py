@@ -1,0 +1,37 @@
+"""Changes of the table in a real kernel come to the table that a fresh load makes."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+
+from unit.golden.test_golden import listing
+from unit.world import Event, World, events
+from virt_forward.config import Config
+from virt_forward.ruleset import table
+
+
+@pytest.mark.root
+@settings(
+    max_examples=25,
+    derandomize=True,
+    deadline=None,
+    database=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
+@given(events)
+def test_any_changes_in_a_kernel(happenings: list[Event]) -> None:
+    world = World(Config(uplinks=("enp1s0",)))
+    with tempfile.TemporaryDirectory(prefix="virt-forward-test-") as name:
+        steps = []
+        for number, happening in enumerate(happenings):
+            step = Path(name, f"{number}.nft")
+            step.write_text(world.commands(happening))
+            steps.append(f"nft -f {step}")
+        whole = Path(name, "whole.nft")
+        whole.write_text(table.text(world.whole()))
+        changed, fresh = listing(" && ".join(steps)), listing(f"nft -f {whole}")
+    assert changed == fresh
