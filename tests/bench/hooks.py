@@ -92,9 +92,8 @@ def fill(count: int) -> None:
     store = Store()
     with store.lock():
         known: dict[str, Guest | None] = {guest.uuid: None for guest in store.guests()[0]}
-        Reconciler(store, Config()).apply(
-            {**known, **{guest.uuid: guest for guest in others(count)}}, afresh=True
-        )
+        made = {guest.uuid: guest for guest in others(count)}
+        Reconciler(store, Config(), rebuild=True).apply({**known, **made})
 
 
 def start() -> float:
