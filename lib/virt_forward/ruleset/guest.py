@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from virt_forward import names, ports
 from virt_forward.config import Config
 from virt_forward.model import Endpoint, Forward, Guest
+from virt_forward.ruleset import maps
 from virt_forward.ruleset.block import Block, Chain, Element
 
 MODEST = 128
@@ -83,26 +84,19 @@ def _count(guest: Guest) -> Chain:
 
 def _listen(guest: Guest, forward: Forward) -> Iterator[Element]:
     verdict = f"jump {nat_chain(_suffix(guest))}"
-    address, level = forward.address, level_of(forward)
+    proto, address = forward.proto, forward.address
     if modest(forward):
-        head = f"{address} . " if address else ""
         for port in range(forward.start, forward.end + 1):
-            yield Element(f"at{level}" if level else "any", f"{head}{forward.proto} . {port}", verdict)
+            yield maps.port_element(proto, address, port, verdict)
     else:
-        tail = f" . {address}" if address else ""
-        yield Element(f"range{level}", f"{forward.start}-{forward.end} . {forward.proto}{tail}", verdict)
-
-
-def level_of(forward: Forward) -> str:
-    """Return the suffix of the maps that a forward belongs to: 4, 6, or none for every address."""
-    return str(forward.address.version) if forward.address else ""
+        yield maps.range_element(proto, address, forward.start, forward.end, verdict)
 
 
 def _endpoint(guest: Guest, endpoint: Endpoint) -> Iterator[Element]:
-    place = f"{endpoint.ip} . {names.interface(endpoint.bridge)}"
-    yield Element(f"guest{endpoint.ip.version}", place, f"goto {count_chain(_suffix(guest))}")
+    version, verdict = endpoint.ip.version, f"goto {count_chain(_suffix(guest))}"
+    yield maps.GUEST[version].element(endpoint.ip, endpoint.bridge, verdict=verdict)
     if guest.isolate:
-        yield Element(f"isolated{endpoint.ip.version}", place)
+        yield maps.ISOLATED[version].element(endpoint.ip, endpoint.bridge)
 
 
 def _dnat(forward: Forward, endpoint: Endpoint, config: Config) -> str:

@@ -6,15 +6,16 @@ known for as long as one guest with forwards is on it.
 """
 
 from collections.abc import Iterable, Iterator
-from ipaddress import ip_network
+from ipaddress import ip_address, ip_network
 from typing import NamedTuple
 
 from virt_forward import names, ports
 from virt_forward.claims import index as claims
 from virt_forward.claims.index import Row
 from virt_forward.model import Forward, Subnet
-from virt_forward.ruleset.block import Block, Chain, Element
-from virt_forward.ruleset.guest import level_of, modest, nat_chain
+from virt_forward.ruleset import maps
+from virt_forward.ruleset.block import Block, Chain
+from virt_forward.ruleset.guest import modest, nat_chain
 
 Slot = tuple[str, str, int]
 """Protocol, address (empty for every address), and port (0 for the chain of the wide ranges)."""
@@ -101,15 +102,10 @@ def _ranked(members: list[Claim]) -> list[Row]:
 
 
 def _slot_block(slot: Slot, rows: list[Row]) -> Block:
-    proto, address, port = slot
-    level = level_of(claims.forward_of(rows[0]))
-    name = f"from-{proto}-{port or 'range'}" + (f"-at-{address.replace(':', '_')}" if address else "")
-    head = f"{address} . " if address else ""
-    element = (
-        Element(f"from{level}", f"{head}{proto} . {port}", f"jump {name}")
-        if port
-        else Element(f"from-range{level}", f"{head}{proto}", f"jump {name}")
-    )
+    _, address, port = slot
+    listen = claims.forward_of(rows[0])
+    name = f"from-{listen.proto}-{port or 'range'}" + (f"-at-{address.replace(':', '_')}" if address else "")
+    element = maps.slot_element(listen.proto, listen.address, port, f"jump {name}")
     rules = tuple(_rule(row, wide=not port) for row in rows)
     comment = names.quoted("the more special claim is asked first")
     return Block(f"port {name}", (Chain(name, comment, rules),), (element,), shared=True)
@@ -132,17 +128,18 @@ def _lan_blocks(index: tuple[Row, ...], touching: tuple[Row, ...]) -> Iterator[B
         if row.kind == claims.LAN and row.dev in touched:
             lans.setdefault(row.dev, set()).add(row.source)
     for dev, subnets in sorted(lans.items()):
-        own = Element("own", f"{names.interface(dev)} . {names.interface(dev)}")
-        yield Block(f"bridge {dev}", elements=(own,), shared=True)
+        same_bridge = maps.SAME_BRIDGE.element(dev, dev)
+        yield Block(f"bridge {dev}", elements=(same_bridge,), shared=True)
         for subnet in _outermost(subnets):
-            place = Element(f"lan{subnet.version}", f"{subnet} . {names.interface(dev)}")
-            yield Block(f"lan {subnet} {dev}", elements=(place,), shared=True)
+            lan = maps.LAN[subnet.version].element(subnet, dev)
+            yield Block(f"lan {subnet} {dev}", elements=(lan,), shared=True)
 
 
 def _gateway_blocks(index: tuple[Row, ...], touching: tuple[Row, ...]) -> Iterator[Block]:
     touched = {row.address for row in touching if row.kind == claims.GATEWAY}
     for address in sorted(touched & {row.address for row in index if row.kind == claims.GATEWAY}):
-        element = Element(f"gateway{'6' if ':' in address else '4'}", address)
+        ip = ip_address(address)
+        element = maps.GATEWAY[ip.version].element(ip)
         yield Block(f"gateway {address}", elements=(element,), shared=True)
 
 
