@@ -23,6 +23,52 @@ LEARNED: tuple[Origin, ...] = ORIGINS[2:]
 MAX_PORT = 65535
 
 
+class Span(NamedTuple):
+    """The ports ``start``..``end``, both included."""
+
+    start: int
+    end: int
+
+    def overlaps(self, other: "Span") -> bool:
+        """Tell whether a port is in both."""
+        return self.start <= other.end and other.start <= self.end
+
+    def contains(self, other: "Span") -> bool:
+        """Tell whether every port of ``other`` is in this one."""
+        return self.start <= other.start and other.end <= self.end
+
+    def __str__(self) -> str:
+        """Return ``80`` for one port and ``80-90`` for several."""
+        return str(self.start) if self.start == self.end else f"{self.start}-{self.end}"
+
+
+class Listen(NamedTuple):
+    """Which packets a forward takes, but for their ports. None means any.
+
+    ``address`` is the host address they are sent to, ``dev`` the interface they arrive on,
+    ``source`` the network they come from.
+    """
+
+    proto: Proto
+    address: Address | None = None
+    dev: str | None = None
+    source: Subnet | None = None
+
+    @property
+    def restricted(self) -> bool:
+        """Whether it is limited to an interface or a source, so that other guests may have its ports, too."""
+        return self.dev is not None or self.source is not None
+
+    def specificity(self) -> tuple[bool, bool, int]:
+        """Return a sort key that puts the more specific one first.
+
+        One with an address is before one without, then one with an interface, then the longer
+        source prefix. Between any two that take the same packet, this decides which gets it.
+        """
+        prefix = -1 if self.source is None else self.source.prefixlen
+        return (self.address is None, self.dev is None, -prefix)
+
+
 class Range(NamedTuple):
     """One ``<range>``: host ports ``start``..``end``, the guest's first port ``to``."""
 
@@ -41,6 +87,11 @@ class PortForward(NamedTuple):
     dev: str | None = None
     source: Subnet | None = None
     mac: str | None = None
+
+    @property
+    def listen(self) -> Listen:
+        """Which packets it takes, but for their ports."""
+        return Listen(self.proto, self.address, self.dev, self.source)
 
 
 class HostAddress(NamedTuple):
@@ -131,6 +182,21 @@ class Forward(NamedTuple):
     dev: str | None = None
     source: Subnet | None = None
     mac: str | None = None
+
+    @property
+    def listen(self) -> Listen:
+        """Which packets it takes, but for their ports."""
+        return Listen(self.proto, self.address, self.dev, self.source)
+
+    @property
+    def span(self) -> Span:
+        """The host's ports."""
+        return Span(self.start, self.end)
+
+    @property
+    def offset(self) -> int:
+        """What is added to a host port to get the guest's."""
+        return self.to - self.start
 
     @property
     def shifted(self) -> bool:

@@ -103,16 +103,12 @@ def without(index: Iterable[Row], uuids: Iterable[str]) -> Index:
 
 def conflicts(index: Iterable[Row], forwards: Iterable[Forward]) -> dict[Forward, str]:
     """Return which of ``forwards`` collide with a claim in the index, and why."""
-    groups: dict[tuple[str, str, str, str], list[Forward]] = {}
-    for forward in forwards:
-        place = (forward.proto, str(forward.address or ""), forward.dev or "", str(forward.source or ""))
-        groups.setdefault(place, []).append(forward)
-    wanted = {place: ports.Spans(group) for place, group in groups.items()}
+    wanted = {listen: ports.Spans(group) for listen, group in ports.by_listen(forwards).items()}
     found: dict[Forward, str] = {}
     for row in index if wanted else ():
         if row.kind not in (PORT, HELD):
             continue
-        mine = wanted.get((row.proto, row.address, row.dev, row.source))
+        mine = wanted.get(forward_of(row).listen)
         for forward in mine.overlapping(int(row.start), int(row.end)) if mine else ():
             port = max(forward.start, int(row.start))
             found.setdefault(forward, f"host port {forward.proto}/{port} is taken by guest {row.label}")

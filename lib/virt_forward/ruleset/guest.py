@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from virt_forward import names, ports
 from virt_forward.config import Config
-from virt_forward.model import Endpoint, Forward, Guest
+from virt_forward.model import MAX_PORT, Endpoint, Forward, Guest
 from virt_forward.ruleset import maps
 from virt_forward.ruleset.block import Block, Chain, Element
 
@@ -89,7 +89,7 @@ def _listen(guest: Guest, forward: Forward) -> Iterator[Element]:
         for port in range(forward.start, forward.end + 1):
             yield maps.port_element(proto, address, port, verdict)
     else:
-        yield maps.range_element(proto, address, forward.start, forward.end, verdict)
+        yield maps.range_element(proto, address, forward.span, verdict)
 
 
 def _endpoint(guest: Guest, endpoint: Endpoint) -> Iterator[Element]:
@@ -114,10 +114,9 @@ def _dnat(forward: Forward, endpoint: Endpoint, config: Config) -> str:
 
 
 def _dport(forward: Forward) -> str:
-    if (forward.start, forward.end) == (1, 65535):
+    if forward.span == (1, MAX_PORT):
         return f"meta l4proto {forward.proto}"
-    ports_text = forward.start if forward.start == forward.end else f"{forward.start}-{forward.end}"
-    return f"{forward.proto} dport {ports_text}"
+    return f"{forward.proto} dport {forward.span}"
 
 
 def _target(forward: Forward, endpoint: Endpoint) -> str:
@@ -127,14 +126,12 @@ def _target(forward: Forward, endpoint: Endpoint) -> str:
     if not forward.shifted:
         return str(endpoint.ip)
     # "to ADDRESS:A-B" would pick any port of the range; a map keeps the offset.
-    offset = forward.to - forward.start
-    pairs = ", ".join(f"{port} : {port + offset}" for port in range(forward.start, forward.end + 1))
+    pairs = ", ".join(f"{port} : {port + forward.offset}" for port in range(forward.start, forward.end + 1))
     return f"{shown}:{forward.proto} dport map {{ {pairs} }}"
 
 
 def _count_matches(forward: Forward) -> Iterator[str]:
-    ports_text = forward.start if forward.start == forward.end else f"{forward.start}-{forward.end}"
-    words = [f"meta l4proto {forward.proto} ct original proto-dst {ports_text}"]
+    words = [f"meta l4proto {forward.proto} ct original proto-dst {forward.span}"]
     for word, limit in (("saddr", forward.source), ("daddr", forward.address)):
         if limit:
             words.append(f"ct original {'ip' if limit.version == 4 else 'ip6'} {word} {limit}")

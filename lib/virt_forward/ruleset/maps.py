@@ -6,11 +6,11 @@ from a packet, and how a value of it is written; all text about a map follows fr
 
 from typing import NamedTuple
 
-from virt_forward.model import Address, Proto, Subnet
+from virt_forward.model import Address, Proto, Span, Subnet
 from virt_forward.names import interface
 from virt_forward.ruleset.block import Element
 
-Value = Address | Subnet | str | int
+Value = Address | Subnet | Span | str | int
 
 
 class Field(NamedTuple):
@@ -126,9 +126,9 @@ def port_element(proto: Proto, address: Address | None, port: int, verdict: str)
     return port_maps(address).ports.element(*_optional(address), proto, port, verdict=verdict)
 
 
-def range_element(proto: Proto, address: Address | None, start: int, end: int, verdict: str) -> Element:
+def range_element(proto: Proto, address: Address | None, span: Span, verdict: str) -> Element:
     """Return the element by which a wide range of ports leads to a guest's chain."""
-    return port_maps(address).ranges.element(f"{start}-{end}", proto, *_optional(address), verdict=verdict)
+    return port_maps(address).ranges.element(span, proto, *_optional(address), verdict=verdict)
 
 
 def slot_element(proto: Proto, address: Address | None, port: int, verdict: str) -> Element:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from virt_forward import names, ports
 from virt_forward.claims import index as claims
 from virt_forward.claims.index import Row
-from virt_forward.model import Forward, Subnet
+from virt_forward.model import Forward, Span, Subnet
 from virt_forward.ruleset import maps
 from virt_forward.ruleset.block import Block, Chain
 from virt_forward.ruleset.guest import modest, nat_chain
@@ -57,10 +57,7 @@ def _slots(index: tuple[Row, ...], touching: tuple[Row, ...]) -> dict[Slot, list
     touched: dict[tuple[str, str], list[Forward]] = {}
     for row in _narrowed_ports(touching):
         touched.setdefault((row.proto, row.address), []).append(claims.forward_of(row))
-    spans = {
-        place: ports.merge((forward.start, forward.end) for forward in changed)
-        for place, changed in touched.items()
-    }
+    spans = {place: ports.merge(forward.span for forward in changed) for place, changed in touched.items()}
     present: dict[tuple[str, str], _Claims] = {place: _Claims({}, []) for place in touched}
     for number, row in enumerate(_narrowed_ports(index) if touched else ()):
         place = (row.proto, row.address)
@@ -75,7 +72,7 @@ def _slots(index: tuple[Row, ...], touching: tuple[Row, ...]) -> dict[Slot, list
     return slots
 
 
-def _sort_in(known: _Claims, claim: Claim, spans: list[ports.Span]) -> None:
+def _sort_in(known: _Claims, claim: Claim, spans: list[Span]) -> None:
     """Add a claim to those that are known, as far as it is on the ports ``spans``."""
     if not modest(claim.forward):
         known.wide.append(claim)

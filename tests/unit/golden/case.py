@@ -22,8 +22,7 @@ from virt_forward.addresses.attachments import Bridge, Facts
 from virt_forward.addresses.resolve import resolve
 from virt_forward.config import parse_config
 from virt_forward.metadata.domain import parse_domain
-from virt_forward.model import Guest, PortForward, Reservation
-from virt_forward.ports import Span
+from virt_forward.model import Guest, PortForward, Reservation, Span
 from virt_forward.ruleset import table
 
 HERE = Path(__file__).parent
@@ -63,7 +62,7 @@ class Case:
         if not ports.names_no_port(item):
             return []
         known = json.loads(self._text("facts.json") or "{}").get("spared", {})
-        return [(start, end) for start, end in known.get(item.proto, [])]
+        return [Span(start, end) for start, end in known.get(item.proto, [])]
 
     def run(self) -> Outcome:
         """Let the events happen."""
