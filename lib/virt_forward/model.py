@@ -5,7 +5,7 @@ importing dataclasses costs it more than reading a guest's XML.
 """
 
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple, Protocol, get_args
 
 Address = IPv4Address | IPv6Address
 Subnet = IPv4Network | IPv6Network
@@ -166,7 +166,15 @@ class Endpoint(NamedTuple):
     origin: Origin = "declared"
 
 
-def rank(item: Sighting | Endpoint) -> int:
+class Learned(Protocol):
+    """Anything that tells where an address was learned."""
+
+    @property
+    def origin(self) -> Origin:
+        """Return the origin."""
+
+
+def rank(item: Learned) -> int:
     """Return how far an address is trusted by its origin: 0 for the most trusted."""
     return ORIGINS.index(item.origin)
 

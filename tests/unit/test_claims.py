@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from unit import strategies as make
 from unit.build import endpoint, forward, guest, uuid_of
 from unit.counted import Looks
-from virt_forward import ports
+from virt_forward import names, ports, text
 from virt_forward.claims import index as claims
-from virt_forward.claims.index import ENDPOINT, GATEWAY, HELD, LAN, OUT, PORT, Row
+from virt_forward.claims.index import EndpointRow, GatewayRow, PortRow, SubnetRow
 from virt_forward.model import LEARNED, ORIGINS, Forward, Guest, Origin
 
 A = guest("a", forward(80))
@@ -27,20 +27,24 @@ def index_of(*guests: Guest) -> claims.Index:
 
 
 def kinds(item: Guest) -> list[str]:
-    return [row.kind for row in claims.rows(item)]
+    """Return what the rows of a guest are: the states of its claims, and the types of the others."""
+    return [row.state if isinstance(row, PortRow) else type(row).__name__ for row in claims.rows(item)]
+
+
+ENDPOINT, SUBNET, GATEWAY = EndpointRow.__name__, SubnetRow.__name__, GatewayRow.__name__
 
 
 def test_rows_of_a_guest_by_its_state() -> None:
-    assert kinds(A) == [PORT, ENDPOINT, LAN, LAN]
-    assert kinds(A._replace(phase="prepared")) == [HELD, ENDPOINT]
-    assert kinds(A._replace(endpoints=())) == [HELD]
-    assert kinds(A._replace(forwards=(), conflicts=((forward(80), "why"),))) == [OUT, ENDPOINT]
-    assert kinds(A._replace(forwards=(), isolate=True)) == [ENDPOINT, LAN, LAN]
+    assert kinds(A) == ["open", ENDPOINT, SUBNET, SUBNET]
+    assert kinds(A._replace(phase="prepared")) == ["held", ENDPOINT]
+    assert kinds(A._replace(endpoints=())) == ["held"]
+    assert kinds(A._replace(forwards=(), conflicts=((forward(80), "why"),))) == ["kept out", ENDPOINT]
+    assert kinds(A._replace(forwards=(), isolate=True)) == [ENDPOINT, SUBNET, SUBNET]
     gateway = A._replace(gateways=(ip_address("198.51.100.1"),))
-    assert kinds(gateway) == [PORT, ENDPOINT, LAN, LAN, GATEWAY]
-    assert kinds(gateway._replace(phase="prepared")) == [HELD, ENDPOINT]
+    assert kinds(gateway) == ["open", ENDPOINT, SUBNET, SUBNET, GATEWAY]
+    assert kinds(gateway._replace(phase="prepared")) == ["held", ENDPOINT]
     # of two families only one has an endpoint
-    assert kinds(A._replace(forwards=(forward(80, address="2001:db8::1"),)))[0] == HELD
+    assert kinds(A._replace(forwards=(forward(80, address="2001:db8::1"),)))[0] == "held"
 
 
 @pytest.mark.parametrize(
@@ -112,7 +116,7 @@ def test_of_two_guests_with_one_address_the_stronger_origin_has_it(first: Origin
     if first in FIRM and second in FIRM:
         assert (bool(settled.conflicts), settled.endpoints, overruled) == (True, (), {})
     elif ORIGINS.index(second) < ORIGINS.index(first):
-        assert (settled, overruled) == (b, {a.uuid: {("198.51.100.200", "virbr0")}})
+        assert (settled, overruled) == (b, {a.uuid: {(ip_address("198.51.100.200"), "virbr0")}})
     else:
         # It waits for an address of its own; that refuses nobody's start.
         assert (settled, overruled) == (b._replace(endpoints=()), {})
@@ -210,26 +214,49 @@ def test_the_order_of_guests_who_claim_nothing_in_common_does_not_matter(guests:
 def test_the_index_survives_its_file(guests: tuple[Guest, ...]) -> None:
     index = index_of(*settle_all(guests).values())
     assert claims.parse_index(claims.render_index(index)) == index
-    for row in index:
-        if row.kind in (PORT, HELD, OUT):
-            made = claims.forward_of(row)
-            assert made.to == made.start
-            assert bool(claims.conflicts([row], [made])) == (row.kind != OUT)
+
+
+def assert_named_alike(item: Guest) -> None:
+    for row in claims.rows(item):
+        assert names.suffix(row.name, row.uuid) == names.suffix(item.name, item.uuid)
+        assert text.word(row.name) == text.word(item.name)
+
+
+@given(make.guests(), st.text())
+def test_row_name_gives_the_same_chains_and_messages_as_the_guests(item: Guest, name: str) -> None:
+    assert_named_alike(item)
+    assert_named_alike(item._replace(name=name))
+
+
+ODD = ["a b", "-a", "x" * 41, "x" * 61, "x" * 500, "é" * 99, "a\tb" * 50, "x" * 60 + "\0"]
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_row_name_keeps_enough_of_an_odd_one(name: str) -> None:
+    assert_named_alike(A._replace(name=name))
 
 
 GOOD = claims.render_index(index_of(A))
 
 
 @pytest.mark.parametrize(
-    "text",
+    "damaged",
     [
         *("x", "\n", GOOD[:-1], GOOD[:-20], GOOD + "more", GOOD.replace("\t", " "), "\0\n"),
         *(GOOD.replace("\n", end, 1) for end in ("\v", "\r", "\u2028")),
+        GOOD.partition("\n")[2],
+        *(
+            GOOD.replace("80\t80", span)
+            for span in ("0\t80", "80\t79", "80\t65536", "x\t80", "80\t" + "9" * 5000)
+        ),
+        *(GOOD.replace("\ttcp\t", f"\t{proto}\t") for proto in ("", "icmp")),
+        *(GOOD.replace("\tdeclared\n", origin) for origin in ("\n", "\tx\n", "\tdeclared\t\n")),
+        *(GOOD.replace("198.51.100.", ip) for ip in ("198.51.", "")),
     ],
 )
-def test_a_damaged_index_is_noticed(text: str) -> None:
+def test_a_damaged_index_is_noticed(damaged: str) -> None:
     with pytest.raises(ValueError, match="the index of claims is damaged"):
-        claims.parse_index(text)
+        claims.parse_index(damaged)
 
 
 def test_an_empty_index_is_none() -> None:
@@ -240,9 +267,8 @@ def test_an_empty_index_is_none() -> None:
 def test_a_name_never_breaks_the_index(name: str) -> None:
     odd = A._replace(name=name, uuid=uuid_of("odd"))
     (row, *_) = claims.parse_index(claims.render_index(claims.rows(odd)))
-    assert isinstance(row, Row)
     assert row.uuid == uuid_of("odd")
-    assert row.label.isprintable()
+    assert row.name.isprintable()
 
 
 @given(st.lists(make.forwards(), max_size=8), st.lists(make.forwards(), max_size=8))

@@ -52,8 +52,9 @@ PACKETS = [
 def promised(guests: list[Guest], packet: Packet) -> str | None:
     """Return where the packet is promised to go."""
     version = packet.destination.version
-    gateways = {row.address for guest in guests for row in claims.rows(guest) if row.kind == claims.GATEWAY}
-    asked = packet.destination if str(packet.destination) in gateways else None
+    rows = [row for guest in guests for row in claims.rows(guest)]
+    gateways = {row.ip for row in rows if isinstance(row, claims.GatewayRow)}
+    asked = packet.destination if packet.destination in gateways else None
     found: list[tuple[Forward, Address]] = [
         (forward, endpoint.ip)
         for guest in guests

@@ -4,25 +4,20 @@ from collections.abc import Iterator
 
 from virt_forward import names, ports
 from virt_forward.config import Config
-from virt_forward.model import MAX_PORT, Endpoint, Forward, Guest
+from virt_forward.model import MAX_PORT, Endpoint, Forward, Guest, Listen, Span
 from virt_forward.ruleset import maps
 from virt_forward.ruleset.block import Block, Chain, Element
 
 MODEST = 128
 """Ranges of up to this many ports become hash elements; wider ones an interval."""
 
-MODEST_NARROWED = 8
+MODEST_RESTRICTED = 8
 """The same for ports that guests may share, as each of these needs a chain of its own."""
 
 
-def modest(forward: Forward) -> bool:
+def modest(listen: Listen, span: Span) -> bool:
     """Tell whether a forward's ports are few enough to be single elements."""
-    return forward.end - forward.start < (MODEST_NARROWED if narrowed(forward) else MODEST)
-
-
-def narrowed(forward: Forward) -> bool:
-    """Tell whether a forward is limited to a device or a source, so that others may share its port."""
-    return forward.dev is not None or forward.source is not None
+    return span.end - span.start < (MODEST_RESTRICTED if listen.restricted else MODEST)
 
 
 def key(uuid: str) -> str:
@@ -36,7 +31,8 @@ def block(guest: Guest, config: Config) -> Block | None:
     isolated = guest.isolate and guest.endpoints
     if guest.phase != "running" or not (served or isolated):
         return None
-    elements = [element for forward in served if not narrowed(forward) for element in _listen(guest, forward)]
+    alone = [forward for forward in served if not forward.listen.restricted]
+    elements = [element for forward in alone for element in _listen(guest, forward)]
     elements += [element for endpoint in guest.endpoints for element in _endpoint(guest, endpoint)]
     return Block(key(guest.uuid), (_nat(guest, served, config), _count(guest)), tuple(elements))
 
@@ -85,7 +81,7 @@ def _count(guest: Guest) -> Chain:
 def _listen(guest: Guest, forward: Forward) -> Iterator[Element]:
     verdict = f"jump {nat_chain(_suffix(guest))}"
     proto, address = forward.proto, forward.address
-    if modest(forward):
+    if modest(forward.listen, forward.span):
         for port in range(forward.start, forward.end + 1):
             yield maps.port_element(proto, address, port, verdict)
     else:
