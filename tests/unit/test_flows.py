@@ -8,7 +8,7 @@ import pytest
 
 from unit.build import endpoint, forward, guest
 from unit.counted import Looks
-from virt_forward.claims.flows import Flow, knocked, pairs, parse, stale
+from virt_forward.claims.flows import Flow, pairs, parse, predating, stale
 from virt_forward.model import Forward
 
 # conntrack -L of conntrack-tools 1.4.7, addresses changed.
@@ -142,19 +142,19 @@ OWN = frozenset({ip_address("192.0.2.1"), ip_address("2001:db8:1::1")})
 KNOCK = flow("udp 192.0.2.2:1 > 192.0.2.1:53 < 192.0.2.1:53")
 
 
-def test_udp_that_knocked_before_the_forward_came() -> None:
-    assert list(knocked([KNOCK], [(forward(53, proto="udp"), endpoint())], OWN)) == [KNOCK]
+def test_udp_that_predating_before_the_forward_came() -> None:
+    assert list(predating([KNOCK], [(forward(53, proto="udp"), endpoint())], OWN)) == [KNOCK]
 
 
-def test_what_knocked_elsewhere_is_left_alone() -> None:
+def test_what_predating_elsewhere_is_left_alone() -> None:
     udp = (forward(53, proto="udp"), endpoint())
-    assert not list(knocked([KNOCK], [(forward(53), endpoint())], OWN))
-    assert not list(knocked([KNOCK], [(forward(54, proto="udp"), endpoint())], OWN))
-    assert not list(knocked([KNOCK], [(forward(53, proto="udp"), endpoint("2001:db8:10::200"))], OWN))
-    assert not list(knocked([KNOCK], [(forward(53, proto="udp", address="192.0.2.9"), endpoint())], OWN))
+    assert not list(predating([KNOCK], [(forward(53), endpoint())], OWN))
+    assert not list(predating([KNOCK], [(forward(54, proto="udp"), endpoint())], OWN))
+    assert not list(predating([KNOCK], [(forward(53, proto="udp"), endpoint("2001:db8:10::200"))], OWN))
+    assert not list(predating([KNOCK], [(forward(53, proto="udp", address="192.0.2.9"), endpoint())], OWN))
     # passing through, not to the host; and already translated by somebody else
-    assert not list(knocked([flow("udp 192.0.2.2:1 > 203.0.113.1:53 < 203.0.113.1:53")], [udp], OWN))
-    assert not list(knocked([flow("udp 192.0.2.2:1 > 192.0.2.1:53 < 198.51.100.7:53")], [udp], OWN))
+    assert not list(predating([flow("udp 192.0.2.2:1 > 203.0.113.1:53 < 203.0.113.1:53")], [udp], OWN))
+    assert not list(predating([flow("udp 192.0.2.2:1 > 192.0.2.1:53 < 198.51.100.7:53")], [udp], OWN))
 
 
 def test_the_cost_is_that_of_the_flows_not_of_flows_times_forwards() -> None:
@@ -165,5 +165,5 @@ def test_the_cost_is_that_of_the_flows_not_of_flows_times_forwards() -> None:
     to_host = [flow(f"udp 192.0.2.2:1 > 192.0.2.1:{port} < 192.0.2.1:{port}") for port in ports]
     assert list(stale([*through, *to_host], forwards, [])) == through
     assert list(stale(through, forwards, forwards)) == []
-    assert list(knocked([*through, *to_host], forwards, OWN)) == to_host
+    assert list(predating([*through, *to_host], forwards, OWN)) == to_host
     assert looks.number < 400 * number

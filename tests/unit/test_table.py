@@ -15,7 +15,7 @@ from unit.world import Event, World, events, owners
 from virt_forward.config import Config
 from virt_forward.model import Guest
 from virt_forward.ruleset import static, table
-from virt_forward.ruleset.block import Block, Chain, Element, load, unload
+from virt_forward.ruleset.block import Block, Chain, Element, add, remove
 
 configs = st.builds(
     Config,
@@ -186,18 +186,18 @@ def test_a_rebuild_keeps_the_base_chains_and_drops_the_others() -> None:
     assert all(paragraph in commands for paragraph in include.paragraphs)
 
 
-def test_a_chain_that_comes_back_is_only_emptied() -> None:
+def test_chain_that_is_added_again_is_flushed_but_not_deleted() -> None:
     block = Block(
         "x", (Chain("c", '"c"', ("accept",)), Chain("d", '"d"', ())), (Element("m", "1", "jump c"),)
     )
     after = [block._replace(chains=block.chains[:1])]
-    assert unload([block], after) == [
+    assert remove([block], after) == [
         "delete element inet virt-forward m { 1 }",
         "flush chain inet virt-forward c",
         "flush chain inet virt-forward d",
         "delete chain inet virt-forward d",
     ]
-    assert "add element inet virt-forward m { 1 : jump c }" in load(block)
+    assert "add element inet virt-forward m { 1 : jump c }" in add(block)
 
 
 def subnets(world: World) -> list[str]:

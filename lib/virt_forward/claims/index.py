@@ -46,7 +46,7 @@ __all__ = [
 ]
 
 Veto = Callable[[Forward], str | None]
-"""Says what, apart from other guests, stands against a forward."""
+"""Returns what, apart from other guests, rules a forward out, or None."""
 
 Location = tuple[Address, str]
 """An address and the bridge it is on: what only one guest can have."""
@@ -74,7 +74,7 @@ def conflicts(index: Iterable[Row], forwards: Iterable[Forward]) -> dict[Forward
 
 
 def endpoint_conflict(index: Iterable[Row], guest: Guest) -> str | None:
-    """Return why an address that was written down for a guest is written down for another one, or None."""
+    """Return why an address declared or reserved for a guest is that of another guest, too, or None."""
     mine = {location(endpoint) for endpoint in guest.endpoints if endpoint.origin not in LEARNED}
     for row in index if mine else ():
         if isinstance(row, EndpointRow) and row.origin not in LEARNED and location(row) in mine:
@@ -123,7 +123,7 @@ def without_endpoints(guest: Guest, lost: Container[Location]) -> Guest:
 def reconciled(guests: Iterable[Guest]) -> list[Guest]:
     """Return guests, each less the learned addresses that another one has by a stronger origin.
 
-    Of equals, the one that comes first keeps it.
+    Of equals, the first in ``guests`` keeps it.
     """
     guests = list(guests)
     best: dict[Location, tuple[int, int]] = {}
@@ -153,10 +153,10 @@ class _Claimed:
 
 
 class Held:
-    """The claims of many guests, to be asked for those that may stand against one."""
+    """The claims of many guests, searched for those that may conflict with one guest's."""
 
     WIDE = 128
-    """Ports of a range from which it is kept as a range."""
+    """A range of more ports than this is kept as a range, any other by its single ports."""
 
     def __init__(self, rows: Iterable[Row] = ()) -> None:
         self._rows: dict[Row, None] = {}
@@ -209,9 +209,9 @@ class Held:
 
 
 def settle(index: Iterable[Row], guest: Guest, veto: Veto = lambda _: None) -> Guest:
-    """Return ``guest`` with its forwards sorted anew into those it may have and those in conflict.
+    """Return ``guest`` with its forwards sorted into those it may have and those in conflict.
 
-    ``index`` holds the other guests; ``veto`` says what else stands against a forward.
+    ``index`` has the rows of the other guests, ``veto`` tells what else rules a forward out.
     """
     index = tuple(index)
     blocked = endpoint_conflict(index, guest)

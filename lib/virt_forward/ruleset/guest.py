@@ -12,7 +12,7 @@ MODEST = 128
 """Ranges of up to this many ports become hash elements; wider ones an interval."""
 
 MODEST_RESTRICTED = 8
-"""The same for ports that guests may share, as each of these needs a chain of its own."""
+"""The same for ports that guests may share, as each of these needs a slot chain."""
 
 
 def modest(listen: Listen, span: Span) -> bool:
@@ -27,19 +27,14 @@ def key(uuid: str) -> str:
 
 def block(guest: Guest, config: Config) -> Block | None:
     """Return the block of a running guest, or None where nothing of it belongs into the table."""
-    served = [forward for forward in ordered(guest) if guest.endpoints_for(forward)]
+    forwards = sorted(guest.forwards, key=ports.specificity)
+    served = [forward for forward in forwards if guest.endpoints_for(forward)]
     isolated = guest.isolate and guest.endpoints
     if guest.phase != "running" or not (served or isolated):
         return None
-    alone = [forward for forward in served if not forward.listen.restricted]
-    elements = [element for forward in alone for element in _listen(guest, forward)]
-    elements += [element for endpoint in guest.endpoints for element in _endpoint(guest, endpoint)]
-    return Block(key(guest.uuid), (_nat(guest, served, config), _count(guest)), tuple(elements))
-
-
-def ordered(guest: Guest) -> list[Forward]:
-    """Return a guest's forwards, the more special ones first."""
-    return sorted(guest.forwards, key=ports.specificity)
+    elements = [element for forward in served for element in _port_elements(guest, forward)]
+    elements += [element for endpoint in guest.endpoints for element in _endpoint_elements(guest, endpoint)]
+    return Block(key(guest.uuid), (_nat(guest, served, config), _count(guest, forwards)), tuple(elements))
 
 
 def nat_chain(suffix: str) -> str:
@@ -68,27 +63,29 @@ def _nat(guest: Guest, served: list[Forward], config: Config) -> Chain:
     return Chain(nat_chain(_suffix(guest)), names.guest_comment(guest.name, guest.uuid), tuple(rules))
 
 
-def _count(guest: Guest) -> Chain:
+def _count(guest: Guest, forwards: list[Forward]) -> Chain:
     numbers = {forward: number for number, forward in enumerate(guest.forwards)}
     rules = [
         f'{match} counter return comment "{counter_comment(numbers[forward])}"'
-        for forward in ordered(guest)
+        for forward in forwards
         for match in _count_matches(forward)
     ]
     return Chain(count_chain(_suffix(guest)), names.guest_comment(guest.name, guest.uuid), tuple(rules))
 
 
-def _listen(guest: Guest, forward: Forward) -> Iterator[Element]:
+def _port_elements(guest: Guest, forward: Forward) -> Iterator[Element]:
+    listen, span = forward.listen, forward.span
     verdict = f"jump {nat_chain(_suffix(guest))}"
-    proto, address = forward.proto, forward.address
-    if modest(forward.listen, forward.span):
-        for port in range(forward.start, forward.end + 1):
-            yield maps.port_element(proto, address, port, verdict)
+    if listen.restricted:
+        return  # The slot of each port leads to the guest: shared.py.
+    if modest(listen, span):
+        for port in range(span.start, span.end + 1):
+            yield maps.port_element(listen.proto, listen.address, port, verdict)
     else:
-        yield maps.range_element(proto, address, forward.span, verdict)
+        yield maps.range_element(listen.proto, listen.address, span, verdict)
 
 
-def _endpoint(guest: Guest, endpoint: Endpoint) -> Iterator[Element]:
+def _endpoint_elements(guest: Guest, endpoint: Endpoint) -> Iterator[Element]:
     version, verdict = endpoint.ip.version, f"goto {count_chain(_suffix(guest))}"
     yield maps.GUEST[version].element(endpoint.ip, endpoint.bridge, verdict=verdict)
     if guest.isolate:

@@ -1,8 +1,8 @@
 """Blocks that several guests have a part in, made from the index of claims alone.
 
 A host port that is restricted to a device or a source may belong to several guests at once. It leads to
-a chain of its own that asks the more special claim first. A subnet on a guest bridge stays
-known for as long as one guest with forwards is on it.
+a slot chain, with a rule for every claim on it, the most specific first. A subnet on a guest bridge
+stays in the table for as long as one guest with forwards is on it.
 """
 
 from collections.abc import Iterable, Iterator

@@ -1,8 +1,7 @@
-"""The static part of the table: maps, sets and base chains, and the order in which they are asked.
+"""The static part of the table: maps, sets and base chains, and the order of lookups.
 
-An address comes before any address; at each of the two, forwards narrowed by device or
-source come before the plain ones, and single ports before wide ranges (which cannot
-overlap them unless narrowed differently).
+Forwards with an address are looked up before those without; of each, slots (ports of restricted
+forwards) before the ports of others, and single ports before wide ranges. README.md has the theory.
 """
 
 from virt_forward.config import Config
