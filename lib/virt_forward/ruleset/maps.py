@@ -53,7 +53,7 @@ class Map(NamedTuple):
 
     def element(self, *values: Value, verdict: str = "") -> Element:
         """Return the element with these values, in the order of the key's fields."""
-        parts = (field.text(value) for field, value in zip(self.key, values, strict=True))
+        parts = [field.text(value) for field, value in zip(self.key, values, strict=True)]
         return Element(self.name, " . ".join(parts), verdict)
 
 

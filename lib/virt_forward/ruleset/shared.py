@@ -119,7 +119,7 @@ def _slot_block(slot: Slot, rows: list[PortRow]) -> Block:
     name = f"from-{slot.proto}-{slot.port or 'range'}{address}"
     element = maps.slot_element(slot.proto, slot.address, slot.port, f"jump {name}")
     rules = tuple(_rule(row, wide=slot.port == WIDE) for row in rows)
-    comment = names.quoted("the more special claim is asked first")
+    comment = names.quoted("the most specific claim comes first")
     return Block(f"port {name}", (Chain(name, comment, rules),), (element,), shared=True)
 
 

@@ -22,7 +22,7 @@ _NUMBER = "([0-9]{1,19})"
 _REVISION = re.compile(rf"add element {TABLE} revision {{ {_NUMBER} }}\Z")
 
 
-_NOTICE = "# Made by virt-forward, and made anew with every guest that starts or stops: do not edit.\n"
+_NOTICE = "# Written by virt-forward whenever a guest starts or stops: do not edit.\n"
 _EMPTY = (
     f"{_NOTICE}# No running guest has forwards, so there is no table.\n"
     f"add table {TABLE}\ndelete table {TABLE}\n"

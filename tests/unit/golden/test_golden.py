@@ -14,7 +14,7 @@ from lxml import etree
 
 import virt_forward
 from support.proc import run
-from unit.golden.case import CASES, HERE, Case
+from unit.golden.case import CASES, HERE, Case, static_file
 from virt_forward.config import Config
 from virt_forward.ruleset import static
 
@@ -35,8 +35,14 @@ def compare(path: Path, text: str | None, update: bool) -> None:
 def test_golden(case: Case, pytestconfig: pytest.Config) -> None:
     update = bool(pytestconfig.getoption("--update-golden"))
     outcome = case.run()
+    if outcome.static:
+        compare(static_file(case.config), outcome.static, update)
     compare(case.path / "ruleset.nft", outcome.ruleset, update)
     compare(case.path / "transaction.nft", outcome.transaction, update)
+
+
+def test_static_part_is_saved_for_the_configurations_of_the_cases_alone() -> None:
+    assert set(HERE.glob("static*.nft")) == {static_file(case.config) for case in CASES}
 
 
 @every_case
@@ -51,19 +57,20 @@ def test_a_case_has_nothing_but_what_it_needs(case: Case) -> None:
 @pytest.mark.root
 def test_nft_takes_it(case: Case, tmp_path: Path) -> None:
     """``nft -c`` first, as somebody's own check of the include file would be; then for real, and twice."""
-    rules = case.path / "ruleset.nft"
+    rules = tmp_path / "ruleset.nft"
+    rules.write_text(case.saved())
     run(["unshare", "--net", "nft", "-c", "-f", rules])
     run(["unshare", "--net", "nft", "-f", rules, "-f", rules])
     if (case.path / "transaction.nft").exists():
-        assert_same_table(case, tmp_path)
+        assert_same_table(case, rules)
 
 
-def assert_same_table(case: Case, tmp_path: Path) -> None:
-    """Load what was there before and the transaction, and compare with the include file loaded afresh."""
-    before = tmp_path / "before.nft"
+def assert_same_table(case: Case, rules: Path) -> None:
+    """Load the include file before the last event and the transaction; compare with the one after it."""
+    before = rules.with_name("before.nft")
     before.write_text(case.run().before)
     changed = listing(f"nft -f {before} && nft -f {case.path}/transaction.nft")
-    assert changed == listing(f"nft -f {case.path}/ruleset.nft")
+    assert changed == listing(f"nft -f {rules}")
 
 
 def listing(commands: str) -> list[str]:
@@ -84,13 +91,13 @@ def normal(items: list[dict[str, Any]]) -> list[str]:
 
 
 def test_every_map_and_set_is_seen_in_use() -> None:
-    text = "".join((case.path / "ruleset.nft").read_text() for case in CASES)
+    text = "".join(case.saved() for case in CASES)
     unseen = {name for name in static.containers() if f"add element inet virt-forward {name} " not in text}
     assert unseen == set()
 
 
 def test_every_chain_of_every_configuration_is_seen() -> None:
-    text = "".join((case.path / "ruleset.nft").read_text() for case in CASES)
+    text = "".join(case.saved() for case in CASES)
     config = Config(localhost=True, uplinks=("enp1s0",))
     assert {name for name in static.base_chains(config) if f"\tchain {name} {{" not in text} == set()
 
