@@ -94,16 +94,23 @@ def _endpoint_elements(guest: Guest, endpoint: Endpoint) -> Iterator[Element]:
 
 def _dnat(forward: Forward, endpoint: Endpoint, config: Config) -> str:
     family = "ip" if endpoint.ip.version == 4 else "ip6"
-    words = [f"iifname {names.interface(forward.dev)}"] if forward.dev else []
-    if not config.hairpin and forward.dev is None:
-        words.append(f"iifname != {names.interface(endpoint.bridge)}")
-    words += [f"{family} saddr {forward.source}"] if forward.source else []
+    no_hairpin = not config.hairpin and forward.dev is None
+    words = [f"iifname != {names.interface(endpoint.bridge)}"] if no_hairpin else []
+    words += restrictions(forward.listen)
     words += [f"{family} daddr {forward.address}"] if forward.address else []
     words.append(f"meta nfproto ipv{endpoint.ip.version}")
     words.append(_dport(forward))
     return (
         f"{' '.join(words)} ct label set {names.LABEL} counter dnat {family} to {_target(forward, endpoint)}"
     )
+
+
+def restrictions(listen: Listen) -> list[str]:
+    """Return the matches of what restricts a forward to a part of the packets to its ports."""
+    words = [f"iifname {names.interface(listen.dev)}"] if listen.dev else []
+    if listen.source:
+        words.append(f"{'ip' if listen.source.version == 4 else 'ip6'} saddr {listen.source}")
+    return words
 
 
 def _dport(forward: Forward) -> str:

@@ -13,7 +13,7 @@ from virt_forward.claims.rows import GatewayRow, PortRow, Row, SubnetRow
 from virt_forward.model import Address, Listen, Proto, Span, Subnet
 from virt_forward.ruleset import maps
 from virt_forward.ruleset.block import Block, Chain
-from virt_forward.ruleset.guest import modest, nat_chain
+from virt_forward.ruleset.guest import modest, nat_chain, restrictions
 
 WIDE = 0
 """Stands for the port in the slot of wide ranges."""
@@ -124,10 +124,7 @@ def _slot_block(slot: Slot, rows: list[PortRow]) -> Block:
 
 
 def _rule(row: PortRow, *, wide: bool) -> str:
-    dev, source = row.listen.dev, row.listen.source
-    words = [f"iifname {names.interface(dev)}"] if dev else []
-    if source:
-        words.append(f"{'ip' if source.version == 4 else 'ip6'} saddr {source}")
+    words = restrictions(row.listen)
     if wide:
         words.append(f"th dport {row.span}")
     return f"{' '.join(words)} jump {nat_chain(names.suffix(row.name, row.uuid))}"
