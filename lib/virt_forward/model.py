@@ -166,7 +166,7 @@ class Endpoint(NamedTuple):
     origin: Origin = "declared"
 
 
-class Learned(Protocol):
+class WithOrigin(Protocol):
     """Anything that tells where an address was learned."""
 
     @property
@@ -174,7 +174,7 @@ class Learned(Protocol):
         """Return the origin."""
 
 
-def rank(item: Learned) -> int:
+def rank(item: WithOrigin) -> int:
     """Return how far an address is trusted by its origin: 0 for the most trusted."""
     return ORIGINS.index(item.origin)
 

@@ -1,4 +1,4 @@
-"""Ports that guests may share: each leads to every claim on it, and costs no look at all others."""
+"""Slots: each leads to every claim on its port, at a cost that does not depend on all others."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def ranked(members: list[claims.PortRow]) -> list[claims.PortRow]:
 
 
 @given(st.tuples(*(make.guests(number, "running") for number in range(4))))
-def test_slots_are_what_a_look_at_every_claim_and_port_finds(guests: tuple[Guest, ...]) -> None:
+def test_slots_are_those_of_every_claim_and_port(guests: tuple[Guest, ...]) -> None:
     index = index_of(*guests)
     assert shared._slots(index, index) == naive(index, index)
     mine = index_of(guests[0])
@@ -70,14 +70,14 @@ def test_slots_are_what_a_look_at_every_claim_and_port_finds(guests: tuple[Guest
         lambda number: forward(20 * number + 1, 20 * number + 20, source="192.0.2.0/24"),
     ],
 )
-def test_the_cost_of_restricted_ports_is_linear(restricted_by: Callable[[int], Forward]) -> None:
+def test_slots_cost_is_linear(restricted_by: Callable[[int], Forward]) -> None:
     looks, number = Looks(), 1000
     index = looks.rows(index_of(guest("web", *map(restricted_by, range(number)))))
     assert shared.blocks(index, index)
     assert looks.number < 80 * number
 
 
-def test_the_cost_of_one_guests_block_is_linear() -> None:
+def test_guest_block_cost_is_linear() -> None:
     looks, number = Looks(), 1000
     web = guest("web", *looks.forwards(forward(port) for port in range(1, number + 1)))
     assert guest_block.block(web, Config())

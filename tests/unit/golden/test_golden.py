@@ -41,12 +41,12 @@ def test_golden(case: Case, pytestconfig: pytest.Config) -> None:
     compare(case.path / "transaction.nft", outcome.transaction, update)
 
 
-def test_static_part_is_saved_for_the_configurations_of_the_cases_alone() -> None:
+def test_static_parts_are_those_of_the_cases() -> None:
     assert set(HERE.glob("static*.nft")) == {static_file(case.config) for case in CASES}
 
 
 @every_case
-def test_a_case_has_nothing_but_what_it_needs(case: Case) -> None:
+def test_case_has_no_unused_files(case: Case) -> None:
     started = {name for _, name in case.events()}
     assert {path.stem for path in case.path.glob("*.xml")} == started
     known = {"config.toml", "facts.json", "events", "ruleset.nft", "transaction.nft"}
@@ -55,7 +55,7 @@ def test_a_case_has_nothing_but_what_it_needs(case: Case) -> None:
 
 @every_case
 @pytest.mark.root
-def test_nft_takes_it(case: Case, tmp_path: Path) -> None:
+def test_nft_accepts_case(case: Case, tmp_path: Path) -> None:
     """``nft -c`` first, as somebody's own check of the include file would be; then for real, and twice."""
     rules = tmp_path / "ruleset.nft"
     rules.write_text(case.saved())
@@ -90,19 +90,19 @@ def normal(items: list[dict[str, Any]]) -> list[str]:
     return [f"{where}: {line}" for where in sorted(found) for line in found[where]]
 
 
-def test_every_map_and_set_is_seen_in_use() -> None:
+def test_cases_use_every_map_and_set() -> None:
     text = "".join(case.saved() for case in CASES)
     unseen = {name for name in static.containers() if f"add element inet virt-forward {name} " not in text}
     assert unseen == set()
 
 
-def test_every_chain_of_every_configuration_is_seen() -> None:
+def test_cases_have_every_base_chain() -> None:
     text = "".join(case.saved() for case in CASES)
     config = Config(localhost=True, uplinks=("enp1s0",))
     assert {name for name in static.base_chains(config) if f"\tchain {name} {{" not in text} == set()
 
 
-def test_every_word_of_the_vocabulary_is_seen() -> None:
+def test_cases_use_every_word_of_the_vocabulary() -> None:
     """What stands in the schema is in some case, but for the attribute that needs two NICs."""
     schema = etree.parse(Path(virt_forward.__file__).parent / "data" / "forwards.rng")
     words = {node.get("name") for node in schema.iter("{*}attribute", "{*}element")}
