@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple, Protocol
 
-from support.fake_nft import BUSY, EXIST, NOENT
+from support.fake_table import BUSY, EXIST, NOENT
 from virt_forward.config import Config
 from virt_forward.errors import NftError
 from virt_forward.host.nft import Parts
