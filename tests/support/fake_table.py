@@ -1,4 +1,4 @@
-"""The table of the fake nft: chains, maps and sets as values, what refers to what, and how they are listed."""
+"""The table of the fake nft: chains, maps and sets, what refers to what, and how they are listed."""
 
 from __future__ import annotations
 
