@@ -3,7 +3,8 @@
 from virt_forward.addresses.attachments import attached
 from virt_forward.addresses.resolve import locate
 from virt_forward.claims import index as claims
-from virt_forward.effects import libvirt_accept
+from virt_forward.effects import converge
+from virt_forward.effects.item import Change
 from virt_forward.hooks.events import Action
 from virt_forward.host import collect, hostports
 from virt_forward.metadata import values
@@ -75,7 +76,7 @@ def _locate(
         engine.change(changes)
     else:
         # libvirt has made its chain anew all the same.
-        libvirt_accept.follow(store, engine.config, engine.index())
+        converge.follow(store, Change(engine.config, engine.index()))
 
 
 def _plugged(guest: Guest, network: Network, port: NetworkPort | None, action: Action) -> Guest:

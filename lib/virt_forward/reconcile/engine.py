@@ -7,14 +7,15 @@ names the revision of the table that it changes.
 """
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from virt_forward import text
 from virt_forward.claims import flows
 from virt_forward.claims import index as claims
 from virt_forward.config import Config
-from virt_forward.effects import hairpin_port, libvirt_accept, route_localnet
+from virt_forward.effects import converge
+from virt_forward.effects.item import Change, Search
 from virt_forward.errors import NftError, NftUnusableError, StateError, VirtForwardError
 from virt_forward.host import conntrack, log, nft
 from virt_forward.model import Address, Guest
@@ -87,21 +88,20 @@ class Engine:
         after = claims.without(work.claimed, work.after)
         after += tuple(row for guest in work.after.values() if guest for row in claims.rows(guest))
         good = work.ledger.put(work.before, work.after)
-        loopback = self._loopback_bridges(after)
-        self._guarded(lambda: route_localnet.switch_off(self.store, loopback))
+        outside = converge.withdraw(self.store, self._outside(work, after, afresh))
         self.rebuilt = False
         include = self._apply(work, after)
-        self._guarded(lambda: route_localnet.switch_on(self.store, loopback))
-        self._guarded(lambda: self._follow_ports(work))
         good = work.ledger.derive(self._derived(work, include, after)) and good
-        libvirt_accept.follow(self.store, self.config, after, afresh=afresh or work.ledger.unfinished)
+        converge.establish(self.store, outside)
         self._end_flows(work)
         if good and work.all:
             work.ledger.finish(work.taken)
 
-    def _follow_ports(self, work: Work) -> None:
+    def _outside(self, work: Work, index: claims.Index, afresh: bool) -> Change:
         was = (*work.before.values(), *work.ledger.pending.before.values())
-        hairpin_port.follow(self.store, self.config, was, work.after.values())
+        before, after = (tuple(filter(None, guests)) for guests in (was, work.after.values()))
+        search: Search = "known" if afresh or work.ledger.unfinished else "recorded"
+        return Change(self.config, index, before, after, search)
 
     def _begun(self, changes: Changes, afresh: bool) -> Work:
         ledger = Ledger(self.store, afresh=afresh)
@@ -135,16 +135,6 @@ class Engine:
         if after != work.claimed or work.ledger.counted:
             files["claims"] = claims.render_index(after)
         return files
-
-    def _guarded(self, step: Callable[[], None]) -> None:
-        """Run a step that serves 127.0.0.1 or hairpin only: it must not stand in the way of all else."""
-        try:
-            step()
-        except StateError as error:
-            log.error(f"{error}; forwards may not work on 127.0.0.1, or for the guest itself")
-
-    def _loopback_bridges(self, index: claims.Index) -> set[str]:
-        return {row.dev for row in index if row.kind == claims.LAN} if self.config.localhost else set()
 
     def _left(self, ledger: Ledger, changes: Changes) -> tuple[Guests, frozenset[str]]:
         """Return the changes that others had to leave to us, settled against everybody else's claims."""

@@ -6,7 +6,8 @@ from virt_forward.addresses.endpoints import doubted
 from virt_forward.addresses.probe import Heard
 from virt_forward.claims import index as claims
 from virt_forward.config import Config
-from virt_forward.effects import libvirt_accept
+from virt_forward.effects import converge
+from virt_forward.effects.item import Change
 from virt_forward.host import collect, nft
 from virt_forward.model import Endpoint, Guest
 from virt_forward.reconcile.engine import Engine
@@ -68,4 +69,4 @@ def put_back(store: Store) -> None:
     """Look whether libvirt's chains still admit the guests; they may have been made anew without a hook."""
     with store.lock():
         engine = Engine(store, load_config_or_last(store))
-        libvirt_accept.follow(store, engine.config, engine.index())
+        converge.follow(store, Change(engine.config, engine.index()))

@@ -17,6 +17,11 @@ def known(store: Store, bridges: set[str]) -> list[Network]:
     return [*recorded, *(network for network in _active(missing) if network.bridge in missing)]
 
 
+def exist() -> bool:
+    """Tell whether libvirt runs, or has run, networks on this host."""
+    return os.path.isdir(collect.LIBVIRT_NETWORKS)
+
+
 def _active(bridges: set[str]) -> Iterator[Network]:
     """Yield the active networks whose status mentions one of ``bridges``.
 
