@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 
 import pytest
 from hypothesis import given
@@ -11,8 +12,11 @@ from hypothesis import strategies as st
 from netns.libvirtnet import DATA
 from unit.build import endpoint, forward, guest
 from virt_forward.claims import index as claims
+from virt_forward.config import Config
+from virt_forward.effects import libvirt_accept
+from virt_forward.effects.item import Change, Item
 from virt_forward.effects.libvirt_accept import iptables, nftables, plan
-from virt_forward.effects.libvirt_accept.plan import Decision, Entry, Rule, Spot
+from virt_forward.effects.libvirt_accept.plan import Chain, Decision, Rule, Seen, Spot
 from virt_forward.errors import VirtForwardError
 from virt_forward.model import Guest, Network
 
@@ -75,6 +79,7 @@ def test_libvirts_chain_of_nft() -> None:
         ("-A LIBVIRT_FWI -s 192.0.2.9/32 -o virbr5 -j DROP", "virbr5", False, False),
         ("-A LIBVIRT_FWI ! -o virbr5 -j DROP", "", False, False),
         ('-A LIBVIRT_FWI -m comment --comment "not virt-forward" -j ACCEPT', "", False, False),
+        ('-A LIBVIRT_FWI -m comment --comment "virt-forward web" -j ACCEPT', "", True, False),
         ("-A LIBVIRT_FWI -o virbr5", "virbr5", False, False),
     ],
 )
@@ -156,28 +161,49 @@ def ours(bridge: str, number: int = 1) -> Rule:
 OTHER = Rule(("other",), "a")
 
 
+def seen(rules: Iterable[Rule], bridges: Iterable[str]) -> Seen:
+    return Seen(frozenset(Spot("ip", bridge) for bridge in bridges), (Chain("nftables", "ip", tuple(rules)),))
+
+
+def item(bridge: str, chain: str = "nftables ip") -> Item:
+    return Item("libvirt_accept", bridge, chain)
+
+
+def decide(rules: list[Rule], bridges: Iterable[str]) -> tuple[set[str], Decision, Decision]:
+    """Return what is desired, and what that removes from the chain and places in it."""
+    facts = seen(rules, bridges)
+    desired = plan.desired(Change(Config()), facts)
+    stale = frozenset(one.dev for one in plan.recognized(facts) - desired)
+    missing = frozenset(one.dev for one in desired if plan.present(one, facts) is False)
+    return {one.dev for one in desired}, plan.removing(rules, stale), plan.placing(rules, missing)
+
+
 @pytest.mark.parametrize(
-    ("rules", "bridges", "decision"),
+    ("rules", "bridges", "desired", "removed", "placed"),
     [
-        ([], {"a"}, Decision()),
-        ([theirs("a")], set(), Decision()),
-        ([theirs("a")], {"a"}, Decision((), ("a",), frozenset("a"))),
-        ([theirs("b")], {"a"}, Decision()),
-        ([ours("a"), theirs("a")], {"a"}, Decision((), (), frozenset("a"))),
-        ([OTHER, ours("a"), OTHER, theirs("a")], {"a"}, Decision((), (), frozenset("a"))),
-        ([theirs("a"), ours("a")], {"a"}, Decision((("ours a 1",),), ("a",), frozenset("a"))),
+        ([], "a", "", [], Decision()),
+        ([theirs("a")], "", "", [], Decision()),
+        ([theirs("a")], "a", "a", [], Decision((), ("a",))),
+        ([theirs("b")], "a", "", [], Decision()),
+        ([ours("a"), theirs("a")], "a", "a", [], Decision()),
+        ([OTHER, ours("a"), OTHER, theirs("a")], "a", "a", [], Decision()),
+        ([theirs("a"), ours("a")], "a", "a", [], Decision((("ours a 1",),), ("a",))),
         (
             [ours("a"), ours("a", 2), theirs("a"), ours("a", 3)],
-            {"a"},
-            Decision((("ours a 1",), ("ours a 2",), ("ours a 3",)), ("a",), frozenset("a")),
+            "a",
+            "a",
+            [],
+            Decision((("ours a 1",), ("ours a 2",), ("ours a 3",)), ("a",)),
         ),
-        ([ours("a"), theirs("a")], set(), Decision((("ours a 1",),))),
-        ([ours("a")], {"a"}, Decision((("ours a 1",),))),
-        ([theirs("a"), theirs("b")], {"a", "b"}, Decision((), ("a", "b"), frozenset("ab"))),
+        ([ours("a"), theirs("a")], "", "", [("ours a 1",)], Decision()),
+        ([ours("a")], "a", "", [("ours a 1",)], Decision()),
+        ([theirs("a"), theirs("b")], "ab", "ab", [], Decision((), ("a", "b"))),
     ],
 )
-def test_what_a_chain_needs(rules: list[Rule], bridges: set[str], decision: Decision) -> None:
-    assert plan.decide(rules, frozenset(bridges)) == decision
+def test_what_a_chain_needs(
+    rules: list[Rule], bridges: str, desired: str, removed: list[tuple[str, ...]], placed: Decision
+) -> None:
+    assert decide(rules, bridges) == (set(desired), Decision(tuple(removed)), placed)
 
 
 def carried_out(rules: list[Rule], decision: Decision) -> list[Rule]:
@@ -203,15 +229,29 @@ RULES = st.lists(
 
 @given(RULES, st.frozensets(st.sampled_from("abcd")))
 def test_any_chain_admits_what_it_should_and_nothing_else(rules: list[Rule], bridges: frozenset[str]) -> None:
-    decision = plan.decide(rules, bridges)
-    after = carried_out(rules, decision)
+    _, removed, placed = decide(rules, bridges)
+    after = carried_out(carried_out(rules, removed), placed)
     for bridge in "abcd":
         mine = [place for place, rule in enumerate(after) if rule.ours and rule.bridge == bridge]
         rejecting = [place for place, rule in enumerate(after) if rule.rejects and rule.bridge == bridge]
         assert len(mine) == (1 if bridge in bridges and rejecting else 0)
         assert not mine or mine[0] < rejecting[0]
     assert [rule for rule in after if not rule.ours] == [rule for rule in rules if not rule.ours]
-    assert plan.decide(after, bridges) == Decision((), (), decision.there)
+    assert decide(after, bridges)[1:] == (Decision(), Decision())
+
+
+def test_rule_goes_to_the_first_chain_that_rejects() -> None:
+    chains = (Chain("nftables", "ip", (theirs("a"),)), Chain("iptables", "ip", (theirs("a"), theirs("b"))))
+    facts = Seen(frozenset({Spot("ip", "a"), Spot("ip", "b")}), chains)
+    assert plan.desired(Change(Config()), facts) == {item("a"), item("b", "iptables ip")}
+
+
+def test_chain_that_was_not_read_is_left_as_recorded() -> None:
+    recorded = frozenset({item("a"), item("b", "iptables ip6")})
+    facts = seen([theirs("a")], "")
+    assert plan.desired(Change(Config(), recorded=recorded), facts) == {item("b", "iptables ip6")}
+    assert plan.present(item("b", "iptables ip6"), facts) is True
+    assert libvirt_accept.unset_items(recorded, facts) == {item("b", "iptables ip6")}
 
 
 def index_of(*guests: Guest) -> claims.Index:
@@ -241,19 +281,6 @@ def test_which_networks_are_asked_to_admit(mode: str, rejects: bool) -> None:
     here, elsewhere = Spot("ip", "virbr5"), Spot("ip", "virbr0")
     network = Network("house", "b050cff1-fa60-5f65-9917-9b6840246df0", "virbr5", mode)
     assert plan.wanted([here, elsewhere], [network]) == ({here} if rejects else set())
-
-
-def test_the_record_says_what_it_was_told() -> None:
-    entries = frozenset({Entry("iptables", "ip", "virbr5"), Entry("nftables", "ip6", "virbr-2.x")})
-    assert plan.parse_record(plan.render_record(entries)) == entries
-    assert plan.parse_record("") == frozenset()
-
-
-@pytest.mark.parametrize(
-    "text", ["\0", "iptables ip", "iptables ip4 virbr5", "iptables ip vir/br", "a b c d\n"]
-)
-def test_a_damaged_record_names_nothing(text: str) -> None:
-    assert plan.parse_record(text) == frozenset()
 
 
 @pytest.mark.parametrize(

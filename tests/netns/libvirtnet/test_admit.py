@@ -110,11 +110,11 @@ def test_a_rule_that_is_gone_comes_back(scene: Scene) -> None:
 def test_a_look_that_finds_all_in_order_changes_nothing(scene: Scene) -> None:
     scene.start()
     before = [scene.admitting(family) for family in ("ip", "ip6")]
-    record = (scene.lab.run_dir / "admitted").stat()
+    record = (scene.lab.run_dir / "effects").stat()
     scene.event("reconnect")
     scene.network("started", "updated")
     assert [scene.admitting(family) for family in ("ip", "ip6")] == before
-    assert (scene.lab.run_dir / "admitted").stat() == record
+    assert (scene.lab.run_dir / "effects").stat() == record
 
 
 def test_only_our_connections_are_admitted(scene: Scene) -> None:

@@ -29,7 +29,18 @@ from virt_forward.errors import VirtForwardError
 from virt_forward.host import log
 from virt_forward.state.store import Store
 
-__all__ = ["NAME", "desired", "present", "recognized"]
+__all__ = [
+    "CHAINS",
+    "GUARDED",
+    "NAME",
+    "OTHERWISE",
+    "desired",
+    "observe",
+    "present",
+    "recognized",
+    "set_items",
+    "unset_items",
+]
 
 CHAINS: tuple[str, ...] = tuple(
     f"{backend} {family}" for backend in ("nftables", "iptables") for family in plan.FAMILIES
@@ -52,7 +63,7 @@ def observe(store: Store, change: Change) -> Seen:
     wanted = plan.wanted(spots, known)
     # Without networks that reject, libvirt has no chains; and iptables, asked for one, may make a table.
     suspected = change.search == "known" and any(network.mode in plan.REJECTING for network in known)
-    suspected = suspected or (change.search == "all" and networks.exist())
+    suspected = suspected or (change.search == "all" and networks.may_exist())
     chains: list[Chain] = []
     for family in plan.FAMILIES:
         bridges = frozenset(spot.bridge for spot in wanted if spot.family == family)

@@ -5,7 +5,7 @@ A native nft rule in there would make ``iptables -S`` fail for everybody.
 
 import shlex
 
-from virt_forward.effects.libvirt_accept.plan import COMMENT, Decision, Family, Rule
+from virt_forward.effects.libvirt_accept.plan import COMMENT, Decision, Family, Rule, is_ours
 from virt_forward.errors import VirtForwardError
 from virt_forward.host.process import Result, run
 from virt_forward.names import LABEL
@@ -44,7 +44,7 @@ def parse(listing: str) -> list[Rule]:
 def _rule(words: tuple[str, ...]) -> Rule:
     bridge = _after("-o", words)
     rejects = words[:3] == ("-o", bridge, "-j") and words[3:4] in (("REJECT",), ("DROP",))
-    return Rule(words, bridge, _after("--comment", words) == COMMENT, rejects)
+    return Rule(words, bridge, is_ours(_after("--comment", words)), rejects)
 
 
 def _after(option: str, words: tuple[str, ...]) -> str:

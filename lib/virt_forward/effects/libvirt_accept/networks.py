@@ -17,9 +17,12 @@ def known(store: Store, bridges: set[str]) -> list[Network]:
     return [*recorded, *(network for network in _active(missing) if network.bridge in missing)]
 
 
-def exist() -> bool:
-    """Tell whether libvirt runs, or has run, networks on this host."""
-    return os.path.isdir(collect.LIBVIRT_NETWORKS)
+def may_exist() -> bool:
+    """Tell whether libvirt may have made chains on this host: it has run networks, or can."""
+    import shutil
+
+    daemons = ("libvirtd", "virtqemud", "virtnetworkd")
+    return os.path.isdir(collect.LIBVIRT_NETWORKS) or any(map(shutil.which, daemons))
 
 
 def _active(bridges: set[str]) -> Iterator[Network]:

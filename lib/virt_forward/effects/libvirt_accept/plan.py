@@ -10,7 +10,7 @@ from virt_forward.model import Network
 
 NAME = "libvirt_accept"
 COMMENT = "virt-forward"
-"""The comment of our rules, by which they are known."""
+"""The comment of our rules, by which they are known; words may follow it."""
 
 Family = Literal["ip", "ip6"]
 FAMILIES: tuple[Family, ...] = ("ip", "ip6")
@@ -135,6 +135,11 @@ def present(item: Item, seen: Seen) -> bool | None:
 def rejected(rules: Iterable[Rule]) -> frozenset[str]:
     """Return the bridges that a chain rejects connections to."""
     return frozenset(rule.bridge for rule in rules if rule.rejects)
+
+
+def is_ours(comment: object) -> bool:
+    """Tell whether a rule with a comment is ours."""
+    return isinstance(comment, str) and comment.split(" ", 1)[0] == COMMENT
 
 
 def placing(rules: Sequence[Rule], bridges: frozenset[str]) -> Decision:
