@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -14,11 +15,14 @@ from unit.build import endpoint, forward, guest
 from virt_forward.claims import index as claims
 from virt_forward.config import Config
 from virt_forward.effects import libvirt_accept
-from virt_forward.effects.item import Change, Item
+from virt_forward.effects.item import Change, Item, Search
 from virt_forward.effects.libvirt_accept import iptables, nftables, plan
 from virt_forward.effects.libvirt_accept.plan import Chain, Decision, Rule, Seen, Spot
 from virt_forward.errors import VirtForwardError
-from virt_forward.model import Guest, Network
+from virt_forward.host import collect, log
+from virt_forward.host.process import Result
+from virt_forward.model import Endpoint, Guest, Network
+from virt_forward.state.store import Store
 
 OURS = '-A LIBVIRT_FWI -o virbr5 -m connlabel --label "100" -m comment --comment virt-forward -j ACCEPT'
 
@@ -256,6 +260,85 @@ def test_chain_that_was_not_read_is_left_as_recorded() -> None:
 
 def index_of(*guests: Guest) -> claims.Index:
     return tuple(row for item in guests for row in claims.rows(item))
+
+
+class Programs:
+    """nft and iptables that print chains, and what was asked of them."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+        self.asked: list[str] = []
+        self.failing = ""
+        monkeypatch.setattr(collect, "LIBVIRT_NETWORKS", str(folder))
+        monkeypatch.setattr(nftables, "run", self.run)
+        monkeypatch.setattr(iptables, "run", self.run)
+
+    def run(self, argv: list[str], **_: object) -> Result:
+        program = "nft" if argv[0] == "nft" else argv[0]
+        family = argv[4] if program == "nft" else {"iptables": "ip", "ip6tables": "ip6"}[program]
+        self.asked.append(f"{'nft' if program == 'nft' else 'iptables'} {family}")
+        if self.asked[-1] == self.failing:
+            return Result(4, "", "broken")
+        if program == "nft":
+            return Result(
+                0, saved("11.3/guest_input.json" if family == "ip" else "11.3/guest_input6.json"), ""
+            )
+        return Result(1, "", "iptables: No chain/target/match by that name.")
+
+
+HOUSE = Network("house", "b050cff1-fa60-5f65-9917-9b6840246df0", "virbr5", "nat")
+ALONE = HOUSE._replace(uuid="b050cff1-fa60-5f65-9917-9b6840246df1", mode="")
+V4, V6 = endpoint("198.51.100.5", "virbr5"), endpoint("2001:db8::5", "virbr5")
+ELSEWHERE = endpoint("198.51.100.5", "virbr0")
+NOWHERE = endpoint("198.51.100.5", "virbr7")
+
+
+@pytest.mark.parametrize(
+    ("networks", "endpoints", "recorded", "search", "asked"),
+    [
+        ([], [V4], [], "recorded", []),
+        ([HOUSE], [ELSEWHERE], [], "recorded", []),
+        ([HOUSE], [], [], "recorded", []),
+        ([ALONE], [V4], [], "known", []),
+        ([HOUSE], [V4], [], "recorded", ["nft ip"]),
+        ([HOUSE], [V4, V6], [], "recorded", ["nft ip", "nft ip6"]),
+        ([HOUSE._replace(bridge="virbr7")], [NOWHERE], [], "recorded", ["nft ip", "iptables ip"]),
+        ([HOUSE], [], ["nftables ip6"], "recorded", ["nft ip6"]),
+        ([], [], ["iptables ip"], "recorded", ["iptables ip"]),
+        ([HOUSE], [], [], "known", ["nft ip", "iptables ip", "nft ip6", "iptables ip6"]),
+        ([], [], [], "all", ["nft ip", "iptables ip", "nft ip6", "iptables ip6"]),
+    ],
+)
+def test_chains_are_looked_into_only_where_there_is_a_reason(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    networks: list[Network],
+    endpoints: list[Endpoint],
+    recorded: list[str],
+    search: Search,
+    asked: list[str],
+) -> None:
+    programs = Programs(monkeypatch, tmp_path)
+    store = Store(str(tmp_path))
+    (tmp_path / "networks").mkdir()
+    for network in networks:
+        store.put_network(network.uuid, network)
+    index = index_of(guest("web", forward(8080), endpoints=endpoints))
+    ours = frozenset(item("virbr5", chain) for chain in recorded)
+    libvirt_accept.observe(store, Change(Config(), index, search=search, recorded=ours))
+    assert programs.asked == asked
+
+
+def test_chain_that_cannot_be_read_does_not_hide_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    programs = Programs(monkeypatch, tmp_path)
+    programs.failing = "iptables ip"
+    messages: list[str] = []
+    monkeypatch.setattr(log, "error", messages.append)
+    seen = libvirt_accept.observe(Store(str(tmp_path)), Change(Config(), search="all"))
+    assert [chain.name for chain in seen.chains] == ["nftables ip", "nftables ip6", "iptables ip6"]
+    assert messages == [f"iptables, chain LIBVIRT_FWI: broken; {libvirt_accept.OTHERWISE}"]
 
 
 def test_where_guests_are_that_can_be_reached() -> None:

@@ -59,16 +59,30 @@ def establish(store: Store, change: Change) -> None:
     recorded = Record(store, change.recorded)
     for effect in EFFECTS:
         with _failing_alone(effect):
-            facts = effect.observe(store, change)
-            desired = effect.desired(change, facts)
-            if not effect.GUARDED:
-                _take_back(effect, desired, facts, recorded)
-            _set(effect, desired, facts, recorded)
+            if effect.GUARDED:
+                # Unless the table was rebuilt, only what is new is known to have its guard in the kernel.
+                had = change.recorded if change.search == "recorded" else NOTHING
+                facts = effect.observe(store, change)
+                _set(effect, effect.desired(change, facts) - had, facts, recorded)
+            else:
+                _follow(store, effect, change, recorded)
 
 
 def follow(store: Store, change: Change) -> None:
-    """Set again what others have undone, where guests and table are what they were."""
-    establish(store, change._replace(recorded=record.load(store)))
+    """Set again what others have undone and needs no guard, where guests and table are what they were."""
+    change = change._replace(recorded=record.load(store))
+    recorded = Record(store, change.recorded)
+    for effect in EFFECTS:
+        if not effect.GUARDED:
+            with _failing_alone(effect):
+                _follow(store, effect, change, recorded)
+
+
+def _follow(store: Store, effect: Effect, change: Change, recorded: Record) -> None:
+    facts = effect.observe(store, change)
+    desired = effect.desired(change, facts)
+    _take_back(effect, desired, facts, recorded)
+    _set(effect, desired, facts, recorded)
 
 
 def release(store: Store) -> bool:

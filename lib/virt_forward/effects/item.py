@@ -23,8 +23,9 @@ Items = frozenset[Item]
 NOTHING: Items = frozenset()
 
 Search = Literal["recorded", "known", "all"]
-"""Where to look for items of ours that no record names: nowhere; where a network that we know may
-have made us set one; wherever there may be one, as the uninstaller does."""
+"""Where to look for items of ours that no record names: nowhere, in an ordinary change; where a network
+that we know may have made us set one, after a crash and with ``sync``, which both rebuild the table;
+wherever there may be one, as the uninstaller does."""
 
 
 class Change(NamedTuple):
