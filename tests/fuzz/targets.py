@@ -204,7 +204,7 @@ def admit(parse: Callable[[str], list[plan.Rule]]) -> Callable[[bytes], None]:
         for rule in found:
             assert all(isinstance(word, str) for word in (*rule.handle, rule.bridge))
         seen = plan.Seen(
-            frozenset({plan.Spot("ip", "virbr5"), plan.Spot("ip", "virbr6")}),
+            frozenset({plan.Side("ip", "virbr5"), plan.Side("ip", "virbr6")}),
             (plan.Chain("nftables", "ip", tuple(found)),),
         )
         desired = plan.desired(Change(Config()), seen)

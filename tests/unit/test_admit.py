@@ -17,7 +17,7 @@ from virt_forward.config import Config
 from virt_forward.effects import libvirt_accept
 from virt_forward.effects.item import Change, Item, Search
 from virt_forward.effects.libvirt_accept import iptables, nftables, plan
-from virt_forward.effects.libvirt_accept.plan import Chain, Decision, Rule, Seen, Spot
+from virt_forward.effects.libvirt_accept.plan import Chain, Decision, Rule, Seen, Side
 from virt_forward.errors import VirtForwardError
 from virt_forward.host import collect, log
 from virt_forward.host.process import Result
@@ -166,7 +166,7 @@ OTHER = Rule(("other",), "a")
 
 
 def seen(rules: Iterable[Rule], bridges: Iterable[str]) -> Seen:
-    return Seen(frozenset(Spot("ip", bridge) for bridge in bridges), (Chain("nftables", "ip", tuple(rules)),))
+    return Seen(frozenset(Side("ip", bridge) for bridge in bridges), (Chain("nftables", "ip", tuple(rules)),))
 
 
 def item(bridge: str, chain: str = "nftables ip") -> Item:
@@ -246,7 +246,7 @@ def test_any_chain_admits_what_it_should_and_nothing_else(rules: list[Rule], bri
 
 def test_rule_goes_to_the_first_chain_that_rejects() -> None:
     chains = (Chain("nftables", "ip", (theirs("a"),)), Chain("iptables", "ip", (theirs("a"), theirs("b"))))
-    facts = Seen(frozenset({Spot("ip", "a"), Spot("ip", "b")}), chains)
+    facts = Seen(frozenset({Side("ip", "a"), Side("ip", "b")}), chains)
     assert plan.desired(Change(Config()), facts) == {item("a"), item("b", "iptables ip")}
 
 
@@ -347,21 +347,21 @@ def test_where_guests_are_that_can_be_reached() -> None:
         forward(8080),
         endpoints=(endpoint("198.51.100.5", "virbr5"), endpoint("2001:db8::5", "virbr5")),
     )
-    assert plan.spots(index_of(web)) == {Spot("ip", "virbr5"), Spot("ip6", "virbr5")}
+    assert plan.sides(index_of(web)) == {Side("ip", "virbr5"), Side("ip6", "virbr5")}
     for other in (
         web._replace(phase="prepared"),
         web._replace(forwards=()),
         web._replace(endpoints=()),
         web._replace(forwards=(), conflicts=((forward(8080), "taken"),)),
     ):
-        assert plan.spots(index_of(other)) == frozenset()
+        assert plan.sides(index_of(other)) == frozenset()
 
 
 @pytest.mark.parametrize(
     ("mode", "rejects"), [("nat", True), ("route", True), ("open", False), ("", False), ("bridge", False)]
 )
 def test_which_networks_are_asked_to_admit(mode: str, rejects: bool) -> None:
-    here, elsewhere = Spot("ip", "virbr5"), Spot("ip", "virbr0")
+    here, elsewhere = Side("ip", "virbr5"), Side("ip", "virbr0")
     network = Network("house", "b050cff1-fa60-5f65-9917-9b6840246df0", "virbr5", mode)
     assert plan.wanted([here, elsewhere], [network]) == ({here} if rejects else set())
 

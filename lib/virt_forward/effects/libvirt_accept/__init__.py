@@ -54,19 +54,19 @@ def observe(store: Store, change: Change) -> Seen:
 
     A chain that cannot be read is left out with a message, and what is recorded of it stays.
     """
-    spots = plan.spots(change.claims) if change.config.admit else frozenset()
-    if not (spots or change.ours(NAME) or change.search != "recorded"):
+    sides = plan.sides(change.claims) if change.config.admit else frozenset()
+    if not (sides or change.ours(NAME) or change.search != "recorded"):
         return Seen()
     from virt_forward.effects.libvirt_accept import networks
 
-    known = networks.known(store, {spot.bridge for spot in spots})
-    wanted = plan.wanted(spots, known)
+    known = networks.known(store, {side.bridge for side in sides})
+    wanted = plan.wanted(sides, known)
     # Without networks that reject, libvirt has no chains; and iptables, asked for one, may make a table.
     suspected = change.search == "known" and any(network.mode in plan.REJECTING for network in known)
     suspected = suspected or (change.search == "all" and networks.may_exist())
     chains: list[Chain] = []
     for family in plan.FAMILIES:
-        bridges = frozenset(spot.bridge for spot in wanted if spot.family == family)
+        bridges = frozenset(side.bridge for side in wanted if side.family == family)
         try:
             chains += _look(family, bridges, change.ours(NAME), suspected)
         except (VirtForwardError, ValueError, KeyError, TypeError) as error:

@@ -1,4 +1,4 @@
-"""The libvirt networks there are: those of our records, and those that our hook has not seen start."""
+"""The libvirt networks of this host: those of our records, and those that our hook has not seen start."""
 
 import contextlib
 import os

@@ -16,7 +16,7 @@ TABLE, CHAIN = "libvirt_network", "guest_input"
 
 
 def rules(family: Family) -> list[Rule]:
-    """Return the rules of libvirt's chain, none where there is no chain."""
+    """Return the rules of libvirt's chain, none where it does not exist."""
     result = run(["nft", "-j", "list", "chain", family, TABLE, CHAIN], timeout=nft.TIMEOUT)
     if "No such file or directory" in result.stderr:
         return []

@@ -18,8 +18,8 @@ REJECTING = ("nat", "route")
 """The forward modes whose networks reject. Isolated networks do, too, and are meant to."""
 
 
-class Spot(NamedTuple):
-    """A bridge, and the family of an address behind it."""
+class Side(NamedTuple):
+    """A bridge in one address family."""
 
     family: Family
     bridge: str
@@ -61,7 +61,7 @@ class Chain(NamedTuple):
 class Seen(NamedTuple):
     """Where our connections are to be admitted, and the chains that were looked into."""
 
-    wanted: frozenset[Spot] = frozenset()
+    wanted: frozenset[Side] = frozenset()
     chains: tuple[Chain, ...] = ()
 
 
@@ -71,39 +71,39 @@ class Backend(Protocol):
     NAME: str
 
     def rules(self, family: Family) -> list[Rule]:
-        """Return the rules of libvirt's chain, none where there is no chain."""
+        """Return the rules of libvirt's chain, none where it does not exist."""
 
     def change(self, family: Family, decision: Decision) -> None:
         """Carry out a decision; raises VirtForwardError where the chain does not take it."""
 
 
 def chain_changed(monitor: bytes) -> bool:
-    """Tell whether what ``nft monitor`` prints may be libvirt making its chain anew.
+    """Tell whether what ``nft monitor`` prints may be libvirt rebuilding its chain.
 
     A reload of libvirt's daemon or of firewalld does so without a hook being run.
     """
     return any(name in monitor for name in (b" LIBVIRT_FWI ", b" guest_input "))
 
 
-def spots(index: Iterable[Row]) -> frozenset[Spot]:
-    """Return where the running guests are that have forwards and an address."""
+def sides(index: Iterable[Row]) -> frozenset[Side]:
+    """Return the bridges of running guests with forwards, each in the families of the guests' addresses."""
     index = tuple(index)
     open_for = {row.uuid for row in index if row.kind == claims.PORT}
     endpoints = (row for row in index if row.kind == claims.ENDPOINT and row.uuid in open_for)
-    return frozenset(Spot("ip6" if ":" in row.address else "ip", row.dev) for row in endpoints)
+    return frozenset(Side("ip6" if ":" in row.address else "ip", row.dev) for row in endpoints)
 
 
-def wanted(places: Iterable[Spot], networks: Iterable[Network]) -> frozenset[Spot]:
+def wanted(sides: Iterable[Side], networks: Iterable[Network]) -> frozenset[Side]:
     """Return those that are behind the bridge of a network whose mode makes libvirt reject."""
     bridges = {network.bridge for network in networks if network.mode in REJECTING}
-    return frozenset(spot for spot in places if spot.bridge in bridges)
+    return frozenset(side for side in sides if side.bridge in bridges)
 
 
 def desired(change: Change, seen: Seen) -> Items:
     """Return a rule in each chain that rejects what is wanted; what was not looked into stays as recorded."""
     found: set[Item] = set()
     for family in FAMILIES:
-        bridges = frozenset(spot.bridge for spot in seen.wanted if spot.family == family)
+        bridges = frozenset(side.bridge for side in seen.wanted if side.family == family)
         for chain in (chain for chain in seen.chains if chain.family == family):
             found |= {Item(NAME, bridge, chain.name) for bridge in bridges & rejected(chain.rules)}
             bridges -= rejected(chain.rules)
@@ -125,11 +125,11 @@ def present(item: Item, seen: Seen) -> bool | None:
     rules = next((chain.rules for chain in seen.chains if chain.name == item.chain), None)
     if rules is None:
         return True
-    last = next((place for place, rule in enumerate(rules) if _rejects(rule, item.dev)), None)
+    last = next((position for position, rule in enumerate(rules) if _rejects(rule, item.dev)), None)
     if last is None:
         return None
     # Of two rules in the same words, iptables deletes the first, which may be the only good one.
-    return [place < last for place, rule in enumerate(rules) if _is_ours(rule, item.dev)] == [True]
+    return [position < last for position, rule in enumerate(rules) if _is_ours(rule, item.dev)] == [True]
 
 
 def rejected(rules: Iterable[Rule]) -> frozenset[str]:
