@@ -16,8 +16,8 @@ from virt_forward.config import Config
 from virt_forward.effects import EFFECTS, converge, record
 from virt_forward.effects.item import NOTHING, Change, Effect, Item, Items, Search
 from virt_forward.errors import StateError, VirtForwardError
-from virt_forward.host import collect, log
-from virt_forward.reconcile import engine, teardown
+from virt_forward.host import log
+from virt_forward.reconcile import reconciler, teardown
 from virt_forward.state.store import Store
 
 GUARDED, FREE = "route_localnet", "hairpin_port"
@@ -318,7 +318,6 @@ def taken_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Lab:
     Path(made.store.path).mkdir()
     made.change(A, C)
     monkeypatch.setattr(teardown, "Store", lambda: made.store)
-    monkeypatch.setattr(collect, "own_addresses", frozenset)
     return made
 
 
@@ -328,7 +327,7 @@ def test_uninstaller_takes_back_what_is_recorded_where_the_change_fails(
     def fail(*_: object) -> None:
         raise VirtForwardError("nft is broken")
 
-    monkeypatch.setattr(engine.Engine, "change", fail)
+    monkeypatch.setattr(reconciler.Reconciler, "apply", fail)
     assert teardown.main() == 1
     assert (taken_back.host.items, taken_back.recorded) == (set(), set())
     assert messages == ["uninstall: nft is broken"]

@@ -7,8 +7,8 @@ import contextlib
 
 from virt_forward.effects import converge
 from virt_forward.errors import VirtForwardError
-from virt_forward.host import collect, log
-from virt_forward.reconcile.engine import Engine
+from virt_forward.host import log
+from virt_forward.reconcile.reconciler import Reconciler
 from virt_forward.state.config_file import load_config_or_last
 from virt_forward.state.store import Store
 
@@ -25,8 +25,8 @@ def main() -> int:
         if store.exists():
             try:
                 stack.enter_context(store.lock())
-                engine = Engine(store, load_config_or_last(store), collect.own_addresses())
-                engine.change(dict.fromkeys(engine.guests()))
+                reconciler = Reconciler(store, load_config_or_last(store))
+                reconciler.apply(dict.fromkeys(reconciler.ledger.merged()))
             except VirtForwardError as error:
                 log.error(f"uninstall: {error}")
                 status = 1
