@@ -77,6 +77,11 @@ class Range(NamedTuple):
     to: int
     exclude: bool = False
 
+    @property
+    def span(self) -> Span:
+        """The host's ports."""
+        return Span(self.start, self.end)
+
 
 class PortForward(NamedTuple):
     """One ``<portForward>`` as it was declared."""

@@ -37,6 +37,11 @@ class PortRow(NamedTuple):
     listen: Listen
     span: Span
 
+    @property
+    def holds(self) -> bool:
+        """Whether it keeps others from these ports."""
+        return self.state != "kept out"
+
 
 class EndpointRow(NamedTuple):
     """A guest's address on a bridge, and where it was learned."""
