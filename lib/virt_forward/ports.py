@@ -61,9 +61,9 @@ def expand_one(item: PortForward, spared: Iterable[Span] = ()) -> tuple[Forward,
     wide = merge([*excluded, *spared])
     mapped = [r for r in item.ranges if not r.exclude] or [Range(1, MAX_PORT, 1)]
     return tuple(
-        Forward(item.proto, start, end, start - r.start + r.to, item.address, item.dev, item.source, item.mac)
+        Forward.of(item.listen, span, r.offset, item.mac)
         for r in mapped
-        for start, end in subtract(r.span, holes if r.start == r.end else wide)
+        for span in subtract(r.span, holes if r.start == r.end else wide)
     )
 
 
