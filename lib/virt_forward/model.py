@@ -77,6 +77,16 @@ class Range(NamedTuple):
     to: int
     exclude: bool = False
 
+    @property
+    def span(self) -> Span:
+        """The host's ports."""
+        return Span(self.start, self.end)
+
+    @property
+    def offset(self) -> int:
+        """What is added to a host port to get the guest's."""
+        return self.to - self.start
+
 
 class PortForward(NamedTuple):
     """One ``<portForward>`` as it was declared."""
@@ -200,6 +210,12 @@ class Forward(NamedTuple):
     def span(self) -> Span:
         """The host's ports."""
         return Span(self.start, self.end)
+
+    @classmethod
+    def of(cls, listen: Listen, span: Span, offset: int, mac: str | None = None) -> "Forward":
+        """Return the forward of ``span`` to the guest's ports ``offset`` above, on the NIC with ``mac``."""
+        proto, address, dev, source = listen
+        return cls(proto, *span, span.start + offset, address, dev, source, mac)
 
     @property
     def offset(self) -> int:

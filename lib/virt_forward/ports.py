@@ -33,10 +33,10 @@ def by_port(items: Iterable[T]) -> ByPort[T]:
     return {proto: ([item.port for item in group], group) for proto, group in groups.items()}
 
 
-def between(items: ByPort[T], proto: str, start: int, end: int) -> Sequence[T]:
-    """Return the items on the ports ``start``..``end``, by port."""
+def between(items: ByPort[T], proto: str, span: Span) -> Sequence[T]:
+    """Return the items of a protocol on the ports of ``span``, by port."""
     numbers, found = items.get(proto, ((), ()))
-    return found[bisect_left(numbers, start) : bisect_right(numbers, end)]
+    return found[bisect_left(numbers, span.start) : bisect_right(numbers, span.end)]
 
 
 def expand(
@@ -56,14 +56,14 @@ def names_no_port(item: PortForward) -> bool:
 
 def expand_one(item: PortForward, spared: Iterable[Span] = ()) -> tuple[Forward, ...]:
     """Return the contiguous pieces of one ``<portForward>``; a port named by itself is never spared."""
-    excluded = [Span(r.start, r.end) for r in item.ranges if r.exclude]
+    excluded = [r.span for r in item.ranges if r.exclude]
     holes = merge(excluded)
     wide = merge([*excluded, *spared])
     mapped = [r for r in item.ranges if not r.exclude] or [Range(1, MAX_PORT, 1)]
     return tuple(
-        Forward(item.proto, start, end, start - r.start + r.to, item.address, item.dev, item.source, item.mac)
+        Forward.of(item.listen, span, r.offset, item.mac)
         for r in mapped
-        for start, end in subtract(Span(r.start, r.end), holes if r.start == r.end else wide)
+        for span in subtract(r.span, holes if r.start == r.end else wide)
     )
 
 
@@ -78,17 +78,17 @@ def merge(spans: Iterable[Span]) -> list[Span]:
     return merged
 
 
-def overlapping(spans: Sequence[Span], start: int, end: int) -> Sequence[Span]:
-    """Return those of merged ``spans`` that have a port of ``start``..``end``."""
-    first = bisect_left(spans, start, key=lambda span: span.end)
-    return spans[first : bisect_right(spans, end, key=lambda span: span.start)]
+def overlapping(spans: Sequence[Span], span: Span) -> Sequence[Span]:
+    """Return those of merged ``spans`` that overlap ``span``, in order."""
+    first = bisect_left(spans, span.start, key=lambda each: each.end)
+    return spans[first : bisect_right(spans, span.end, key=lambda each: each.start)]
 
 
 def subtract(span: Span, holes: Sequence[Span]) -> list[Span]:
     """Return what is left of ``span`` without ``holes``, which are merged."""
     left, end = span
     pieces = []
-    for hole_start, hole_end in overlapping(holes, left, end):
+    for hole_start, hole_end in overlapping(holes, span):
         if hole_start > left:
             pieces.append(Span(left, hole_start - 1))
         left = hole_end + 1
@@ -103,11 +103,11 @@ class Spans:
         # The highest port so far: in order even where forwards do overlap.
         self._reached = list(accumulate((forward.end for forward in self._forwards), max))
 
-    def overlapping(self, start: int, end: int) -> list[Forward]:
-        """Return those that have a port of ``start``..``end``."""
-        first = bisect_left(self._reached, start)
-        last = bisect_right(self._forwards, end, key=lambda forward: forward.start)
-        return [forward for forward in self._forwards[first:last] if start <= forward.end]
+    def overlapping(self, span: Span) -> list[Forward]:
+        """Return those with a port of ``span``, by their first port."""
+        first = bisect_left(self._reached, span.start)
+        last = bisect_right(self._forwards, span.end, key=lambda forward: forward.start)
+        return [forward for forward in self._forwards[first:last] if span.start <= forward.end]
 
 
 def collide(one: Forward, other: Forward) -> bool:

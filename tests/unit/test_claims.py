@@ -252,6 +252,11 @@ GOOD = claims.render_index(index_of(A))
         *(GOOD.replace("\ttcp\t", f"\t{proto}\t") for proto in ("", "icmp")),
         *(GOOD.replace("\tdeclared\n", origin) for origin in ("\n", "\tx\n", "\tdeclared\t\n")),
         *(GOOD.replace("198.51.100.", ip) for ip in ("198.51.", "")),
+        *(GOOD.replace("80\t80", span) for span in ("080\t80", "80\t8_0", "80\t 80", "٨٠\t80")),
+        *(GOOD.replace("2001:db8:10::", ip) for ip in ("2001:DB8:10::", "2001:db8:10:0::")),
+        f"{GOOD.partition(chr(10))[0]}\n" * 2 + GOOD.partition("\n")[2],
+        GOOD + "guest\tx\ty\t\n",
+        GOOD.partition("\n")[0] + "\n",
     ],
 )
 def test_parse_index_rejects_damaged_text(damaged: str) -> None:

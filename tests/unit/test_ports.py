@@ -92,14 +92,14 @@ def test_merge_keeps_the_ports_and_leaves_gaps_between_spans(taken: list[Span]) 
 def test_overlapping_finds_every_span(span: Span, taken: list[Span]) -> None:
     merged = ports.merge(taken)
     expected = [one for one in merged if members([one]) & members([span])]
-    assert ports.overlapping(merged, *span) == expected
+    assert ports.overlapping(merged, span) == expected
 
 
 @given(spans, st.lists(st.tuples(st.sampled_from(("tcp", "udp")), st.integers(1, 80))))
 def test_between_finds_every_item(span: Span, made: list[tuple[Proto, int]]) -> None:
     items = [ReservedPort(*pair) for pair in made]
     expected = sorted(item for item in items if item.proto == "tcp" and item.port in members([span]))
-    assert sorted(ports.between(ports.by_port(items), "tcp", *span)) == expected
+    assert sorted(ports.between(ports.by_port(items), "tcp", span)) == expected
 
 
 class Counted(list[Span]):

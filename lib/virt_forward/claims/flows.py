@@ -6,7 +6,7 @@ from ipaddress import ip_address
 from typing import NamedTuple
 
 from virt_forward import ports
-from virt_forward.model import MAX_PORT, ORIGINS, Address, Endpoint, Forward, Guest
+from virt_forward.model import MAX_PORT, ORIGINS, Address, Endpoint, Forward, Guest, Span
 
 Pair = tuple[Forward, Endpoint]
 
@@ -120,7 +120,9 @@ class _Pairs:
         """Yield the pairs that may have let a flow in, or may let it in now."""
         for address in (flow.destination, None):
             spans, pairs = self._groups.get((flow.proto, flow.answering.version, address), (None, {}))
-            for forward in spans.overlapping(flow.destination_port, flow.destination_port) if spans else ():
+            for forward in (
+                spans.overlapping(Span(flow.destination_port, flow.destination_port)) if spans else ()
+            ):
                 yield from pairs[forward]
 
 

@@ -63,10 +63,10 @@ def conflicts(index: Iterable[Row], forwards: Iterable[Forward]) -> dict[Forward
     wanted = {listen: ports.Spans(group) for listen, group in ports.by_listen(forwards).items()}
     found: dict[Forward, str] = {}
     for row in index if wanted else ():
-        if not isinstance(row, PortRow) or row.state == "kept out":
+        if not isinstance(row, PortRow) or not row.holds:
             continue
         mine = wanted.get(row.listen)
-        for forward in mine.overlapping(*row.span) if mine else ():
+        for forward in mine.overlapping(row.span) if mine else ():
             port = max(forward.start, row.span.start)
             taken = f"host port {forward.proto}/{port} is taken by guest {text.word(row.name)}"
             found.setdefault(forward, taken)
@@ -176,7 +176,7 @@ class Held:
     def _add(self, number: int, row: Row) -> None:
         if isinstance(row, EndpointRow):
             self._endpoints.setdefault(location(row), []).append(number)
-        elif isinstance(row, PortRow) and row.state != "kept out":
+        elif isinstance(row, PortRow) and row.holds:
             claimed = self._claimed.setdefault(row.listen, _Claimed())
             claimed.every.append(number)
             if row.span.end - row.span.start >= self.WIDE:

@@ -15,7 +15,7 @@ It is derived from the records of guests: where it cannot be read, it is rebuilt
 from collections.abc import Callable, Iterable, Iterator
 from functools import cache, lru_cache
 from ipaddress import ip_address, ip_network
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, NoReturn
 
 from virt_forward import text
 from virt_forward.model import MAX_PORT, ORIGINS, PROTOS, Address, Guest, Listen, Origin, Span, Subnet
@@ -36,6 +36,11 @@ class PortRow(NamedTuple):
     state: State
     listen: Listen
     span: Span
+
+    @property
+    def holds(self) -> bool:
+        """Whether it keeps others from these ports."""
+        return self.state != "kept out"
 
 
 class EndpointRow(NamedTuple):
@@ -101,7 +106,7 @@ def parse_index(text: str) -> Index:
     try:
         if rest or (lines and not lines[0].startswith("guest\t")):
             raise ValueError
-        return tuple(_parse(lines))
+        return _parse(lines)
     except ValueError:
         raise ValueError("the index of claims is damaged") from None
 
@@ -109,28 +114,42 @@ def parse_index(text: str) -> Index:
 _STATES: dict[str, State] = {"open": "open", "held": "held", "kept out": "kept out"}
 
 
-def _parse(lines: Iterable[str]) -> Iterator[Row]:
-    """Yield the rows of lines; the loop body is what every event pays for each claim of the host."""
+def _parse(lines: Iterable[str]) -> Index:
+    """Return the rows of lines; the loop body is what every event pays for each claim of the host.
+
+    Only what render_index() writes is accepted, to the letter.
+    """
     uuid = name = ""
+    found: list[Row] = []
+    header = -1
     for line in lines:
         kind, first, second, third = line.split("\t", 3)
         state = _STATES.get(kind)
         if state:
             start, end = int(first), int(second)
-            if not 0 < start <= end <= MAX_PORT:
+            if not 0 < start <= end <= MAX_PORT or str(start) != first or str(end) != second:
                 raise ValueError
-            yield PortRow(uuid, name, state, _listen(third), Span(start, end))
-        elif kind == "guest" and not third:
-            uuid, name = first, second
+            found.append(PortRow(uuid, name, state, _listen(third), Span(start, end)))
+        elif kind == "guest" and not third and (first, second) != (uuid, name) and len(found) > header:
+            uuid, name, header = first, second, len(found)
         else:
-            yield _OTHERS[kind](uuid, name, first, second, third) if kind in _OTHERS else _damaged()
+            found.append(_OTHERS.get(kind, _damaged)(uuid, name, first, second, third))
+    return tuple(found) if len(found) > header else _damaged()
 
 
-_address = lru_cache(maxsize=None)(ip_address)
-_network = lru_cache(maxsize=None)(ip_network)
+@cache
+def _address(text: str) -> Address:
+    found = ip_address(text)
+    return found if str(found) == text else _damaged()
 
 
-def _damaged() -> Row:
+@cache
+def _network(text: str) -> Subnet:
+    found = ip_network(text)
+    return found if str(found) == text else _damaged()
+
+
+def _damaged(*_: str) -> NoReturn:
     raise ValueError
 
 

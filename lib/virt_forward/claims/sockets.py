@@ -97,7 +97,7 @@ def _address(digits: str) -> Address:
 
 def against(listening: ByPort, forward: Forward, reach: Reach) -> Iterator[Listener]:
     """Yield the sockets that would lose connections to ``forward``, by port, autobound ones included."""
-    found = ports.between(listening, forward.proto, forward.start, forward.end)
+    found = ports.between(listening, forward.proto, forward.span)
     return (listener for listener in found if _meets(listener, forward, reach))
 
 

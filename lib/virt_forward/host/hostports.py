@@ -52,7 +52,7 @@ def port_vetoes(
     kept = _spans(held)
 
     def veto(forward: Forward) -> str | None:
-        for item in ports.between(reserved, forward.proto, forward.start, forward.end):
+        for item in ports.between(reserved, forward.proto, forward.span):
             return vetoes.reserved(item.proto, item.port)
         meeting = sockets.against(listening.sockets(), forward, reach)
         listener = next((item for item in meeting if not sockets.autobound(item, reach)), None)
@@ -69,7 +69,7 @@ def port_vetoes(
         for forward in ports.expand_one(item):
             for found in sockets.against(listening.sockets(), forward, reach):
                 client = sockets.autobound(found, reach)
-                if not ports.overlapping(had, found.port, found.port) if client else every:
+                if not ports.overlapping(had, Span(found.port, found.port)) if client else every:
                     taken.add(found.port)
         return [Span(port, port) for port in sorted(taken)]
 

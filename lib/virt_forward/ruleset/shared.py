@@ -92,7 +92,7 @@ def _sort_in(known: _Claims, claim: Claim, spans: list[Span]) -> None:
         known.wide.append(claim)
         return
     for port in range(span.start, span.end + 1):
-        if ports.overlapping(spans, port, port):
+        if ports.overlapping(spans, Span(port, port)):
             known.single.setdefault(port, []).append(claim)
 
 

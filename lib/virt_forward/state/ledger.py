@@ -194,6 +194,6 @@ def _clash(rows: Iterable[claims.Row]) -> bool:
         if isinstance(row, claims.EndpointRow):
             if endpoints.setdefault(claims.location(row), row.uuid) != row.uuid:
                 return True
-        elif isinstance(row, claims.PortRow) and row.state != "kept out":
+        elif isinstance(row, claims.PortRow) and row.holds:
             spans.setdefault(row.listen, []).append(row.span)
     return any(one.overlaps(other) for found in map(sorted, spans.values()) for one, other in pairwise(found))
