@@ -1,4 +1,4 @@
-"""Each of the three defences alone: what a reload of a person's ruleset costs; how long, tests/bench measures.
+"""Each of the three defences alone: what a reload of a ruleset costs; tests/bench measures time.
 
 VIRT_FORWARD_TEST_RELOADS=500 in the environment is the full measure; pytest -s shows the figures.
 """
