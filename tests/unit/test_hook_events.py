@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 from collections.abc import Callable, Iterator
 from ipaddress import ip_address, ip_network
 from pathlib import Path
@@ -14,6 +16,8 @@ from support.xml import host_ip, port_forward, uuid_of
 from unit.build import forward
 from virt_forward.claims.sockets import Listener
 from virt_forward.config import Config
+from virt_forward.errors import NftError
+from virt_forward.hooks import dispatch
 from virt_forward.model import Endpoint, Forward, Guest, HostAddress, Nic
 from virt_forward.ruleset import table
 
@@ -246,3 +250,95 @@ def test_stop_killed_at_any_step_is_finished_by_the_next_event(tmp_path: Path) -
             assert host.flows == [kept], number
         number += 1
     assert number > 4
+
+
+@contextlib.contextmanager
+def locked(host: FakeHost) -> Iterator[None]:
+    """Hold the lock as another process does, and let a hook wait for it only shortly."""
+    with (host.run_dir / "lock").open("a") as file, pytest.MonkeyPatch.context() as patch:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        patch.setattr(dispatch, "SECONDS", 0.05)
+        yield
+
+
+def test_lock_timeout_queues_a_start(host: FakeHost) -> None:
+    host.start("db", *DB_XML)
+    host.event("web", "prepare", *WEB_XML)
+    with locked(host):
+        assert host.event("web", "started", *WEB_XML) == 0
+    assert "has held the lock" in host.messages[-1]
+    assert holds(host, db)
+    host.event("db", "reconnect", *DB_XML)
+    assert holds(host, web, db)
+    assert include_loads_the_same(host)
+
+
+def test_lock_timeout_queues_a_stop_and_a_start_after_it_wins(host: FakeHost) -> None:
+    host.start("db", *DB_XML)
+    host.start("web", *WEB_XML)
+    host.flows = [flow(CLIENT4, (HOST4, 8080), (WEB, 80))]
+    with locked(host):
+        assert host.event("web", "stopped", *WEB_XML) == 0
+    assert holds(host, web, db)
+    host.event("db", "reconnect", *DB_XML)
+    assert holds(host, db)
+    assert host.flows == []
+    host.start("web", *WEB_XML)
+    with locked(host):
+        host.event("web", "stopped", *WEB_XML)
+    host.start("web", *WEB_XML)
+    assert holds(host, web, db)
+
+
+def test_refused_nft_refuses_no_start_and_is_healed_by_the_next_event(host: FakeHost) -> None:
+    host.start("db", *DB_XML)
+
+    def refuse(_text: str) -> None:
+        raise NftError("nft refused: Error: Cannot allocate memory")
+
+    host.nft.before_apply = refuse
+    assert host.event("web", "prepare", *WEB_XML) == 0
+    assert host.event("web", "started", *WEB_XML) == 0
+    assert holds(host, db)
+    assert any("Cannot allocate memory" in message for message in host.messages)
+    host.nft.before_apply = lambda _text: None
+    host.event("db", "reconnect", *DB_XML)
+    assert holds(host, web, db)
+
+
+def test_guest_without_a_known_address_waits_without_rules(host: FakeHost) -> None:
+    host.start("web", port_forward("8080:80"))
+    assert holds(host)
+    assert host.event("db", "prepare", host_ip(DB), port_forward("8080:80")) == 1
+
+
+def test_range_that_is_made_longer_ends_no_flow(host: FakeHost) -> None:
+    host.start("web", host_ip(WEB), port_forward("5000-5010:6000"))
+    host.flows = [flow(CLIENT4, (HOST4, 5005), (WEB, 6005))]
+    before = [*host.flows]
+    host.event("web", "reconnect", host_ip(WEB), port_forward("5000-5020:6000"))
+    assert holds(host, guest("web", WEB, forward(5000, 5020, 6000)))
+    assert host.flows == before
+    host.event("web", "reconnect", host_ip(WEB), port_forward("5000-5004:6000"))
+    assert host.flows == []
+
+
+def test_isolated_guest_without_forwards_is_in_the_table(host: FakeHost) -> None:
+    host.start("web", host_ip(WEB), attributes='isolate="yes"')
+    assert holds(host, guest("web", WEB)._replace(isolate=True))
+    host.stop("web", host_ip(WEB))
+    assert holds(host)
+
+
+def test_broken_metadata_of_a_running_guest_leaves_its_rules(host: FakeHost) -> None:
+    host.start("web", *WEB_XML)
+    assert host.event("web", "reconnect", port_forward("0")) == 0
+    assert holds(host, web)
+    assert host.event("db", "prepare", port_forward("0")) == 1
+    assert holds(host, web)
+
+
+def test_removed_metadata_takes_the_rules_away(host: FakeHost) -> None:
+    host.start("web", *WEB_XML)
+    assert host.event("web", "reconnect") == 0
+    assert holds(host)
