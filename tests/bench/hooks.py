@@ -30,7 +30,7 @@ sys.path.insert(0, str(REPO / "lib"))
 
 from virt_forward.config import Config  # noqa: E402
 from virt_forward.model import Endpoint, Forward, Guest  # noqa: E402
-from virt_forward.reconcile.engine import Engine  # noqa: E402
+from virt_forward.reconcile.reconciler import Reconciler  # noqa: E402
 from virt_forward.state.store import Store  # noqa: E402
 
 NOTHING = ["/usr/bin/python3", "-I", "-c", "pass"]
@@ -92,9 +92,8 @@ def fill(count: int) -> None:
     store = Store()
     with store.lock():
         known: dict[str, Guest | None] = {guest.uuid: None for guest in store.guests()[0]}
-        Engine(store, Config()).change(
-            {**known, **{guest.uuid: guest for guest in others(count)}}, afresh=True
-        )
+        made = {guest.uuid: guest for guest in others(count)}
+        Reconciler(store, Config(), rebuild=True).apply({**known, **made})
 
 
 def start() -> float:
@@ -147,7 +146,7 @@ def resync() -> float:
     store = Store()
     before = time.perf_counter()
     with store.lock():
-        Engine(store, Config()).change({}, afresh=True)
+        Reconciler(store, Config(), rebuild=True).apply({})
     return time.perf_counter() - before
 
 

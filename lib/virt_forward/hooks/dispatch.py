@@ -6,19 +6,21 @@ journal; to stderr as well where libvirt shows it, which is where a start is ref
 
 import os
 import sys
+from collections.abc import Mapping
 
 from virt_forward import text
-from virt_forward.addresses import attachments, resolve
-from virt_forward.claims import index as claims
 from virt_forward.claims import vetoes
 from virt_forward.config import Config
 from virt_forward.errors import LockTimeout, NftError, NftUnusableError, StateError, VirtForwardError
 from virt_forward.hooks.events import Action, Event, parse_event
 from virt_forward.hooks.prefilter import known
 from virt_forward.host import log, process
-from virt_forward.model import Domain, Guest, Phase
-from virt_forward.reconcile.engine import Engine, resolve_conflicts
+from virt_forward.model import Domain, Guest
+from virt_forward.reconcile import plan
+from virt_forward.reconcile.reconciler import Reconciler, recover
+from virt_forward.reconcile.wants import Absent, Present, Replugged, Restoring
 from virt_forward.state.config_file import load_config, load_config_or_last
+from virt_forward.state.ledger import Ledger
 from virt_forward.state.store import Store
 
 SECONDS = 15.0
@@ -101,17 +103,18 @@ def _mark_restoring(data: bytes, store: Store) -> None:
         domain = parse_domain(data)
     except MetadataError as error:
         domain = error.domain
+    config = load_config_or_last(store)
     with store.lock():
-        engine = Engine(store, load_config_or_last(store))
-        engine.catch_up()
-        before = engine.known(domain.uuid)
+        recover(store, config)
+        reconciler = Reconciler(store, config)
+        before = reconciler.ledger.known(domain.uuid)
         if before is None or before.phase != "running":
-            engine.change({domain.uuid: Guest(domain.uuid, domain.name, "restoring")})
+            reconciler.reconcile([Restoring(domain.uuid, domain.name)])
 
 
 def _prepare(name: str, data: bytes, store: Store) -> None:
     uuid = _uuid(data)
-    restoring = _is_restoring(name, Engine(store, Config()).known(uuid), store)
+    restoring = _is_restoring(name, Ledger(store).known(uuid), store)
     try:
         _guest_event(Action.CLAIM, data, store)
     except LockTimeout:
@@ -170,27 +173,34 @@ def _claim(domain: Domain, store: Store) -> None:
     from virt_forward.metadata.domain import foreign_macs
 
     config = load_config()
-    guest, engine, veto = _resolved(domain, store, config, "prepared")
     with store.lock():
-        engine.catch_up()
-        before = engine.known(domain.uuid)
-        others = claims.without(engine.index(), [domain.uuid])
-        settled = resolve_conflicts(others, guest, None, veto)
-        error = foreign_macs(domain) or _conflicting(settled)
-        if error and config.on_error != "warn" and not _is_restoring(domain.name, before, store):
-            _change_claims(engine, domain.uuid, None)
-            raise error
-        _change_claims(engine, domain.uuid, settled)
-    _log_conflicts(settled)
+        recover(store, config)
+        reconciler = Reconciler(store, config)
+        planned = reconciler.plan([Present(domain, "prepared")])
+        _raise_first(planned.errors)
+        guest = planned.guests[domain.uuid]
+        assert guest is not None
+        error = foreign_macs(domain) or _conflicting(guest)
+        restoring = _is_restoring(domain.name, reconciler.ledger.known(domain.uuid), store)
+        refused = error if config.on_error != "warn" and not restoring else None
+        _apply_claims(reconciler, domain.uuid, None if refused else guest)
+    if refused:
+        raise refused
+    _log_conflicts(guest)
 
 
-def _change_claims(engine: Engine, uuid: str, guest: Guest | None) -> None:
+def _raise_first(errors: Mapping[str, VirtForwardError]) -> None:
+    for error in errors.values():
+        raise error
+
+
+def _apply_claims(reconciler: Reconciler, uuid: str, guest: Guest | None) -> None:
     """Make a guest that does not run yet what it is to be; its rules may wait.
 
     What nft refuses then is another guest's, and no reason against this one's start.
     """
     try:
-        engine.change({uuid: guest})
+        reconciler.apply({uuid: guest})
     except NftUnusableError:
         raise
     except NftError as error:
@@ -199,59 +209,43 @@ def _change_claims(engine: Engine, uuid: str, guest: Guest | None) -> None:
 
 def _open(domain: Domain, store: Store) -> None:
     config = load_config_or_last(store)
-    try:
-        guest, engine, veto = _resolved(domain, store, config, "running")
-    except VirtForwardError:
-        _replug(domain, store)
-        raise
+    want = Present(domain, "running")
     try:
         with store.lock():
-            engine.catch_up()
-            others = claims.without(engine.index(), [domain.uuid])
-            settled = resolve_conflicts(others, guest, engine.known(domain.uuid), veto)
-            engine.change({domain.uuid: settled})
+            recover(store, config)
+            planned = Reconciler(store, config).reconcile([want])
     except LockTimeout:
-        store.leave(domain.uuid, resolve_conflicts((), guest, None, veto))
+        _queue(want, store, config)
         raise
     except StateError:
         store.leave_started(domain.uuid)
         raise
-    _log_conflicts(settled)
+    guest = planned.guests[domain.uuid]
+    if guest:
+        _log_conflicts(guest)
+    _raise_first(planned.errors)
+
+
+def _queue(want: Present, store: Store, config: Config) -> None:
+    """Leave a guest that runs to whoever has the lock next, its conflicts with the host resolved."""
+    from virt_forward.reconcile.view import HostView
+
+    host = HostView(config, store.networks)
+    guest = plan.wanted(want, Ledger(store).known(want.uuid), host)
+    store.leave(want.uuid, guest and plan.resolve_conflicts((), guest, None, host.veto(guest)))
 
 
 def _replug(domain: Domain, store: Store) -> None:
     """Leave a guest that cannot be understood the forwards it has, but none at a NIC that is gone."""
+    config = load_config_or_last(store)
     try:
         with store.lock():
-            engine = Engine(store, load_config_or_last(store))
-            before = engine.known(domain.uuid)
+            reconciler = Reconciler(store, config)
+            before = reconciler.ledger.known(domain.uuid)
             if before and before.phase == "running" and before.nics != domain.nics:
-                others = claims.without(engine.index(), [domain.uuid])
-                now = engine.settled(others, before._replace(nics=domain.nics))
-                engine.change({domain.uuid: now or before})
+                reconciler.reconcile([Replugged(domain.uuid, domain.nics)])
     except VirtForwardError as error:
         log.error(f"{text.word(domain.name)}: {error}")
-
-
-def _resolved(
-    domain: Domain, store: Store, config: Config, phase: Phase
-) -> tuple[Guest, Engine, claims.Veto]:
-    from virt_forward.host import collect, hostports
-
-    networks = [nic.source for nic in domain.nics if nic.type == "network"]
-    facts = collect.facts(config, store.networks() if networks else (), networks)
-    known = Engine(store, config).known(domain.uuid) if phase == "running" else None
-    veto, spared = hostports.port_vetoes(
-        config,
-        attachments.attached(domain.nics, facts),
-        hosts=domain.declaration.hosts if domain.declaration else (),
-        held=known.forwards if known else (),
-    )
-    guest = resolve.resolve(domain, facts, config, phase, spared)
-    if phase == "running":
-        # A libvirtd that restarts is no reason to forget an address that only the guest's traffic told.
-        guest = resolve.locate_known(guest, known, facts)
-    return guest, Engine(store, config, facts.own), veto
 
 
 def _conflicting(guest: Guest) -> VirtForwardError | None:
@@ -276,7 +270,7 @@ def _close(data: bytes, store: Store) -> None:
 def _forget(uuid: str, store: Store) -> None:
     try:
         with store.lock():
-            Engine(store, load_config_or_last(store)).change({uuid: None})
+            Reconciler(store, load_config_or_last(store)).reconcile([Absent(uuid)])
     except LockTimeout:
         store.leave(uuid, None)
         raise

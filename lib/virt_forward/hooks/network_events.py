@@ -1,15 +1,13 @@
 """What the network hook tells: networks that come, change and go, and the guests on them."""
 
-from virt_forward.addresses.attachments import attached
-from virt_forward.addresses.resolve import locate
-from virt_forward.claims import index as claims
 from virt_forward.effects import libvirt_accept
 from virt_forward.hooks.events import Action
-from virt_forward.host import collect, hostports
 from virt_forward.metadata import values
 from virt_forward.metadata.network import NetworkPort, parse_network
 from virt_forward.model import Guest, Network, Nic
-from virt_forward.reconcile.engine import Engine, resolve_conflicts
+from virt_forward.reconcile.reconciler import Reconciler
+from virt_forward.reconcile.view import HostView
+from virt_forward.reconcile.wants import Replugged
 from virt_forward.state.config_file import load_config_or_last
 from virt_forward.state.ledger import Ledger
 from virt_forward.state.store import Store
@@ -25,7 +23,7 @@ def handle(action: Action, data: bytes, store: Store) -> None:
             _remember(network, action, store)
         guests = [guest for guest in Ledger(store).merged().values() if _concerns(guest, network, port)]
         if guests:
-            _locate(guests, network, port, action, store)
+            _follow(guests, network, port, action, store)
 
 
 def _is_active(network: Network, store: Store) -> bool:
@@ -52,46 +50,36 @@ def _concerns(guest: Guest, network: Network, port: NetworkPort | None) -> bool:
     return network.name in guest.networks or (port is not None and guest.uuid == port.uuid)
 
 
-def _locate(
+def _follow(
     guests: list[Guest], network: Network, port: NetworkPort | None, action: Action, store: Store
 ) -> None:
-    names = {name for guest in guests for name in guest.networks} | {network.name}
     config = load_config_or_last(store)
-    facts = collect.facts(
-        config, store.networks(), names - ({network.name} if action is Action.NETWORK_GONE else set())
-    )
-    engine = Engine(store, config, facts.own)
-    changes: dict[str, Guest | None] = {}
-    listening = hostports.listening_now()
-    for guest in guests:
-        plugged = locate(_plugged(guest, network, port, action), facts)
-        veto, _ = hostports.port_vetoes(
-            engine.config, attached(plugged.nics, facts), listening, hosts=plugged.hosts
-        )
-        settled = resolve_conflicts(claims.without(engine.index(), [guest.uuid]), plugged, guest, veto)
-        if settled != guest:
-            changes[guest.uuid] = settled
-    if changes:
-        engine.change(changes)
+    stopped = {network.name} if action is Action.NETWORK_GONE else ()
+    reconciler = Reconciler(store, config, HostView(config, store.networks, without=stopped))
+    wants = [Replugged(guest.uuid, _plugged(guest, network, port, action)) for guest in guests]
+    planned = reconciler.plan(wants).guests
+    changed = {guest.uuid: planned[guest.uuid] for guest in guests if planned[guest.uuid] != guest}
+    if changed:
+        reconciler.apply(changed)
     else:
-        # libvirt has made its chain anew all the same.
-        libvirt_accept.follow(store, engine.config, engine.index())
+        # libvirt has rebuilt its chain all the same.
+        libvirt_accept.follow(store, config, reconciler.ledger.index())
 
 
-def _plugged(guest: Guest, network: Network, port: NetworkPort | None, action: Action) -> Guest:
-    """Return a guest with the NIC of a port that was created, less that of one that was deleted.
+def _plugged(guest: Guest, network: Network, port: NetworkPort | None, action: Action) -> tuple[Nic, ...]:
+    """Return a guest's NICs with that of a port that was created, less that of one that was deleted.
 
     A NIC that moves between networks has its new port before the old one goes.
     """
     if port is None or guest.uuid != port.uuid:
-        return guest
+        return guest.nics
     nic = Nic(port.mac, "network", network.name)
     if action is Action.PORT_GONE:
         # Of a network in bridge mode, a running guest's XML tells the bridge instead.
         gone = (nic, Nic(port.mac, "bridge", port.bridge))
-        return guest._replace(nics=tuple(known for known in guest.nics if known not in gone))
+        return tuple(known for known in guest.nics if known not in gone)
     if nic in guest.nics:
-        return guest
+        return guest.nics
     if port.mac not in {known.mac for known in guest.nics}:
-        return guest._replace(nics=(*guest.nics, nic))
-    return guest._replace(nics=tuple(nic if known.mac == port.mac else known for known in guest.nics))
+        return (*guest.nics, nic)
+    return tuple(nic if known.mac == port.mac else known for known in guest.nics)

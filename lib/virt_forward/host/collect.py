@@ -41,9 +41,7 @@ def facts(
     own status files are read where we have none.
     """
     networks = {network.name: network for network in known}
-    for name in wanted:
-        if name not in networks:
-            networks |= {network.name: network for network in _status_file(name)}
+    networks |= {network.name: network for network in active_networks(set(wanted) - set(networks))}
     interfaces = read_interfaces()
     own = frozenset(address.ip for addresses in interfaces.values() for address in addresses)
     files = cache(networkd_files)
@@ -166,6 +164,11 @@ def _with_dropins(name: str, path: str) -> Iterator[str]:
         folder = os.path.join(directory, f"{name}.d")
         paths |= {item: os.path.join(folder, item) for item in names(folder) if item.endswith(".conf")}
     yield from (text(paths[item]) for item in sorted(paths))
+
+
+def active_networks(names: Iterable[str]) -> list[Network]:
+    """Return those libvirt networks of ``names`` that are active, by libvirt's own status files."""
+    return [network for name in sorted(names) for network in _status_file(name)]
 
 
 def _status_file(name: str) -> list[Network]:

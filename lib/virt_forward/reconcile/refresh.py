@@ -9,7 +9,9 @@ from virt_forward.config import Config
 from virt_forward.effects import libvirt_accept
 from virt_forward.host import collect, nft
 from virt_forward.model import Endpoint, Guest
-from virt_forward.reconcile.engine import Engine
+from virt_forward.reconcile.reconciler import Reconciler
+from virt_forward.reconcile.view import HostView
+from virt_forward.reconcile.wants import Readdressed
 from virt_forward.state.config_file import load_config_or_last
 from virt_forward.state.ledger import Ledger
 from virt_forward.state.store import Store
@@ -30,10 +32,8 @@ def refresh(store: Store, heard: Heard = collect.NOTHING_HEARD) -> int:
     with store.lock():
         # Between the look and the lock a hook may have come; what counts is what stands now.
         moved, _ = _look(store, config, heard)
-        engine = Engine(store, config, collect.own_addresses())
-        for guest in moved:
-            others = claims.without(engine.index(), [guest.uuid])
-            engine.change({guest.uuid: engine.settled(others, guest) or guest})
+        host = HostView(config, store.networks, heard)
+        Reconciler(store, config, host).reconcile([Readdressed(guest.uuid) for guest in moved])
     return len(moved)
 
 
@@ -53,19 +53,20 @@ def _look(store: Store, config: Config, heard: Heard) -> tuple[list[Guest], list
 
 
 def verify(store: Store) -> None:
-    """Look whether the kernel still has the table, and make it anew where it has not."""
+    """Look whether the kernel still has the table, and rebuild it where it has not."""
+    config = load_config_or_last(store)
     with store.lock():
-        engine = Engine(store, load_config_or_last(store))
-        running = next((guest for guest in engine.guests().values() if guest.phase == "running"), None)
-        if running:
+        reconciler = Reconciler(store, config)
+        running = (guest for guest in reconciler.ledger.merged().values() if guest.phase == "running")
+        guest = next(running, None)
+        if guest:
             # Changing a running guest to what it is already runs a transaction that fits only our own table.
-            engine.change({running.uuid: running})
+            reconciler.apply({guest.uuid: guest})
             if not nft.dispatches():
-                engine.change({}, afresh=True)
+                Reconciler(store, config, rebuild=True).apply({})
 
 
 def put_back(store: Store) -> None:
-    """Look whether libvirt's chains still admit the guests; they may have been made anew without a hook."""
+    """Look whether libvirt's chains still admit the guests: libvirt may have rebuilt them without a hook."""
     with store.lock():
-        engine = Engine(store, load_config_or_last(store))
-        libvirt_accept.follow(store, engine.config, engine.index())
+        libvirt_accept.follow(store, load_config_or_last(store), Ledger(store).index())

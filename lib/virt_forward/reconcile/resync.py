@@ -1,20 +1,22 @@
 """Making the table match the running guests: libvirt is asked, then records and kernel follow."""
 
 import contextlib
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
-from virt_forward.addresses import attachments, probe, resolve
-from virt_forward.claims import index as claims
+from virt_forward.addresses import probe
+from virt_forward.addresses.probe import Heard
 from virt_forward.config import Config
 from virt_forward.errors import VirtForwardError
-from virt_forward.host import collect, hostports, probe_socket
+from virt_forward.host import collect, probe_socket
 from virt_forward.libvirtd import api
 from virt_forward.libvirtd.api import DomainState
 from virt_forward.metadata.domain import MetadataError, parse_domain
 from virt_forward.metadata.network import parse_network
-from virt_forward.model import Domain, Guest, Network
-from virt_forward.reconcile.engine import Engine, resolve_conflicts
+from virt_forward.model import Guest, Network
+from virt_forward.reconcile.reconciler import Reconciler
+from virt_forward.reconcile.view import HostView
+from virt_forward.reconcile.wants import Absent, Present, Replugged, Want
 from virt_forward.state.config_file import load_config
 from virt_forward.state.ledger import Ledger
 from virt_forward.state.store import Store
@@ -25,13 +27,6 @@ class Outcome(NamedTuple):
 
     guests: tuple[Guest, ...]
     errors: tuple[VirtForwardError, ...]
-
-
-class Running(NamedTuple):
-    """A running guest as its XML has it, and how the host's side judges its forwards."""
-
-    guest: Guest
-    veto: claims.Veto
 
 
 def sync(only: Collection[str] | None = None, *, ask_guests: bool = True) -> Outcome:
@@ -51,19 +46,47 @@ def sync(only: Collection[str] | None = None, *, ask_guests: bool = True) -> Out
     if networks is not None:
         _remember_networks(networks, store)
     errors: list[VirtForwardError] = []
-    running = _running([state for state in domains if state.active], seen, store, config, errors)
-    if ask_guests:
-        running = _asked(running, store, config)
-    broken = {error.domain.uuid for error in errors if isinstance(error, MetadataError)} - set(running)
+    wants = {want.uuid: want for want in _wants([state for state in domains if state.active], errors)}
+    heard = _heard(tuple(wants.values()), store, config) if ask_guests else collect.NOTHING_HEARD
     with store.lock():
         now = _records(store)
-        moved = {uuid for uuid in {*seen, *now} if seen.get(uuid) != now.get(uuid)} | broken
+        moved = {uuid for uuid in {*seen, *now} if seen.get(uuid) != now.get(uuid)}
         meant = set(now) if only is None else set(now).intersection(only)
-        gone: dict[str, Guest | None] = {u: None for u in meant if u not in running and u not in moved}
-        settled = _settle(running, {uuid: now[uuid] for uuid in now if uuid not in gone}, moved)
-        Engine(store, config, collect.own_addresses()).change({**settled, **gone}, afresh=only is None)
+        gone = [Absent(uuid) for uuid in sorted(meant - set(wants) - moved)]
+        host = HostView(config, store.networks, heard)
+        reconciler = Reconciler(store, config, host, rebuild=only is None)
+        still = [want for uuid, want in wants.items() if uuid not in moved]
+        planned = reconciler.reconcile([*still, *gone])
         final = tuple(guest for guest in _records(store).values() if guest.phase == "running")
+    for uuid, error in planned.errors.items():
+        want = wants[uuid]
+        errors.append(MetadataError(want.domain, error.messages) if isinstance(want, Present) else error)
     return Outcome(final, tuple(errors))
+
+
+def _wants(states: Iterable[DomainState], errors: list[VirtForwardError]) -> Iterator[Present | Replugged]:
+    """Yield what the running domains declare; add what is wrong with the others to ``errors``."""
+    for state in states:
+        try:
+            domain = parse_domain(state.xml)
+        except MetadataError as error:
+            errors.append(error)
+            yield Replugged(error.domain.uuid, error.domain.nics)
+        except VirtForwardError as error:
+            errors.append(error)
+        else:
+            if domain.declaration is not None:
+                yield Present(domain, "running")
+
+
+def _heard(wants: Sequence[Want], store: Store, config: Config) -> Heard:
+    """Ask the guests whose address nothing tells, and return what they have answered."""
+    host = HostView(config, store.networks)
+    planned = Reconciler(store, config, host).plan(wants).guests
+    networks = store.networks()
+    running = [guest for guest in planned.values() if guest and guest.phase == "running"]
+    questions = [item for guest in running for item in probe.questions(guest, networks)]
+    return probe_socket.once(questions) if questions else collect.NOTHING_HEARD
 
 
 def _records(store: Store) -> dict[str, Guest]:
@@ -84,87 +107,3 @@ def _networks(texts: Iterable[bytes]) -> Iterator[Network]:
     for text in texts:
         with contextlib.suppress(VirtForwardError):
             yield parse_network(text)[0]
-
-
-def _running(
-    states: list[DomainState],
-    known: Mapping[str, Guest],
-    store: Store,
-    config: Config,
-    errors: list[VirtForwardError],
-) -> dict[str, Running]:
-    domains = [domain for domain in (_parsed(state, errors) for state in states) if domain]
-    names = {nic.source for domain in domains for nic in domain.nics if nic.type == "network"}
-    facts = collect.facts(config, store.networks(), names)
-    listening = hostports.listening_now()
-    found: dict[str, Running] = {}
-    for domain in domains:
-        before = known.get(domain.uuid)
-        veto, spared = hostports.port_vetoes(
-            config,
-            attachments.attached(domain.nics, facts),
-            listening,
-            hosts=domain.declaration.hosts if domain.declaration else (),
-            held=before.forwards if before else (),
-        )
-        try:
-            guest = resolve.resolve(domain, facts, config, "running", spared)
-            guest = resolve.locate_known(guest, before, facts)
-            found[domain.uuid] = Running(guest, veto)
-        except VirtForwardError as error:
-            errors.append(MetadataError(domain, error.messages))
-    broken = (error.domain for error in errors if isinstance(error, MetadataError))
-    return found | {domain.uuid: kept for domain in broken if (kept := _kept(domain, known, facts))}
-
-
-def _kept(domain: Domain, known: Mapping[str, Guest], facts: attachments.Facts) -> Running | None:
-    """Return a guest that cannot be understood as it was, but for NICs that came or went meanwhile."""
-    before = known.get(domain.uuid)
-    if before is None or before.phase != "running" or before.nics == domain.nics:
-        return None
-    return Running(resolve.locate(before._replace(nics=domain.nics), facts), dict(before.conflicts).get)
-
-
-def _asked(running: dict[str, Running], store: Store, config: Config) -> dict[str, Running]:
-    """Return the running guests, those without an address located where they say they are."""
-    networks = store.networks()
-    questions = [item for one in running.values() for item in probe.questions(one.guest, networks)]
-    if not questions:
-        return running
-    heard = probe_socket.once(questions)
-    facts = collect.facts(
-        config, networks, {name for one in running.values() for name in one.guest.networks}, heard
-    )
-    return {uuid: one._replace(guest=resolve.locate(one.guest, facts)) for uuid, one in running.items()}
-
-
-def _parsed(state: DomainState, errors: list[VirtForwardError]) -> Domain | None:
-    try:
-        domain = parse_domain(state.xml)
-    except VirtForwardError as error:
-        errors.append(error)
-        return None
-    return domain if domain.declaration is not None else None
-
-
-def _settle(
-    running: Mapping[str, Running], now: Mapping[str, Guest], moved: set[str]
-) -> dict[str, Guest | None]:
-    """Return the guests to write. What a running guest has already is not given to another one."""
-    others = [guest for uuid, guest in now.items() if uuid in moved or uuid not in running]
-    order = sorted((uuid for uuid in running if uuid not in moved), key=lambda uuid: _turn(uuid, now))
-    wanted = claims.reconciled((*others, *(running[uuid].guest for uuid in order)))[len(others) :]
-    held = claims.Held(row for guest in others for row in claims.rows(guest))
-    for guest in wanted:
-        held.add(claims.rows(claims.incumbent(guest, now.get(guest.uuid))))
-    settled: dict[str, Guest | None] = {}
-    for guest in wanted:
-        upheld = resolve_conflicts(held.near(guest), guest, now.get(guest.uuid), running[guest.uuid].veto)
-        held.add(claims.rows(upheld))
-        settled[guest.uuid] = upheld
-    return settled
-
-
-def _turn(uuid: str, now: Mapping[str, Guest]) -> tuple[bool, bool, str]:
-    """Return a sort key: who has all that it wants comes first, then who was kept out, then who is new."""
-    return uuid not in now, uuid in now and bool(now[uuid].conflicts), uuid

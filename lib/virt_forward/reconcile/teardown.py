@@ -4,8 +4,8 @@ PYTHONPATH=lib python3 -c 'from virt_forward.reconcile import teardown; teardown
 """
 
 from virt_forward.errors import VirtForwardError
-from virt_forward.host import collect, log
-from virt_forward.reconcile.engine import Engine
+from virt_forward.host import log
+from virt_forward.reconcile.reconciler import Reconciler
 from virt_forward.state.config_file import load_config_or_last
 from virt_forward.state.store import Store
 
@@ -17,8 +17,8 @@ def main() -> int:
         return 0
     try:
         with store.lock():
-            engine = Engine(store, load_config_or_last(store), collect.own_addresses())
-            engine.change(dict.fromkeys(engine.guests()))
+            reconciler = Reconciler(store, load_config_or_last(store))
+            reconciler.apply(dict.fromkeys(reconciler.ledger.merged()))
     except VirtForwardError as error:
         log.error(f"uninstall: {error}")
         return 1

@@ -60,6 +60,17 @@ class Ledger:
         everybody = {guest.uuid: guest for guest in found} | self.pending.after
         return _consistent([guest for guest in everybody.values() if guest])
 
+    def recorded(self, uuid: str) -> Guest | None:
+        """Return a guest with what was begun on top of its record; a damaged record counts as none."""
+        return self.pending.after[uuid] if uuid in self.pending.after else self.guest(uuid)
+
+    def known(self, uuid: str) -> Guest | None:
+        """Return a guest likewise, with what was left to others on top."""
+        for item in self.left()[0]:
+            if item.uuid == uuid:
+                return item.guest
+        return self.recorded(uuid)
+
     def merged(self) -> dict[str, Guest]:
         """Return all guests as they will be once what was begun, and what was left to others, is done."""
         found: dict[str, Guest | None] = {**self.guests()}

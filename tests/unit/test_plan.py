@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from itertools import permutations
 
 import pytest
 
 from unit.build import endpoint, forward, guest
 from virt_forward.model import Forward, Guest
-from virt_forward.reconcile.resync import Running, _settle
+from virt_forward.reconcile.plan import resolve_all
 
 
 def named(number: int, *forwards: Forward) -> Guest:
@@ -19,12 +20,13 @@ def named(number: int, *forwards: Forward) -> Guest:
     )
 
 
-def running(*guests: Guest) -> dict[str, Running]:
-    return {item.uuid: Running(item, lambda _: None) for item in guests}
+def resolved(wanted: Iterable[Guest], before: dict[str, Guest]) -> dict[str, Guest]:
+    guests = {item.uuid: item for item in wanted}
+    return resolve_all(guests, before, (), dict.fromkeys(guests, lambda _: None))
 
 
-def kept(settled: dict[str, Guest | None]) -> list[tuple[Forward, ...]]:
-    return [item.forwards for _, item in sorted(settled.items()) if item]
+def kept(settled: dict[str, Guest]) -> list[tuple[Forward, ...]]:
+    return [item.forwards for _, item in sorted(settled.items())]
 
 
 @pytest.mark.parametrize("holder", [0, 1])
@@ -32,9 +34,7 @@ def test_port_of_a_running_guest_is_not_given_to_one_that_was_kept_out(holder: i
     wanted = [named(0, forward(80)), named(1, forward(80))]
     out = wanted[1 - holder]._replace(forwards=(), conflicts=((forward(80), "why"),))
     now = {wanted[holder].uuid: wanted[holder], out.uuid: out}
-    assert kept(_settle(running(*wanted), now, set())) == [
-        (forward(80),) if number == holder else () for number in (0, 1)
-    ]
+    assert kept(resolved([*wanted], now)) == [(forward(80),) if number == holder else () for number in (0, 1)]
 
 
 def test_each_keeps_what_it_has_where_each_was_kept_out_of_what_the_other_has() -> None:
@@ -44,7 +44,7 @@ def test_each_keeps_what_it_has_where_each_was_kept_out_of_what_the_other_has() 
         one.uuid: one._replace(forwards=both[:1], conflicts=((both[1], "why"),)),
         other.uuid: other._replace(forwards=both[1:], conflicts=((both[0], "why"),)),
     }
-    assert kept(_settle(running(one, other), now, set())) == [both[:1], both[1:]]
+    assert kept(resolved([one, other], now)) == [both[:1], both[1:]]
 
 
 def test_range_that_was_made_longer_keeps_its_ports() -> None:
@@ -53,7 +53,7 @@ def test_range_that_was_made_longer_keeps_its_ports() -> None:
         out.uuid: out._replace(forwards=(), conflicts=((forward(80), "why"),)),
         longer.uuid: longer._replace(forwards=(forward(80, 81),)),
     }
-    assert kept(_settle(running(out, longer), now, set())) == [(), (forward(80, 90),)]
+    assert kept(resolved([out, longer], now)) == [(), (forward(80, 90),)]
 
 
 def test_port_that_its_holder_declares_no_more_goes_to_who_was_kept_out() -> None:
@@ -62,12 +62,11 @@ def test_port_that_its_holder_declares_no_more_goes_to_who_was_kept_out() -> Non
         holder.uuid: holder._replace(forwards=(forward(80),)),
         out.uuid: out._replace(forwards=(), conflicts=((forward(80), "why"),)),
     }
-    assert kept(_settle(running(holder, out), now, set())) == [(forward(81),), (forward(80),)]
+    assert kept(resolved([holder, out], now)) == [(forward(81),), (forward(80),)]
 
 
 def test_settling_again_changes_nothing() -> None:
     guests = [named(number, forward(80), forward(81 + number)) for number in range(3)]
     for order in permutations(guests):
-        first = _settle(running(*order), {}, set())
-        now = {uuid: item for uuid, item in first.items() if item}
-        assert _settle(running(*order), now, set()) == first
+        first = resolved([*order], {})
+        assert resolved(order, first) == first

@@ -1,0 +1,83 @@
+"""What planning a change needs to know of the host: each thing is read once, when it is first needed."""
+
+from collections.abc import Callable, Collection, Iterable
+from functools import cache, cached_property
+
+from virt_forward import ports
+from virt_forward.addresses import attachments
+from virt_forward.addresses.attachments import Facts
+from virt_forward.addresses.probe import Heard
+from virt_forward.claims import index as claims
+from virt_forward.config import Config
+from virt_forward.errors import VirtForwardError
+from virt_forward.host import collect, hostports
+from virt_forward.model import Address, Forward, Guest, HostAddress, Network, Nic, PortForward
+
+Excluded = Callable[[PortForward], list[ports.Span]]
+
+
+class HostView:
+    """The host as one change sees it, however many guests the change is about.
+
+    ``known`` are the libvirt networks of our records; ``without`` names one that has just been
+    stopped. Raises VirtForwardError where the host's addresses cannot be read.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        known: Callable[[], Iterable[Network]],
+        sightings: Heard = collect.NOTHING_HEARD,
+        without: Collection[str] = (),
+    ) -> None:
+        self.config = config
+        self._known = cache(lambda: {network.name: network for network in known()})
+        self._sightings = sightings
+        self._without = without
+        self._listening = hostports.listening_now()
+        self._facts: dict[tuple[str, ...], Facts] = {}
+
+    @property
+    def _base(self) -> Facts:
+        found = self._collected
+        if isinstance(found, VirtForwardError):
+            raise found
+        return found
+
+    @cached_property
+    def _collected(self) -> Facts | VirtForwardError:
+        # What fails once is not tried again for the next guest: each attempt may take its full time.
+        try:
+            return collect.facts(self.config, (), (), self._sightings)
+        except VirtForwardError as error:
+            return error
+
+    @property
+    def own(self) -> frozenset[Address]:
+        """Return all addresses of the host."""
+        return self._base.own
+
+    def facts(self, nics: Iterable[Nic]) -> Facts:
+        """Return what is known of the libvirt networks and bridges of some NICs."""
+        names = sorted({nic.source for nic in nics if nic.type == "network"})
+        return self._base._replace(networks=self._networks(tuple(names)) if names else ())
+
+    def _networks(self, names: tuple[str, ...]) -> tuple[Network, ...]:
+        known = self._known()
+        unknown = [name for name in names if name not in known and name not in self._without]
+        return (*known.values(), *collect.active_networks(unknown))
+
+    def port_vetoes(
+        self, nics: Iterable[Nic], hosts: Iterable[HostAddress], held: Iterable[Forward] = ()
+    ) -> tuple[claims.Veto, Excluded]:
+        """Return what the host has against a forward to some NICs, and which ports are left to the host.
+
+        ``hosts`` are the declared addresses, ``held`` the forwards that the guest has already.
+        """
+        nics = tuple(nics)
+        attached = attachments.attached(nics, self.facts(nics))
+        return hostports.port_vetoes(self.config, attached, self._listening, hosts=hosts, held=held)
+
+    def veto(self, guest: Guest) -> claims.Veto:
+        """Return what the host has against a forward of a guest."""
+        return self.port_vetoes(guest.nics, guest.hosts)[0]
