@@ -73,7 +73,7 @@ umount /run/virt-forward 2>/dev/null
 rm -rf /etc/virt-forward
 back() { if test -e $1; then mv $1 $2; fi; }
 back /usr/local/lib/virt-forward.away /usr/local/lib/virt-forward
-back /root/hook.py /usr/local/lib/virt-forward/virt_forward/hooks/dispatch.py
+back /root/dispatch.py /usr/local/lib/virt-forward/virt_forward/hooks/dispatch.py
 if mountpoint -q /usr/sbin/nft; then umount /usr/sbin/nft; fi
 """
 

@@ -214,3 +214,17 @@ def test_processes_are_read_once_an_event(monkeypatch: pytest.MonkeyPatch) -> No
     verdict, _ = hostports.port_vetoes(Config(), [], hostports.listening_now()._replace(details=Details))
     assert [bool(verdict(forward(port, proto="udp"))) for port in (40000, 40005, 51820)] == [True] * 3
     assert calls == ["/proc"]
+
+
+def test_sockets_are_not_read_where_no_port_can_be_left_to_the_host() -> None:
+    """Reading all of /proc/net takes longer than all else that an event of a guest with such ports does."""
+
+    def unread() -> ports.ByPort[Listener]:
+        raise AssertionError("the sockets were read")
+
+    listening = host()._replace(sockets=unread)
+    single = PortForward("udp", (Range(40000, 40000, 80), Range(40001, 40001, 81)))
+    wide = PortForward("udp", (Range(40000, 40010, 40000),))
+    held = forward(40000, 40010, proto="udp")
+    _, excluded = hostports.port_vetoes(Config(), [], listening, held=[held])
+    assert [excluded(item) for item in (single, wide)] == [[], []]

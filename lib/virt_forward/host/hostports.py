@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from typing import NamedTuple
 
@@ -63,6 +63,8 @@ def port_vetoes(
         # but a range can do without its port. What the guest has already it keeps.
         every = ports.names_no_port(item)
         had = kept.get(_limits(item), ())
+        if not any(_may_leave_out(forward, had) for forward in ports.expand_one(item)):
+            return []
         taken = {found.port for found in config.reserved if every and found.proto == item.proto}
         for forward in ports.expand_one(item):
             for found in sockets.against(listening.sockets(), forward, reach):
@@ -72,6 +74,11 @@ def port_vetoes(
         return [(port, port) for port in sorted(taken)]
 
     return veto, spared
+
+
+def _may_leave_out(forward: Forward, had: Sequence[ports.Span]) -> bool:
+    """Tell whether a port of ``forward`` could be left to the host: it has several, and some that are new."""
+    return forward.start < forward.end and bool(ports.subtract((forward.start, forward.end), had))
 
 
 def _reach(

@@ -6,7 +6,6 @@ The host is seen through a HostView, which reads what is asked of it when it is 
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
-from virt_forward.addresses import resolve
 from virt_forward.claims import index as claims
 from virt_forward.model import Guest
 from virt_forward.reconcile.wants import Absent, Present, Replugged, Restoring, Want
@@ -33,6 +32,8 @@ def wanted(want: Want, before: Guest | None, host: "HostView") -> Guest | None:
 
 
 def _present(want: Present, before: Guest | None, host: "HostView") -> Guest:
+    from virt_forward.addresses import resolve
+
     domain = want.domain
     runs = want.phase == "running"
     hosts = domain.declaration.hosts if domain.declaration else ()
@@ -46,6 +47,8 @@ def _present(want: Present, before: Guest | None, host: "HostView") -> Guest:
 
 def located(guest: Guest, host: "HostView") -> Guest:
     """Return a guest with its endpoints as the host has them now."""
+    from virt_forward.addresses import resolve
+
     return resolve.locate(guest, host.facts(guest.nics))
 
 
