@@ -7,7 +7,8 @@ library, tests       Python modules, and their lines
 functions            of the library, methods included; "one caller": those whose name is defined once and used
                      once in the library
 started              one qemu hook "started" of a guest with a forward beside another running guest: our own
-                     functions on the stack at its deepest, how many calls of them, how many different ones;
+                     functions on the stack at its deepest, how many calls of them, how many different ones in
+                     how many modules;
                      files of the run directory opened to read (directories listed included), the most for one
                      file, files opened to write; programs run
 
@@ -157,6 +158,7 @@ class Watch:
             "started: deepest stack": self.deepest,
             "started: calls": self.calls.total(),
             "started: different functions": len(self.calls),
+            "started: modules": len({place.rpartition(":")[0] for place in self.calls}),
             "started: reads of the run directory": self.reads.total(),
             "started: reads of one file": max(self.reads.values(), default=0),
             "started: writes of the run directory": self.writes,
