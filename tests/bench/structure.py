@@ -8,9 +8,8 @@ functions            of the library, methods included; "one caller": those whose
                      once in the library
 started              one qemu hook "started" of a guest with a forward beside another running guest: our own
                      functions on the stack at its deepest, how many calls of them, how many different ones in
-                     how many modules;
-                     files of the run directory opened to read (directories listed included), the most for one
-                     file, files opened to write; programs run
+                     how many modules; files of the run directory opened to read (directories listed included),
+                     the most for one file, files opened to write; programs run
 
 The hook runs in a network namespace (of a user namespace where the caller is not root) with a run directory
 of its own. Time is not measured here: see hooks.py.
@@ -207,13 +206,13 @@ def figures(what: str, scratch: Path) -> Figures:
 
 def show(columns: dict[str, Figures]) -> None:
     """Print a table, a column a checkout."""
-    print(f"{'':38}" + "".join(f"{name[-24:]:>26}" for name in columns))
+    print(f"{'':38}" + "".join(f"{name[-24:]:>30}" for name in columns))
     for key in next(iter(columns.values())):
         cells = [
             column[key] if isinstance(column[key], list) else [column[key]] for column in columns.values()
         ]
         for index, row in enumerate(zip(*cells, strict=True)):
-            print(f"{'' if index else key:38}" + "".join(f"{cell!s:>26}" for cell in row))
+            print(f"{'' if index else key:38}" + "".join(f"{cell!s:>30}" for cell in row))
 
 
 def main() -> int:
