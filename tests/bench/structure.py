@@ -8,8 +8,8 @@ functions            of the library, methods included; "one caller": those whose
                      once in the library
 started              one qemu hook "started" of a guest with a forward beside another running guest: our own
                      functions on the stack at its deepest, how many calls of them, how many different ones in
-                     how many modules; files and directories of the run directory that are read, the most for one
-                     file, files opened to write; programs run
+                     how many modules; files and directories of the run directory that are read, the most for
+                     one file, files opened to write; programs run
 
 The hook runs in a network namespace (of a user namespace where the caller is not root) with a run directory
 of its own. Time is not measured here: see hooks.py.

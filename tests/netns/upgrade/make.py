@@ -48,7 +48,7 @@ class Old:
 def play(old: Old) -> None:
     """Bring every guest of the scene as far as an undisturbed host takes it."""
     old.network_started()
-    for name in ("web", "db", "gone"):
+    for name in ("web", "db", "wire", "gone"):
         old.event(name, "prepare")
         old.event(name, "started")
     old.event("twin", "reconnect")

@@ -1,6 +1,7 @@
 """A host with guests in every state that a run directory can have one in, for the old hooks and for ours.
 
 web     runs on the bridge           db      runs on the libvirt network "house", which rejects what is new
+wire    runs, its address learned from the neighbour table
 twin    runs, kept out of one port   late    prepared, its qemu not yet running
 mail    its "started" was killed before nft ran: the file "unfinished"
 ready   its "started" could not have the lock in time: a queued change
@@ -32,7 +33,17 @@ table ip libvirt_network {
 """
 """What libvirt 11.3 has for the IPv4 guests of a network with forward mode nat, as far as it matters here."""
 
-NUMBERS = {"web": 200, "db": 50, "late": 201, "twin": 202, "mail": 203, "ready": 204, "gone": 205, "new": 206}
+NUMBERS = {
+    "web": 200,
+    "db": 50,
+    "late": 201,
+    "twin": 202,
+    "mail": 203,
+    "ready": 204,
+    "gone": 205,
+    "new": 206,
+    "wire": 207,
+}
 FORWARDS = {
     "web": [port_forward("8080:80", "443"), port_forward("9000", attributes='dev="enp1s0"')],
     "db": [port_forward("5432", "6000-6020:7000"), port_forward("5353:53", proto="udp")],
@@ -42,8 +53,9 @@ FORWARDS = {
     "ready": [port_forward("3000:80")],
     "gone": [port_forward("3001:80")],
     "new": [port_forward("3002:80")],
+    "wire": [port_forward("4000:80")],
 }
-RUNNING = ("web", "db", "twin", "mail", "ready")
+RUNNING = ("web", "db", "wire", "twin", "mail", "ready")
 """The guests that run for libvirt, in the order of their starts; late joins them later."""
 
 
@@ -58,7 +70,7 @@ def domain(name: str, operation: str) -> str:
     if name == "db":
         nic, host = xml.Nic(HOUSE.name, mac, "network", HOUSE.bridge), ""
     else:
-        nic, host = xml.Nic(mac=mac), xml.host_ip(address(name))
+        nic, host = xml.Nic(mac=mac), xml.host_ip(address(name)) if name != "wire" else ""
     return xml.domain(name, xml.forwards(host, *FORWARDS[name]), [nic], PHASES[operation][1])
 
 
@@ -68,7 +80,10 @@ def build(lab: Lab, *, libvirt: str = LIBVIRT) -> dict[str, Ns]:
     lab.add_bridge(HOUSE.bridge, "10.50.0.1/24")
     lab.host.nft(libvirt)
     lab.configure(CONFIG)
-    return {name: _guest(lab, name) for name in NUMBERS}
+    guests = {name: _guest(lab, name) for name in NUMBERS}
+    # The host's neighbour table has who has talked to it.
+    guests["wire"].ask(netns.GATEWAY4, 9, "udp", timeout=0.1)
+    return guests
 
 
 def _guest(lab: Lab, name: str) -> Ns:

@@ -29,7 +29,13 @@ pytestmark = pytest.mark.root
 CLONE_NEWNS = 0x00020000
 MS_REC, MS_PRIVATE = 0x4000, 0x40000
 OLD = scene.DATA / "5a9fd70"
-FLOWS = (("web", 8080, "tcp"), ("db", 5432, "tcp"), ("db", 5353, "udp"), ("twin", 8081, "tcp"))
+FLOWS = (
+    ("web", 8080, "tcp"),
+    ("db", 5432, "tcp"),
+    ("db", 5353, "udp"),
+    ("twin", 8081, "tcp"),
+    ("wire", 4000, "tcp"),
+)
 """Flows that are open while the upgrade happens: the guest, the host's port, the protocol."""
 
 
@@ -186,7 +192,7 @@ def test_first_event_completes_the_old_state(
     assert upgraded.lab.client.ask(HOST4, 3000, timeout=ANSWERED).name == "ready"  # type: ignore[union-attr]
 
 
-@pytest.mark.parametrize("name", ["web", "db"])
+@pytest.mark.parametrize("name", ["web", "db", "wire"])
 def test_stop_removes_only_the_guest_that_the_old_version_started(
     upgraded: Host, flows: list[Conversation], name: str
 ) -> None:
