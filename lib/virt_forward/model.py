@@ -5,7 +5,7 @@ importing dataclasses costs it more than reading a guest's XML.
 """
 
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple, Protocol, get_args
 
 Address = IPv4Address | IPv6Address
 Subnet = IPv4Network | IPv6Network
@@ -21,6 +21,52 @@ host's DHCP server, the guest's own answer to a probe, the kernel's neighbour ta
 LEARNED: tuple[Origin, ...] = ORIGINS[2:]
 """The origins of addresses that nobody wrote down; see addresses/endpoints.py."""
 MAX_PORT = 65535
+
+
+class Span(NamedTuple):
+    """The ports ``start``..``end``, both included."""
+
+    start: int
+    end: int
+
+    def overlaps(self, other: "Span") -> bool:
+        """Tell whether a port is in both."""
+        return self.start <= other.end and other.start <= self.end
+
+    def contains(self, other: "Span") -> bool:
+        """Tell whether every port of ``other`` is in this one."""
+        return self.start <= other.start and other.end <= self.end
+
+    def __str__(self) -> str:
+        """Return ``80`` for one port and ``80-90`` for several."""
+        return str(self.start) if self.start == self.end else f"{self.start}-{self.end}"
+
+
+class Listen(NamedTuple):
+    """Which packets a forward takes, but for their ports. None means any.
+
+    ``address`` is the host address they are sent to, ``dev`` the interface they arrive on,
+    ``source`` the network they come from.
+    """
+
+    proto: Proto
+    address: Address | None = None
+    dev: str | None = None
+    source: Subnet | None = None
+
+    @property
+    def restricted(self) -> bool:
+        """Whether it is limited to an interface or a source, so that other guests may have its ports, too."""
+        return self.dev is not None or self.source is not None
+
+    def specificity(self) -> tuple[bool, bool, int]:
+        """Return a sort key that puts the more specific one first.
+
+        One with an address is before one without, then one with an interface, then the longer
+        source prefix. Between any two that take the same packet, this decides which gets it.
+        """
+        prefix = -1 if self.source is None else self.source.prefixlen
+        return (self.address is None, self.dev is None, -prefix)
 
 
 class Range(NamedTuple):
@@ -41,6 +87,11 @@ class PortForward(NamedTuple):
     dev: str | None = None
     source: Subnet | None = None
     mac: str | None = None
+
+    @property
+    def listen(self) -> Listen:
+        """Which packets it takes, but for their ports."""
+        return Listen(self.proto, self.address, self.dev, self.source)
 
 
 class HostAddress(NamedTuple):
@@ -115,7 +166,15 @@ class Endpoint(NamedTuple):
     origin: Origin = "declared"
 
 
-def rank(item: Sighting | Endpoint) -> int:
+class WithOrigin(Protocol):
+    """Anything that tells where an address was learned."""
+
+    @property
+    def origin(self) -> Origin:
+        """Return the origin."""
+
+
+def rank(item: WithOrigin) -> int:
     """Return how far an address is trusted by its origin: 0 for the most trusted."""
     return ORIGINS.index(item.origin)
 
@@ -131,6 +190,21 @@ class Forward(NamedTuple):
     dev: str | None = None
     source: Subnet | None = None
     mac: str | None = None
+
+    @property
+    def listen(self) -> Listen:
+        """Which packets it takes, but for their ports."""
+        return Listen(self.proto, self.address, self.dev, self.source)
+
+    @property
+    def span(self) -> Span:
+        """The host's ports."""
+        return Span(self.start, self.end)
+
+    @property
+    def offset(self) -> int:
+        """What is added to a host port to get the guest's."""
+        return self.to - self.start
 
     @property
     def shifted(self) -> bool:

@@ -5,9 +5,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import accumulate, pairwise
 from typing import Protocol, TypeVar
 
-from virt_forward.model import MAX_PORT, Declaration, Forward, PortForward, Range, Subnet
-
-Span = tuple[int, int]
+from virt_forward.model import MAX_PORT, Declaration, Forward, Listen, PortForward, Range, Span, Subnet
 
 
 class AtPort(Protocol):
@@ -58,14 +56,14 @@ def names_no_port(item: PortForward) -> bool:
 
 def expand_one(item: PortForward, spared: Iterable[Span] = ()) -> tuple[Forward, ...]:
     """Return the contiguous pieces of one ``<portForward>``; a port named by itself is never spared."""
-    excluded = [(r.start, r.end) for r in item.ranges if r.exclude]
+    excluded = [Span(r.start, r.end) for r in item.ranges if r.exclude]
     holes = merge(excluded)
     wide = merge([*excluded, *spared])
     mapped = [r for r in item.ranges if not r.exclude] or [Range(1, MAX_PORT, 1)]
     return tuple(
         Forward(item.proto, start, end, start - r.start + r.to, item.address, item.dev, item.source, item.mac)
         for r in mapped
-        for start, end in subtract((r.start, r.end), holes if r.start == r.end else wide)
+        for start, end in subtract(Span(r.start, r.end), holes if r.start == r.end else wide)
     )
 
 
@@ -73,17 +71,17 @@ def merge(spans: Iterable[Span]) -> list[Span]:
     """Return spans in order, those that overlap or touch as one."""
     merged: list[Span] = []
     for start, end in sorted(spans):
-        if merged and start <= merged[-1][1] + 1:
-            merged[-1] = (merged[-1][0], max(end, merged[-1][1]))
+        if merged and start <= merged[-1].end + 1:
+            merged[-1] = Span(merged[-1].start, max(end, merged[-1].end))
         else:
-            merged.append((start, end))
+            merged.append(Span(start, end))
     return merged
 
 
 def overlapping(spans: Sequence[Span], start: int, end: int) -> Sequence[Span]:
     """Return those of merged ``spans`` that have a port of ``start``..``end``."""
-    first = bisect_left(spans, start, key=lambda span: span[1])
-    return spans[first : bisect_right(spans, end, key=lambda span: span[0])]
+    first = bisect_left(spans, start, key=lambda span: span.end)
+    return spans[first : bisect_right(spans, end, key=lambda span: span.start)]
 
 
 def subtract(span: Span, holes: Sequence[Span]) -> list[Span]:
@@ -92,9 +90,9 @@ def subtract(span: Span, holes: Sequence[Span]) -> list[Span]:
     pieces = []
     for hole_start, hole_end in overlapping(holes, left, end):
         if hole_start > left:
-            pieces.append((left, hole_start - 1))
+            pieces.append(Span(left, hole_start - 1))
         left = hole_end + 1
-    return [*pieces, (left, end)] if left <= end else pieces
+    return [*pieces, Span(left, end)] if left <= end else pieces
 
 
 class Spans:
@@ -113,32 +111,30 @@ class Spans:
 
 
 def collide(one: Forward, other: Forward) -> bool:
-    """Tell whether neither forward is the more special one where they meet.
+    """Tell whether both claim the same packets, so that only one of them can be open.
 
-    The more special wins: an address before any, then a device before any, then a source
-    network inside another. Only equals collide.
+    This is the one rule of collisions: they listen alike, and have a port in common. Where forwards
+    that do not listen alike meet, the more specific one gets the packet (``Listen.specificity``).
     """
-    return (
-        one.proto == other.proto
-        and one.start <= other.end
-        and other.start <= one.end
-        and (one.address, one.dev, one.source) == (other.address, other.dev, other.source)
-    )
+    return one.listen == other.listen and one.span.overlaps(other.span)
+
+
+def by_listen(forwards: Iterable[Forward]) -> dict[Listen, list[Forward]]:
+    """Return forwards in groups of which only the ports tell whether two collide."""
+    groups: dict[Listen, list[Forward]] = {}
+    for forward in forwards:
+        groups.setdefault(forward.listen, []).append(forward)
+    return groups
 
 
 def specificity(forward: Forward) -> tuple[bool, bool, int, int]:
-    """Return a sort key that puts the more special forward first."""
-    prefix = -1 if forward.source is None else forward.source.prefixlen
-    return (forward.address is None, forward.dev is None, -prefix, forward.start)
+    """Return a sort key that puts the more specific forward first, and of equals that with the lower port."""
+    return (*forward.listen.specificity(), forward.start)
 
 
 def first_collision(forwards: Iterable[Forward]) -> tuple[Forward, Forward] | None:
-    """Return two forwards of one guest that claim the same host port, or None."""
-    groups: dict[tuple[object, ...], list[Forward]] = {}
-    for forward in forwards:
-        key = (forward.proto, forward.address, forward.dev, forward.source)
-        groups.setdefault(key, []).append(forward)
-    for group in groups.values():
+    """Return two of ``forwards`` that collide, the one with the lower port first, or None."""
+    for group in by_listen(forwards).values():
         group.sort(key=lambda forward: forward.start)
         for before, after in pairwise(group):
             if after.start <= before.end:

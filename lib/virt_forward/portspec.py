@@ -1,16 +1,16 @@
 """Forwards in the words people know from Docker and Podman: ``[address:]port[:guestport][/proto]``."""
 
-from virt_forward.model import Forward
+from virt_forward.model import Forward, Span
 
 
 def span(start: int, end: int) -> str:
     """Return ``80`` for one port and ``80-90`` for a range."""
-    return str(start) if start == end else f"{start}-{end}"
+    return str(Span(start, end))
 
 
 def host_part(forward: Forward) -> str:
     """Return the host's side of a forward, as ``tcp/8080`` or ``tcp/203.0.113.7:8080``."""
-    ports = span(forward.start, forward.end)
+    ports = forward.span
     if forward.address is None:
         return f"{forward.proto}/{ports}"
     shown = f"[{forward.address}]" if forward.address.version == 6 else str(forward.address)

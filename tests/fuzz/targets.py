@@ -139,7 +139,8 @@ def index(data: bytes) -> None:
         found = claims.parse_index(text)
     except ValueError:
         return
-    assert claims.render_index(found) == text
+    # Numbers and addresses have several spellings; it is their values that are kept.
+    assert claims.parse_index(claims.render_index(found)) == found
 
 
 def include(data: bytes) -> None:

@@ -26,7 +26,7 @@ RULES = (
     rf'(ct direction (original iifname|reply oifname) "{DEV}" )?meta l4proto {PROTO} '
     rf"ct original proto-dst {PORTS}( ct original ip6? saddr {NET})?( ct original ip6? daddr {IP})? "
     r'counter return comment "forward \d+"',
-    # what asks the more special claim first
+    # what asks the most specific claim first
     rf'(iifname "{DEV}" )?(ip6? saddr {NET} )?(th dport {PORT}-{PORT} )?jump guest-{NAME}',
 )
 

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from unit import strategies as make
 from unit.build import endpoint, forward, guest, uuid_of
 from unit.counted import Looks
-from virt_forward import ports
+from virt_forward import names, ports, text
 from virt_forward.claims import index as claims
-from virt_forward.claims.index import ENDPOINT, GATEWAY, HELD, LAN, OUT, PORT, Row
+from virt_forward.claims.index import EndpointRow, GatewayRow, PortRow, SubnetRow
 from virt_forward.model import LEARNED, ORIGINS, Forward, Guest, Origin
 
 A = guest("a", forward(80))
@@ -27,20 +27,24 @@ def index_of(*guests: Guest) -> claims.Index:
 
 
 def kinds(item: Guest) -> list[str]:
-    return [row.kind for row in claims.rows(item)]
+    """Return what the rows of a guest are: the states of its claims, and the types of the others."""
+    return [row.state if isinstance(row, PortRow) else type(row).__name__ for row in claims.rows(item)]
 
 
-def test_rows_of_a_guest_by_its_state() -> None:
-    assert kinds(A) == [PORT, ENDPOINT, LAN, LAN]
-    assert kinds(A._replace(phase="prepared")) == [HELD, ENDPOINT]
-    assert kinds(A._replace(endpoints=())) == [HELD]
-    assert kinds(A._replace(forwards=(), conflicts=((forward(80), "why"),))) == [OUT, ENDPOINT]
-    assert kinds(A._replace(forwards=(), isolate=True)) == [ENDPOINT, LAN, LAN]
+ENDPOINT, SUBNET, GATEWAY = EndpointRow.__name__, SubnetRow.__name__, GatewayRow.__name__
+
+
+def test_rows_follow_the_state_of_the_guest() -> None:
+    assert kinds(A) == ["open", ENDPOINT, SUBNET, SUBNET]
+    assert kinds(A._replace(phase="prepared")) == ["held", ENDPOINT]
+    assert kinds(A._replace(endpoints=())) == ["held"]
+    assert kinds(A._replace(forwards=(), conflicts=((forward(80), "why"),))) == ["kept out", ENDPOINT]
+    assert kinds(A._replace(forwards=(), isolate=True)) == [ENDPOINT, SUBNET, SUBNET]
     gateway = A._replace(gateways=(ip_address("198.51.100.1"),))
-    assert kinds(gateway) == [PORT, ENDPOINT, LAN, LAN, GATEWAY]
-    assert kinds(gateway._replace(phase="prepared")) == [HELD, ENDPOINT]
+    assert kinds(gateway) == ["open", ENDPOINT, SUBNET, SUBNET, GATEWAY]
+    assert kinds(gateway._replace(phase="prepared")) == ["held", ENDPOINT]
     # of two families only one has an endpoint
-    assert kinds(A._replace(forwards=(forward(80, address="2001:db8::1"),)))[0] == HELD
+    assert kinds(A._replace(forwards=(forward(80, address="2001:db8::1"),)))[0] == "held"
 
 
 @pytest.mark.parametrize(
@@ -53,7 +57,7 @@ def test_rows_of_a_guest_by_its_state() -> None:
         forward(80, source="192.0.2.0/24"),
     ],
 )
-def test_the_second_who_claims_the_same_is_refused_and_told_who_was_first(wanted: object) -> None:
+def test_second_equal_claim_is_refused_and_names_the_first_guest(wanted: object) -> None:
     first = A._replace(forwards=(wanted,))  # type: ignore[arg-type]
     second = guest("b", wanted, endpoints=[B_ENDPOINT])  # type: ignore[arg-type]
     settled = claims.settle(index_of(first), second)
@@ -72,22 +76,22 @@ def test_the_second_who_claims_the_same_is_refused_and_told_who_was_first(wanted
         forward(80, source="192.0.2.0/24"),
     ],
 )
-def test_another_port_or_a_more_special_claim_is_none_of_the_firsts(wanted: object) -> None:
+def test_other_port_or_more_specific_claim_does_not_conflict(wanted: object) -> None:
     second = guest("b", wanted, endpoints=[B_ENDPOINT])  # type: ignore[arg-type]
     assert claims.settle(index_of(A), second) == second
 
 
-def test_a_claim_counts_before_its_rules_are_there() -> None:
+def test_claim_without_rules_yet_conflicts() -> None:
     waiting = A._replace(phase="prepared", endpoints=())
     assert claims.settle(index_of(waiting), guest("b", forward(80), endpoints=[B_ENDPOINT])).conflicts
 
 
-def test_a_claim_that_was_kept_out_holds_nobody_up() -> None:
+def test_claim_kept_out_conflicts_with_none() -> None:
     out = A._replace(forwards=(), conflicts=((forward(80), "why"),))
     assert not claims.settle(index_of(out), guest("b", forward(80), endpoints=[B_ENDPOINT])).conflicts
 
 
-def test_two_guests_with_one_address_on_a_bridge() -> None:
+def test_address_declared_for_two_guests_on_a_bridge_conflicts() -> None:
     second = claims.settle(index_of(A), guest("b", forward(81)))
     assert second.endpoints == ()
     reason = "address 198.51.100.200 on virbr0 is already that of guest a"
@@ -105,14 +109,14 @@ FIRM: tuple[Origin, ...] = ("declared", "reserved")
 
 @pytest.mark.parametrize("second", ORIGINS)
 @pytest.mark.parametrize("first", ORIGINS)
-def test_of_two_guests_with_one_address_the_stronger_origin_has_it(first: Origin, second: Origin) -> None:
+def test_address_of_two_guests_goes_to_the_stronger_origin(first: Origin, second: Origin) -> None:
     a, b = of("a", first), of("b", second)
     settled = claims.settle(index_of(a), b)
     overruled = claims.overruled(index_of(a), [settled])
     if first in FIRM and second in FIRM:
         assert (bool(settled.conflicts), settled.endpoints, overruled) == (True, (), {})
     elif ORIGINS.index(second) < ORIGINS.index(first):
-        assert (settled, overruled) == (b, {a.uuid: {("198.51.100.200", "virbr0")}})
+        assert (settled, overruled) == (b, {a.uuid: {(ip_address("198.51.100.200"), "virbr0")}})
     else:
         # It waits for an address of its own; that refuses nobody's start.
         assert (settled, overruled) == (b._replace(endpoints=()), {})
@@ -132,7 +136,7 @@ def test_address_on_another_bridge_is_another_address() -> None:
 
 
 @given(st.permutations(range(5)), st.lists(st.sampled_from(ORIGINS), min_size=5, max_size=5))
-def test_one_guest_at_most_has_a_learned_address_and_the_strongest_does(
+def test_learned_address_goes_to_one_guest_at_most_by_the_strongest_origin(
     order: list[int], origins: list[Origin]
 ) -> None:
     found = claims.reconciled(
@@ -145,7 +149,7 @@ def test_one_guest_at_most_has_a_learned_address_and_the_strongest_does(
 
 
 @given(st.lists(make.guests(), min_size=1, max_size=5), make.guests())
-def test_claims_near_a_guest_settle_it_as_all_claims_do(others: list[Guest], item: Guest) -> None:
+def test_near_claims_settle_a_guest_as_all_claims_do(others: list[Guest], item: Guest) -> None:
     others = [other for other in others if other.uuid != item.uuid]
     index = index_of(*others)
     near = claims.Held(index).near(item)
@@ -154,13 +158,13 @@ def test_claims_near_a_guest_settle_it_as_all_claims_do(others: list[Guest], ite
     assert claims.Held((*index, *claims.rows(item))).near(item) == near
 
 
-def test_what_the_judge_says_comes_first_and_can_be_taken_back() -> None:
+def test_veto_precedes_conflicts_and_can_be_withdrawn() -> None:
     judged = claims.settle((), A, lambda item: "no" if item.start == 80 else None)
     assert judged.conflicts == ((forward(80), "no"),)
     assert claims.settle((), judged) == A
 
 
-def test_a_guests_own_old_claims_do_not_stand_against_it() -> None:
+def test_without_leaves_out_the_claims_of_the_guest_itself() -> None:
     index = claims.without(index_of(A), [A.uuid])
     assert index == ()
     assert claims.settle(index, A) == A
@@ -179,7 +183,7 @@ three = st.tuples(*(make.guests(number) for number in range(3)))
 
 
 @given(three)
-def test_no_two_equal_claims_are_let_through(guests: tuple[Guest, ...]) -> None:
+def test_settle_lets_no_two_equal_claims_through(guests: tuple[Guest, ...]) -> None:
     settled = settle_all(guests)
     held = [(item.uuid, f) for item in settled.values() for f in item.forwards]
     assert not [
@@ -191,14 +195,14 @@ def test_no_two_equal_claims_are_let_through(guests: tuple[Guest, ...]) -> None:
 
 
 @given(three)
-def test_nothing_that_was_declared_is_lost(guests: tuple[Guest, ...]) -> None:
+def test_settle_loses_no_forward(guests: tuple[Guest, ...]) -> None:
     for before, after in zip(guests, settle_all(guests).values(), strict=True):
         kept = [*after.forwards, *(item for item, _ in after.conflicts)]
         assert sorted(kept, key=str) == sorted(before.forwards, key=str)
 
 
 @given(three)
-def test_the_order_of_guests_who_claim_nothing_in_common_does_not_matter(guests: tuple[Guest, ...]) -> None:
+def test_settle_does_not_depend_on_order_without_conflicts(guests: tuple[Guest, ...]) -> None:
     free = settle_all(guests)
     if any(item.conflicts for item in free.values()):
         return
@@ -207,46 +211,68 @@ def test_the_order_of_guests_who_claim_nothing_in_common_does_not_matter(guests:
 
 
 @given(three)
-def test_the_index_survives_its_file(guests: tuple[Guest, ...]) -> None:
+def test_index_is_parsed_as_it_was_rendered(guests: tuple[Guest, ...]) -> None:
     index = index_of(*settle_all(guests).values())
     assert claims.parse_index(claims.render_index(index)) == index
-    for row in index:
-        if row.kind in (PORT, HELD, OUT):
-            made = claims.forward_of(row)
-            assert made.to == made.start
-            assert bool(claims.conflicts([row], [made])) == (row.kind != OUT)
+
+
+def assert_named_alike(item: Guest) -> None:
+    for row in claims.rows(item):
+        assert names.suffix(row.name, row.uuid) == names.suffix(item.name, item.uuid)
+        assert text.word(row.name) == text.word(item.name)
+
+
+@given(make.guests(), st.text())
+def test_row_name_gives_the_same_chains_and_messages_as_the_guests(item: Guest, name: str) -> None:
+    assert_named_alike(item)
+    assert_named_alike(item._replace(name=name))
+
+
+ODD = ["a b", "-a", "x" * 41, "x" * 61, "x" * 500, "é" * 99, "a\tb" * 50, "x" * 60 + "\0"]
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_row_name_keeps_enough_of_an_odd_one(name: str) -> None:
+    assert_named_alike(A._replace(name=name))
 
 
 GOOD = claims.render_index(index_of(A))
 
 
 @pytest.mark.parametrize(
-    "text",
+    "damaged",
     [
         *("x", "\n", GOOD[:-1], GOOD[:-20], GOOD + "more", GOOD.replace("\t", " "), "\0\n"),
         *(GOOD.replace("\n", end, 1) for end in ("\v", "\r", "\u2028")),
+        GOOD.partition("\n")[2],
+        *(
+            GOOD.replace("80\t80", span)
+            for span in ("0\t80", "80\t79", "80\t65536", "x\t80", "80\t" + "9" * 5000)
+        ),
+        *(GOOD.replace("\ttcp\t", f"\t{proto}\t") for proto in ("", "icmp")),
+        *(GOOD.replace("\tdeclared\n", origin) for origin in ("\n", "\tx\n", "\tdeclared\t\n")),
+        *(GOOD.replace("198.51.100.", ip) for ip in ("198.51.", "")),
     ],
 )
-def test_a_damaged_index_is_noticed(text: str) -> None:
+def test_parse_index_rejects_damaged_text(damaged: str) -> None:
     with pytest.raises(ValueError, match="the index of claims is damaged"):
-        claims.parse_index(text)
+        claims.parse_index(damaged)
 
 
-def test_an_empty_index_is_none() -> None:
+def test_parse_index_of_empty_text_has_no_rows() -> None:
     assert claims.parse_index("") == ()
 
 
 @pytest.mark.parametrize("name", ["a\tb\nc", "\u2028", "x" * 500])
-def test_a_name_never_breaks_the_index(name: str) -> None:
+def test_index_holds_any_name_of_a_guest(name: str) -> None:
     odd = A._replace(name=name, uuid=uuid_of("odd"))
     (row, *_) = claims.parse_index(claims.render_index(claims.rows(odd)))
-    assert isinstance(row, Row)
     assert row.uuid == uuid_of("odd")
-    assert row.label.isprintable()
+    assert row.name.isprintable()
 
 
 @given(st.lists(make.forwards(), max_size=8), st.lists(make.forwards(), max_size=8))
-def test_conflicts_are_what_a_look_at_every_pair_finds(mine: list[Forward], theirs: list[Forward]) -> None:
+def test_conflicts_are_those_of_every_pair_that_collides(mine: list[Forward], theirs: list[Forward]) -> None:
     others = index_of(guest("b", *theirs))
     found = claims.conflicts(others, mine)
     assert set(found) == {one for one in mine for other in theirs if ports.collide(one, other)}
@@ -256,7 +282,7 @@ def test_conflicts_are_what_a_look_at_every_pair_finds(mine: list[Forward], thei
 
 
 @pytest.mark.parametrize("meet", [True, False])
-def test_conflicts_look_at_no_more_than_what_meets(meet: bool) -> None:
+def test_conflicts_costs_no_more_than_what_collides(meet: bool) -> None:
     looks, number = Looks(), 1000
     spans = range(1000, 1000 + 10 * number, 10)
     mine = looks.forwards(forward(port) for port in spans)

@@ -8,7 +8,7 @@ import pytest
 
 from unit.build import endpoint, forward, guest
 from unit.counted import Looks
-from virt_forward.claims.flows import Flow, knocked, pairs, parse, stale
+from virt_forward.claims.flows import Flow, pairs, parse, predating, stale
 from virt_forward.model import Forward
 
 # conntrack -L of conntrack-tools 1.4.7, addresses changed.
@@ -35,7 +35,7 @@ def flow(line: str) -> Flow:
     return Flow(proto, ip_address(one), ip_address(two), sport, dport, ip_address(three), aport)
 
 
-def test_real_output() -> None:
+def test_parse_reads_real_output() -> None:
     assert list(parse(LISTING)) == [
         flow("tcp 192.0.2.2:40000 > 192.0.2.1:8080 < 198.51.100.200:80"),
         flow("tcp 192.0.2.2:40001 > 192.0.2.1:8081 < 192.0.2.1:8081"),
@@ -61,7 +61,7 @@ def test_parse_passes_over_a_damaged_line(part: str, damaged: str) -> None:
     assert list(parse(LISTING.replace(part, damaged, 1))) == list(parse(LISTING))[1:]
 
 
-def test_only_a_running_guest_has_pairs() -> None:
+def test_pairs_of_a_running_guest_only() -> None:
     web = guest("web", forward(80), forward(53, address="2001:db8::1"))
     assert [(one, endpoint.ip) for one, endpoint in pairs(web)] == [(web.forwards[0], web.endpoints[0].ip)]
     assert pairs(web._replace(phase="prepared")) == pairs(None) == set()
@@ -82,12 +82,12 @@ def ended(found: Flow) -> bool:
     return list(stale([found], [PAIR], [])) == [found]
 
 
-def test_what_went_through_a_pair_that_is_gone_is_stale() -> None:
+def test_flow_of_a_removed_pair_is_stale() -> None:
     assert ended(THROUGH)
     assert ended(THROUGH._replace(source=ip_address("192.0.2.77")))
 
 
-def test_what_went_elsewhere_is_not_ours() -> None:
+def test_flow_to_another_address_is_not_stale() -> None:
     assert not ended(THROUGH._replace(proto="udp"))
     assert not ended(THROUGH._replace(destination_port=5011, answering_port=6011))
     assert not ended(THROUGH._replace(answering_port=80))
@@ -97,7 +97,7 @@ def test_what_went_elsewhere_is_not_ours() -> None:
     assert not ended(flow("tcp 192.0.2.2:1 > 198.51.100.200:5001 < 198.51.100.200:6001"))
 
 
-def test_the_address_of_a_forward_is_minded() -> None:
+def test_stale_respects_the_address_of_a_forward() -> None:
     at = (forward(5001, to=6001, address="192.0.2.1"), endpoint())
     elsewhere = THROUGH._replace(destination=ip_address("192.0.2.9"))
     assert list(stale([THROUGH, elsewhere], [at], [])) == [THROUGH]
@@ -142,22 +142,22 @@ OWN = frozenset({ip_address("192.0.2.1"), ip_address("2001:db8:1::1")})
 KNOCK = flow("udp 192.0.2.2:1 > 192.0.2.1:53 < 192.0.2.1:53")
 
 
-def test_udp_that_knocked_before_the_forward_came() -> None:
-    assert list(knocked([KNOCK], [(forward(53, proto="udp"), endpoint())], OWN)) == [KNOCK]
+def test_predating_finds_udp_flow_to_the_host() -> None:
+    assert list(predating([KNOCK], [(forward(53, proto="udp"), endpoint())], OWN)) == [KNOCK]
 
 
-def test_what_knocked_elsewhere_is_left_alone() -> None:
+def test_predating_passes_over_other_flows() -> None:
     udp = (forward(53, proto="udp"), endpoint())
-    assert not list(knocked([KNOCK], [(forward(53), endpoint())], OWN))
-    assert not list(knocked([KNOCK], [(forward(54, proto="udp"), endpoint())], OWN))
-    assert not list(knocked([KNOCK], [(forward(53, proto="udp"), endpoint("2001:db8:10::200"))], OWN))
-    assert not list(knocked([KNOCK], [(forward(53, proto="udp", address="192.0.2.9"), endpoint())], OWN))
+    assert not list(predating([KNOCK], [(forward(53), endpoint())], OWN))
+    assert not list(predating([KNOCK], [(forward(54, proto="udp"), endpoint())], OWN))
+    assert not list(predating([KNOCK], [(forward(53, proto="udp"), endpoint("2001:db8:10::200"))], OWN))
+    assert not list(predating([KNOCK], [(forward(53, proto="udp", address="192.0.2.9"), endpoint())], OWN))
     # passing through, not to the host; and already translated by somebody else
-    assert not list(knocked([flow("udp 192.0.2.2:1 > 203.0.113.1:53 < 203.0.113.1:53")], [udp], OWN))
-    assert not list(knocked([flow("udp 192.0.2.2:1 > 192.0.2.1:53 < 198.51.100.7:53")], [udp], OWN))
+    assert not list(predating([flow("udp 192.0.2.2:1 > 203.0.113.1:53 < 203.0.113.1:53")], [udp], OWN))
+    assert not list(predating([flow("udp 192.0.2.2:1 > 192.0.2.1:53 < 198.51.100.7:53")], [udp], OWN))
 
 
-def test_the_cost_is_that_of_the_flows_not_of_flows_times_forwards() -> None:
+def test_stale_and_predating_cost_is_linear() -> None:
     looks, number = Looks(), 1000
     ports = range(1, 2 * number, 2)
     forwards = [(one, endpoint()) for one in looks.forwards(forward(port, proto="udp") for port in ports)]
@@ -165,5 +165,5 @@ def test_the_cost_is_that_of_the_flows_not_of_flows_times_forwards() -> None:
     to_host = [flow(f"udp 192.0.2.2:1 > 192.0.2.1:{port} < 192.0.2.1:{port}") for port in ports]
     assert list(stale([*through, *to_host], forwards, [])) == through
     assert list(stale(through, forwards, forwards)) == []
-    assert list(knocked([*through, *to_host], forwards, OWN)) == to_host
+    assert list(predating([*through, *to_host], forwards, OWN)) == to_host
     assert looks.number < 400 * number

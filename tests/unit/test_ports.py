@@ -13,19 +13,29 @@ from unit import strategies as make
 from unit.build import forward
 from virt_forward import ports
 from virt_forward.config import ReservedPort
-from virt_forward.model import MAX_PORT, Declaration, Forward, PortForward, Proto, Range, Subnet
+from virt_forward.model import MAX_PORT, Declaration, Forward, PortForward, Proto, Range, Span, Subnet
 
-spans = st.tuples(st.integers(1, 60), st.integers(0, 20)).map(lambda pair: (pair[0], sum(pair)))
+spans = st.tuples(st.integers(1, 60), st.integers(0, 20)).map(lambda pair: Span(pair[0], sum(pair)))
 holes = st.lists(spans, max_size=6)
 
 
-def members(found: list[tuple[int, int]]) -> set[int]:
+def members(found: list[Span]) -> set[int]:
     return {port for start, end in found for port in range(start, end + 1)}
 
 
+@given(spans, spans)
+def test_span_overlaps_and_contains_as_its_ports_do(one: Span, other: Span) -> None:
+    assert one.overlaps(other) == bool(members([one]) & members([other]))
+    assert one.contains(other) == (members([one]) >= members([other]))
+
+
+def test_span_as_text() -> None:
+    assert (str(Span(80, 80)), str(Span(80, 90))) == ("80", "80-90")
+
+
 @given(spans, holes)
-def test_subtract_is_the_difference_in_order_and_in_the_fewest_pieces(
-    span: tuple[int, int], taken: list[tuple[int, int]]
+def test_subtract_gives_the_difference_in_order_and_in_the_fewest_pieces(
+    span: Span, taken: list[Span]
 ) -> None:
     left = ports.subtract(span, ports.merge(taken))
     assert members(left) == members([span]) - members(taken)
@@ -45,10 +55,10 @@ def mapped(found: tuple[Forward, ...]) -> dict[int, int]:
     st.lists(spans, max_size=4),
     st.lists(spans, max_size=2),
 )
-def test_expand_leads_each_port_where_its_range_says(
-    included: list[tuple[tuple[int, int], int]],
-    excluded: list[tuple[int, int]],
-    spared: list[tuple[int, int]],
+def test_expand_maps_each_port_as_its_range_says(
+    included: list[tuple[Span, int]],
+    excluded: list[Span],
+    spared: list[Span],
 ) -> None:
     ranges = [Range(*span, span[0] + shift) for span, shift in included]
     ranges += [Range(*span, span[0], exclude=True) for span in excluded]
@@ -64,35 +74,35 @@ def test_expand_leads_each_port_where_its_range_says(
     assert all(f[4:] == item[2:] and f.proto == "udp" for f in found)
 
 
-def test_a_port_that_is_named_by_itself_is_never_left_to_the_host() -> None:
+def test_expand_keeps_a_port_that_is_named_by_itself() -> None:
     every = PortForward("tcp", (Range(1, 21, 1, exclude=True),), ip_address("203.0.113.7"))
     some = PortForward("tcp", (Range(22, 22, 22), Range(79, 90, 79)))
-    found = ports.expand(Declaration((every, some)), lambda _: [(22, 22), (80, 81)])
+    found = ports.expand(Declaration((every, some)), lambda _: [Span(22, 22), Span(80, 81)])
     assert [(f.start, f.end) for f in found] == [(23, 79), (82, MAX_PORT), (22, 22), (79, 79), (82, 90)]
 
 
 @given(holes)
-def test_merged_spans_have_the_same_ports_and_gaps_between_them(taken: list[tuple[int, int]]) -> None:
+def test_merge_keeps_the_ports_and_leaves_gaps_between_spans(taken: list[Span]) -> None:
     merged = ports.merge(taken)
     assert members(merged) == members(taken)
     assert all(before[1] + 1 < after[0] for before, after in pairwise(merged))
 
 
 @given(spans, holes)
-def test_overlapping_spans_are_found(span: tuple[int, int], taken: list[tuple[int, int]]) -> None:
+def test_overlapping_finds_every_span(span: Span, taken: list[Span]) -> None:
     merged = ports.merge(taken)
     expected = [one for one in merged if members([one]) & members([span])]
     assert ports.overlapping(merged, *span) == expected
 
 
 @given(spans, st.lists(st.tuples(st.sampled_from(("tcp", "udp")), st.integers(1, 80))))
-def test_items_between_two_ports_are_found(span: tuple[int, int], made: list[tuple[Proto, int]]) -> None:
+def test_between_finds_every_item(span: Span, made: list[tuple[Proto, int]]) -> None:
     items = [ReservedPort(*pair) for pair in made]
     expected = sorted(item for item in items if item.proto == "tcp" and item.port in members([span]))
     assert sorted(ports.between(ports.by_port(items), "tcp", *span)) == expected
 
 
-class Counted(list[tuple[int, int]]):
+class Counted(list[Span]):
     """Spans that count how many of them are looked at."""
 
     looks = 0
@@ -103,9 +113,9 @@ class Counted(list[tuple[int, int]]):
         return found
 
 
-def test_subtract_looks_at_the_holes_of_its_span_alone() -> None:
-    every_other = Counted((port, port) for port in range(1, MAX_PORT, 2))
-    assert ports.subtract((1000, 1003), every_other) == [(1000, 1000), (1002, 1002)]
+def test_subtract_looks_at_the_holes_of_its_span_only() -> None:
+    every_other = Counted(Span(port, port) for port in range(1, MAX_PORT, 2))
+    assert ports.subtract(Span(1000, 1003), every_other) == [(1000, 1000), (1002, 1002)]
     assert every_other.looks < 50
 
 
@@ -117,9 +127,9 @@ def test_collide_is_symmetric_and_specificity_decides_between_all_others(found: 
     for one, other in combinations(found, 2):
         assert ports.collide(one, other) == ports.collide(other, one)
         meet = one.proto == other.proto and one.start <= other.end and other.start <= one.end
-        alike = ports.specificity(one)[:3] == ports.specificity(other)[:3]
+        alike = one.listen.specificity() == other.listen.specificity()
         if meet and not ports.collide(one, other) and alike:
-            # Neither is the more special: no packet can be meant by both.
+            # Neither is more specific: no packet can be meant by both.
             assert apart(one, other)
 
 
@@ -135,7 +145,7 @@ def apart(one: Forward, other: Forward) -> bool:
     return bool(one.source and other.source and not one.source.overlaps(other.source))
 
 
-def test_the_order_of_the_special_ones() -> None:
+def test_specificity_order() -> None:
     ranked = [
         forward(address="203.0.113.7", dev="enp1s0", source="192.0.2.0/24"),
         forward(address="203.0.113.7", dev="enp1s0"),
@@ -154,7 +164,7 @@ def test_the_order_of_the_special_ones() -> None:
 
 
 @given(forwards)
-def test_first_collision_is_found_where_there_is_one(found: list[Forward]) -> None:
+def test_first_collision_finds_one_if_any(found: list[Forward]) -> None:
     colliding = [pair for pair in combinations(found, 2) if ports.collide(*pair)]
     told = ports.first_collision(found)
     assert bool(told) == bool(colliding)

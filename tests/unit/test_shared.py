@@ -1,4 +1,4 @@
-"""Ports that guests may share: each leads to every claim on it, and costs no look at all others."""
+"""Slots: each leads to every claim on its port, at a cost that does not depend on all others."""
 
 from __future__ import annotations
 
@@ -11,50 +11,49 @@ from hypothesis import strategies as st
 from unit import strategies as make
 from unit.build import forward, guest
 from unit.counted import Looks
-from virt_forward import ports
 from virt_forward.claims import index as claims
 from virt_forward.config import Config
 from virt_forward.model import Forward, Guest
 from virt_forward.ruleset import guest as guest_block
 from virt_forward.ruleset import shared
-from virt_forward.ruleset.guest import modest, narrowed
+from virt_forward.ruleset.guest import modest
 
-Slots = dict[shared.Slot, list[claims.Row]]
+Slots = dict[shared.Slot, list[claims.PortRow]]
 
 
 def index_of(*guests: Guest) -> claims.Index:
     return tuple(row for item in guests for row in claims.rows(item))
 
 
+def restricted(rows: claims.Index) -> list[claims.PortRow]:
+    found = (row for row in rows if isinstance(row, claims.PortRow))
+    return [row for row in found if row.state == "open" and (row.listen.dev or row.listen.source)]
+
+
 def naive(index: claims.Index, touching: claims.Index) -> Slots:
     """Return the slots as a look at every port and every claim finds them."""
-
-    def narrow(rows: claims.Index) -> list[tuple[claims.Row, Forward]]:
-        made = [(row, claims.forward_of(row)) for row in rows if row.kind == claims.PORT]
-        return [(row, found) for row, found in made if narrowed(found)]
-
-    present, changed = narrow(index), [found for _, found in narrow(touching)]
+    present, changed = restricted(index), restricted(touching)
     slots: Slots = {}
-    for proto, address in {(found.proto, found.address) for found in changed}:
-        here = [(row, found) for row, found in present if (found.proto, found.address) == (proto, address)]
-        mine = [found for found in changed if (found.proto, found.address) == (proto, address)]
+    for proto, address in {(row.listen.proto, row.listen.address) for row in changed}:
+        here = [row for row in present if (row.listen.proto, row.listen.address) == (proto, address)]
+        mine = [row for row in changed if (row.listen.proto, row.listen.address) == (proto, address)]
         for port in range(1, 1001):
-            on_it = [pair for pair in here if pair[1].start <= port <= pair[1].end]
-            touched = any(found.start <= port <= found.end for found in mine)
-            if touched and any(modest(found) for _, found in on_it):
-                slots[(proto, str(address or ""), port)] = ranked(on_it)
-        wide = [pair for pair in here if not modest(pair[1])]
-        if wide and not all(map(modest, mine)):
-            slots[(proto, str(address or ""), 0)] = ranked(wide)
+            on_it = [row for row in here if row.span.start <= port <= row.span.end]
+            touched = any(row.span.start <= port <= row.span.end for row in mine)
+            if touched and any(modest(row.listen, row.span) for row in on_it):
+                slots[shared.Slot(proto, address, port)] = ranked(on_it)
+        wide = [row for row in here if not modest(row.listen, row.span)]
+        if wide and not all(modest(row.listen, row.span) for row in mine):
+            slots[shared.Slot(proto, address, shared.WIDE)] = ranked(wide)
     return slots
 
 
-def ranked(members: list[tuple[claims.Row, Forward]]) -> list[claims.Row]:
-    return [row for row, _ in sorted(members, key=lambda pair: ports.specificity(pair[1]))]
+def ranked(members: list[claims.PortRow]) -> list[claims.PortRow]:
+    return sorted(members, key=lambda row: (row.listen.specificity(), row.span.start))
 
 
 @given(st.tuples(*(make.guests(number, "running") for number in range(4))))
-def test_slots_are_what_a_look_at_every_claim_and_port_finds(guests: tuple[Guest, ...]) -> None:
+def test_slots_are_those_of_every_claim_and_port(guests: tuple[Guest, ...]) -> None:
     index = index_of(*guests)
     assert shared._slots(index, index) == naive(index, index)
     mine = index_of(guests[0])
@@ -63,29 +62,22 @@ def test_slots_are_what_a_look_at_every_claim_and_port_finds(guests: tuple[Guest
     assert shared._slots(rest, mine) == naive(rest, mine)
 
 
-@pytest.fixture
-def looks(monkeypatch: pytest.MonkeyPatch) -> Looks:
-    looks, plain = Looks(), claims.forward_of
-    monkeypatch.setattr(claims, "forward_of", lambda row: looks.forwards([plain(row)])[0])
-    return looks
-
-
 @pytest.mark.parametrize(
-    "narrowed_by",
+    "restricted_by",
     [
         lambda number: forward(number + 1, dev="enp1s0"),
         lambda number: forward(number + 1, source="192.0.2.0/24"),
         lambda number: forward(20 * number + 1, 20 * number + 20, source="192.0.2.0/24"),
     ],
 )
-def test_the_cost_of_narrowed_ports_is_linear(looks: Looks, narrowed_by: Callable[[int], Forward]) -> None:
-    number = 1000
-    index = index_of(guest("web", *map(narrowed_by, range(number))))
+def test_slots_cost_is_linear(restricted_by: Callable[[int], Forward]) -> None:
+    looks, number = Looks(), 1000
+    index = looks.rows(index_of(guest("web", *map(restricted_by, range(number)))))
     assert shared.blocks(index, index)
     assert looks.number < 80 * number
 
 
-def test_the_cost_of_one_guests_block_is_linear() -> None:
+def test_guest_block_cost_is_linear() -> None:
     looks, number = Looks(), 1000
     web = guest("web", *looks.forwards(forward(port) for port in range(1, number + 1)))
     assert guest_block.block(web, Config())

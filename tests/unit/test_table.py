@@ -1,4 +1,4 @@
-"""The table as text, and changes of it, against the table made anew."""
+"""The table as text, and changes of it against the table rendered as a whole."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from unit.world import Event, World, events, owners
 from virt_forward.config import Config
 from virt_forward.model import Guest
 from virt_forward.ruleset import static, table
-from virt_forward.ruleset.block import Block, Chain, Element, load, unload
+from virt_forward.ruleset.block import Block, Chain, Element, add, remove
 
 configs = st.builds(
     Config,
@@ -26,7 +26,7 @@ configs = st.builds(
 
 
 @given(events, configs)
-def test_an_include_file_is_read_back_as_it_was_written(happenings: list[Event], config: Config) -> None:
+def test_include_file_is_parsed_as_it_was_rendered(happenings: list[Event], config: Config) -> None:
     world = World(config)
     for happening in happenings:
         world.change(happening)
@@ -36,7 +36,7 @@ def test_an_include_file_is_read_back_as_it_was_written(happenings: list[Event],
 
 @settings(max_examples=150)
 @given(events)
-def test_changes_in_any_order_come_to_the_table_made_anew(happenings: list[Event]) -> None:
+def test_changes_in_any_order_give_the_table_rendered_as_a_whole(happenings: list[Event]) -> None:
     world = World()
     for happening in happenings:
         world.change(happening)
@@ -45,7 +45,7 @@ def test_changes_in_any_order_come_to_the_table_made_anew(happenings: list[Event
 
 
 @given(events)
-def test_nothing_is_referred_to_before_it_is_there(happenings: list[Event]) -> None:
+def test_include_file_defines_chains_before_references(happenings: list[Event]) -> None:
     world = World()
     for happening in happenings:
         world.change(happening)
@@ -62,7 +62,7 @@ def assert_in_order(text: str) -> None:
 
 
 @given(events, make.guests(9))
-def test_the_same_again_changes_nothing(happenings: list[Event], item: Guest) -> None:
+def test_repeated_event_changes_nothing(happenings: list[Event], item: Guest) -> None:
     world = World()
     for happening in [*happenings, Event(9, item)]:
         world.change(happening)
@@ -72,7 +72,7 @@ def test_the_same_again_changes_nothing(happenings: list[Event], item: Guest) ->
 
 
 @given(events, make.guests(9))
-def test_a_start_and_a_stop_leave_the_table_as_it_was(happenings: list[Event], item: Guest) -> None:
+def test_start_and_stop_restore_the_table(happenings: list[Event], item: Guest) -> None:
     world = World()
     for happening in happenings:
         world.change(happening)
@@ -83,7 +83,7 @@ def test_a_start_and_a_stop_leave_the_table_as_it_was(happenings: list[Event], i
 
 
 @given(events)
-def test_a_guest_never_changes_another_guests_rules(happenings: list[Event]) -> None:
+def test_change_of_a_guest_leaves_the_blocks_of_others(happenings: list[Event]) -> None:
     world = World()
     for happening in happenings:
         before = owners(world.include)
@@ -95,7 +95,7 @@ def test_a_guest_never_changes_another_guests_rules(happenings: list[Event]) -> 
 
 
 @given(events)
-def test_a_transaction_deletes_no_chain_that_stays_referred_to(happenings: list[Event]) -> None:
+def test_transaction_deletes_no_chain_that_is_referred_to(happenings: list[Event]) -> None:
     world = World()
     for happening in happenings:
         include = world.include
@@ -106,7 +106,7 @@ def test_a_transaction_deletes_no_chain_that_stays_referred_to(happenings: list[
 
 
 @given(events)
-def test_a_transaction_names_the_revision_it_is_for(happenings: list[Event]) -> None:
+def test_transaction_replaces_the_revision_first(happenings: list[Event]) -> None:
     world = World()
     for happening in happenings:
         include = world.include
@@ -119,7 +119,7 @@ def test_a_transaction_names_the_revision_it_is_for(happenings: list[Event]) -> 
 WEB = guest("web", forward(80))
 
 
-def test_no_guests_no_table() -> None:
+def test_include_file_without_guests_deletes_the_table() -> None:
     empty = table.whole([WEB._replace(phase="prepared")], Config(), 7)
     text = table.text(empty)
     assert "delete table inet virt-forward" in text
@@ -146,17 +146,17 @@ GOOD = table.text(table.whole([WEB], Config(), 3))
         GOOD[: len(GOOD) // 3],
     ],
 )
-def test_a_file_that_is_not_ours_is_none_of_ours(text: str) -> None:
+def test_parse_rejects_a_file_we_did_not_write(text: str) -> None:
     assert table.parse(text, Config()) is None
 
 
 @pytest.mark.parametrize("config", [Config(localhost=True), Config(uplinks=("enp1s0",))])
-def test_a_file_of_another_configuration_is_made_anew(config: Config) -> None:
+def test_parse_rejects_a_file_of_another_configuration(config: Config) -> None:
     assert table.parse(GOOD, config) is None
     assert table.parse(table.text(table.whole([WEB], config, 3)), Config()) is None
 
 
-def test_the_more_special_comes_first_in_a_shared_chain() -> None:
+def test_slot_chain_has_the_most_specific_claim_first() -> None:
     shared = table.whole(
         [
             guest("a", forward(80, source="192.0.2.0/24"), endpoints=[endpoint("198.51.100.1")]),
@@ -176,7 +176,7 @@ def test_the_more_special_comes_first_in_a_shared_chain() -> None:
     ]
 
 
-def test_a_rebuild_keeps_the_base_chains_and_drops_the_others() -> None:
+def test_rebuild_keeps_base_chains_and_deletes_the_others() -> None:
     include = table.whole([WEB], Config(), 5)
     chains = [*static.base_chains(Config()), "guest-old-12345678"]
     commands = table.rebuild(include, Config(), chains)
@@ -186,25 +186,25 @@ def test_a_rebuild_keeps_the_base_chains_and_drops_the_others() -> None:
     assert all(paragraph in commands for paragraph in include.paragraphs)
 
 
-def test_a_chain_that_comes_back_is_only_emptied() -> None:
+def test_remove_flushes_but_keeps_a_chain_that_is_added_again() -> None:
     block = Block(
         "x", (Chain("c", '"c"', ("accept",)), Chain("d", '"d"', ())), (Element("m", "1", "jump c"),)
     )
     after = [block._replace(chains=block.chains[:1])]
-    assert unload([block], after) == [
+    assert remove([block], after) == [
         "delete element inet virt-forward m { 1 }",
         "flush chain inet virt-forward c",
         "flush chain inet virt-forward d",
         "delete chain inet virt-forward d",
     ]
-    assert "add element inet virt-forward m { 1 : jump c }" in load(block)
+    assert "add element inet virt-forward m { 1 : jump c }" in add(block)
 
 
 def subnets(world: World) -> list[str]:
     return [key for key in owners(world.include) if key.startswith("# lan")]
 
 
-def test_a_subnet_inside_another_is_known_with_it() -> None:
+def test_nested_subnet_is_covered_by_the_outer_one() -> None:
     """An interval set takes no overlaps."""
     inner, outer = ((ip_network(text), "virbr0") for text in ("198.51.100.0/25", "198.51.100.0/24"))
     world = World()

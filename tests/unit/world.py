@@ -58,7 +58,7 @@ class World:
         return tuple(row for guest in others for row in claims.rows(guest))
 
     def change(self, happening: Event) -> table.Change:
-        """Make an event happen; the include file is spliced, not made anew."""
+        """Make an event happen; the include file is spliced, not rendered as a whole."""
         number, wanted = happening
         before, others = self.guests.pop(number, None), self.index(number)
         after = claims.settle(others, wanted) if wanted else None
@@ -84,7 +84,7 @@ class World:
         return table.transaction(before, change) if before.paragraphs else table.text(self.include)
 
     def whole(self) -> table.Include:
-        """Return what the include file should be, made anew from the records."""
+        """Return what the include file should be, rendered from the records."""
         return table.whole(self.guests.values(), self.config, self.include.revision)
 
 

@@ -7,7 +7,7 @@ from virt_forward.addresses.attachments import Attachment, Facts, attached, belo
 from virt_forward.addresses.endpoints import endpoints
 from virt_forward.config import Config
 from virt_forward.errors import VirtForwardError
-from virt_forward.model import Declaration, Domain, Guest, Phase, PortForward
+from virt_forward.model import Declaration, Domain, Guest, Phase, PortForward, Span
 
 DIRECT = ("bridge", "private", "vepa", "passthrough", "hostdev")
 """Modes of libvirt networks that make no bridge of their own (formatnetwork.html)."""
@@ -18,7 +18,7 @@ def resolve(
     facts: Facts,
     config: Config,
     phase: Phase,
-    spared: Callable[[PortForward], list[ports.Span]],
+    spared: Callable[[PortForward], list[Span]],
 ) -> Guest:
     """Return the guest of a domain that declares forwards.
 

@@ -1,4 +1,4 @@
-"""What a forward listens on and the host does not have now. Such a forward works the moment it comes."""
+"""What a forward listens on and the host does not have now. The forward works as soon as the host has it."""
 
 import json
 from ipaddress import ip_network

@@ -26,7 +26,7 @@ class Flow(NamedTuple):
 def parse(text: str, wanted: frozenset[str] = frozenset()) -> Iterator[Flow]:
     """Yield the flows in the output of ``conntrack -L``; lines without ports are passed over.
 
-    With ``wanted``, so are lines that have none of these words: there may be 100,000 of them.
+    With ``wanted``, so are lines that have none of these words: conntrack may have 100,000 entries.
     """
     for line in text.splitlines():
         words = line.split()
@@ -85,7 +85,7 @@ def stale(flows: Iterable[Flow], before: Iterable[Pair], after: Iterable[Pair]) 
 
 
 def _stays(flow: Flow, pairs: "_Pairs") -> bool:
-    """Tell whether the first pair that ``flow`` meets, the most special first, sends it where it goes."""
+    """Tell whether the first pair that ``flow`` meets, the most specific first, sends it where it goes."""
     met = sorted(pairs.entered(flow), key=lambda pair: ports.specificity(pair[0]))
     for forward, endpoint in met:
         if _is_from(flow, forward):
@@ -102,7 +102,7 @@ def _is_from(flow: Flow, forward: Forward) -> bool:
 
 
 def _goes_to(flow: Flow, forward: Forward, endpoint: Endpoint) -> bool:
-    port = forward.to + flow.destination_port - forward.start
+    port = flow.destination_port + forward.offset
     return flow.answering == endpoint.ip and flow.answering_port == port and flow.destination != endpoint.ip
 
 
@@ -112,9 +112,9 @@ class _Pairs:
     def __init__(self, pairs: Iterable[Pair]) -> None:
         groups: dict[tuple[object, ...], dict[Forward, list[Pair]]] = {}
         for forward, endpoint in pairs:
-            place = (forward.proto, endpoint.ip.version, forward.address)
-            groups.setdefault(place, {}).setdefault(forward, []).append((forward, endpoint))
-        self._groups = {place: (ports.Spans(group), group) for place, group in groups.items()}
+            key = (forward.proto, endpoint.ip.version, forward.address)
+            groups.setdefault(key, {}).setdefault(forward, []).append((forward, endpoint))
+        self._groups = {key: (ports.Spans(group), group) for key, group in groups.items()}
 
     def entered(self, flow: Flow) -> Iterator[Pair]:
         """Yield the pairs that may have let a flow in, or may let it in now."""
@@ -124,10 +124,14 @@ class _Pairs:
                 yield from pairs[forward]
 
 
-def knocked(flows: Iterable[Flow], come: Iterable[Pair], own: frozenset[Address]) -> Iterator[Flow]:
-    """Yield UDP flows to the host's own port that were there before its forward was."""
-    wanted = _Pairs(pair for pair in come if pair[0].proto == "udp")
+def predating(flows: Iterable[Flow], added: Iterable[Pair], local: frozenset[Address]) -> Iterator[Flow]:
+    """Yield the UDP flows to the host itself that match a pair of ``added``, and so are older than it.
+
+    As long as conntrack knows such a flow, its packets do not reach the new forward. ``local`` are
+    the host's addresses.
+    """
+    wanted = _Pairs(pair for pair in added if pair[0].proto == "udp")
     for flow in flows:
-        unchanged = flow.answering == flow.destination and flow.destination in own
+        unchanged = flow.answering == flow.destination and flow.destination in local
         if unchanged and any(wanted.entered(flow)):
             yield flow

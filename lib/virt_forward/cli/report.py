@@ -4,10 +4,10 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal, NamedTuple
 
-from virt_forward import names, ports, portspec, text
+from virt_forward import names, ports, text
 from virt_forward.addresses import attachments, explain, resolve
 from virt_forward.claims import absent
-from virt_forward.model import Domain, Forward, Guest, Network
+from virt_forward.model import Domain, Forward, Guest, Listen, Network, Span
 from virt_forward.ruleset import guest as guest_block
 
 State = Literal["active", "waiting", "conflict", "inactive", "missing"]
@@ -68,24 +68,28 @@ def lines(domain: Domain, active: bool, record: Guest | None, seen: Seen) -> lis
     return found + [Line(domain.name, domain.uuid, forward, (), (), "missing", why) for forward in rest]
 
 
+_Kind = tuple[Listen, int, str | None]
+"""All of a forward but its ports: what it listens on, the offset of its ports, and the MAC."""
+
+
 class _Parts:
     """Forwards by everything but their ports, in the order of those."""
 
     def __init__(self, forwards: Iterable[Forward]) -> None:
-        self._groups: dict[Forward, list[Forward]] = {}
+        self._groups: dict[_Kind, list[Forward]] = {}
         for forward in sorted(forwards, key=_start):
-            self._groups.setdefault(_bare(forward), []).append(forward)
+            self._groups.setdefault(_kind(forward), []).append(forward)
 
     def within(self, forward: Forward) -> list[Forward]:
         """Return those that are ``forward``, whole or less the ports the host keeps."""
-        group = self._groups.get(_bare(forward), [])
+        group = self._groups.get(_kind(forward), [])
         first = bisect_left(group, forward.start, key=_start)
         last = bisect_right(group, forward.end, key=_start)
         return [part for part in group[first:last] if part.end <= forward.end]
 
     def holds(self, port: int, forward: Forward) -> bool:
         """Tell whether one that is like ``forward`` has a port."""
-        group = self._groups.get(_bare(forward), [])
+        group = self._groups.get(_kind(forward), [])
         last = bisect_right(group, port, key=_start)
         return last > 0 and port <= group[last - 1].end
 
@@ -94,8 +98,8 @@ def _start(forward: Forward) -> int:
     return forward.start
 
 
-def _bare(forward: Forward) -> Forward:
-    return forward._replace(start=0, end=0, to=forward.to - forward.start)
+def _kind(forward: Forward) -> _Kind:
+    return forward.listen, forward.offset, forward.mac
 
 
 def _less(declared: Iterable[Forward], parts: _Parts, lines: list[Line]) -> list[Line]:
@@ -106,14 +110,14 @@ def _less(declared: Iterable[Forward], parts: _Parts, lines: list[Line]) -> list
         first = next(
             (part for part in held if found[part].state == "active" and not found[part].reason), None
         )
-        left = ports.subtract((forward.start, forward.end), ports.merge((p.start, p.end) for p in held))
+        left = ports.subtract(forward.span, ports.merge(part.span for part in held))
         if first and left:
             found[first] = found[first]._replace(reason=_without(left))
     return list(found.values())
 
 
-def _without(spans: list[ports.Span]) -> str:
-    listed = ", ".join(portspec.span(*span) for span in spans[:SHOWN])
+def _without(spans: list[Span]) -> str:
+    listed = ", ".join(str(span) for span in spans[:SHOWN])
     more = f" and {len(spans) - SHOWN} more" if len(spans) > SHOWN else ""
     return f"without {listed}{more}: used by the host, or declared since; virt-forward sync looks again"
 

@@ -33,7 +33,7 @@ def end_flows(
     if listed.status:
         return f"conntrack: {output(listed.stderr)}"
     known = tuple(flows.parse(listed.stdout, _words(before, added, own)))
-    doomed = {*(flows.stale(known, before, after) if changed else ()), *flows.knocked(known, added, own)}
+    doomed = {*(flows.stale(known, before, after) if changed else ()), *flows.predating(known, added, own)}
     if not doomed:
         return None
     # One process for all of them. One that has ended by itself meanwhile is an error nobody minds.

@@ -12,7 +12,7 @@ from virt_forward.claims import index as claims
 from virt_forward.claims import sockets, vetoes
 from virt_forward.config import Config
 from virt_forward.host.collect import Interfaces, names, read_interfaces, text
-from virt_forward.model import Address, Forward, HostAddress, PortForward, Proto, Subnet
+from virt_forward.model import Address, Forward, HostAddress, Listen, PortForward, Span
 
 
 class Listening(NamedTuple):
@@ -41,7 +41,7 @@ def port_vetoes(
     *,
     hosts: Iterable[HostAddress] | None = None,
     held: Iterable[Forward] = (),
-) -> tuple[claims.Veto, Callable[[PortForward], list[ports.Span]]]:
+) -> tuple[claims.Veto, Callable[[PortForward], list[Span]]]:
     """Return what the host has against a forward, and what a ``<portForward>`` leaves to the host.
 
     ``hosts`` are the guest's declared addresses (None: not known), ``held`` the forwards it has.
@@ -58,11 +58,11 @@ def port_vetoes(
         listener = next((item for item in meeting if not sockets.autobound(item, reach)), None)
         return None if listener is None else _taken(listener, listening)
 
-    def spared(item: PortForward) -> list[ports.Span]:
+    def spared(item: PortForward) -> list[Span]:
         # Where ports are named, somebody who listens there is a conflict; a client's socket is none,
         # but a range can do without its port. What the guest has already it keeps.
         every = ports.names_no_port(item)
-        had = kept.get(_limits(item), ())
+        had = kept.get(item.listen, ())
         if not any(_may_leave_out(forward, had) for forward in ports.expand_one(item)):
             return []
         taken = {found.port for found in config.reserved if every and found.proto == item.proto}
@@ -71,14 +71,14 @@ def port_vetoes(
                 client = sockets.autobound(found, reach)
                 if not ports.overlapping(had, found.port, found.port) if client else every:
                     taken.add(found.port)
-        return [(port, port) for port in sorted(taken)]
+        return [Span(port, port) for port in sorted(taken)]
 
     return veto, spared
 
 
-def _may_leave_out(forward: Forward, had: Sequence[ports.Span]) -> bool:
+def _may_leave_out(forward: Forward, had: Sequence[Span]) -> bool:
     """Tell whether a port of ``forward`` could be left to the host: it has several, and some that are new."""
-    return forward.start < forward.end and bool(ports.subtract((forward.start, forward.end), had))
+    return forward.start < forward.end and bool(ports.subtract(forward.span, had))
 
 
 def _reach(
@@ -140,18 +140,9 @@ def _devices(dev: str) -> frozenset[int]:
     return frozenset()
 
 
-Limits = tuple[Proto, Address | None, str | None, Subnet | None]
-
-
-def _limits(item: Forward | PortForward) -> Limits:
-    return item.proto, item.address, item.dev, item.source
-
-
-def _spans(forwards: Iterable[Forward]) -> dict[Limits, list[ports.Span]]:
-    groups: dict[Limits, list[ports.Span]] = {}
-    for forward in forwards:
-        groups.setdefault(_limits(forward), []).append((forward.start, forward.end))
-    return {limits: ports.merge(spans) for limits, spans in groups.items()}
+def _spans(forwards: Iterable[Forward]) -> dict[Listen, list[Span]]:
+    groups = ports.by_listen(forwards)
+    return {listen: ports.merge(forward.span for forward in group) for listen, group in groups.items()}
 
 
 def _taken(listener: sockets.Listener, listening: Listening) -> str:

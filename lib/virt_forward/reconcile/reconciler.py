@@ -213,7 +213,8 @@ class Reconciler:
 
     def _freed(self, work: Work) -> Work:
         """Return the work with those guests added whose conflicts it may end."""
-        waiting = {row.uuid for row in work.claimed if row.kind == claims.OUT} - set(work.after)
+        out = (row for row in work.claimed if isinstance(row, claims.PortRow) and row.state == "kept out")
+        waiting = {row.uuid for row in out} - set(work.after)
         after = dict(work.after)
         before = dict(work.before)
         for uuid in sorted(waiting):
@@ -250,7 +251,8 @@ class Reconciler:
             log.error(f"{error}; forwards may not work on 127.0.0.1, or for the guest itself")
 
     def _loopback_bridges(self, index: claims.Index) -> set[str]:
-        return {row.dev for row in index if row.kind == claims.LAN} if self.config.localhost else set()
+        subnets = (row for row in index if isinstance(row, claims.SubnetRow))
+        return {row.bridge for row in subnets} if self.config.localhost else set()
 
     def _end_flows(self, work: Work, *, rebuilt: bool) -> None:
         was = (*work.before.values(), *self.ledger.pending.before.values())

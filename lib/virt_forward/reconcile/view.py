@@ -3,7 +3,6 @@
 from collections.abc import Callable, Collection, Iterable
 from functools import cache, cached_property
 
-from virt_forward import ports
 from virt_forward.addresses import attachments
 from virt_forward.addresses.attachments import Facts
 from virt_forward.addresses.probe import Heard
@@ -11,9 +10,9 @@ from virt_forward.claims import index as claims
 from virt_forward.config import Config
 from virt_forward.errors import VirtForwardError
 from virt_forward.host import collect, hostports
-from virt_forward.model import Address, Forward, Guest, HostAddress, Network, Nic, PortForward
+from virt_forward.model import Address, Forward, Guest, HostAddress, Network, Nic, PortForward, Span
 
-Excluded = Callable[[PortForward], list[ports.Span]]
+Excluded = Callable[[PortForward], list[Span]]
 
 
 class HostView:

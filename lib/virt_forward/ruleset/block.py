@@ -1,4 +1,4 @@
-"""A block: chains and elements that come and go together, in one transaction."""
+"""A block: chains and elements that are added and removed together, in one transaction."""
 
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -31,8 +31,8 @@ class Block(NamedTuple):
     shared: bool = False
 
 
-def load(block: Block) -> str:
-    """Return the commands that bring a block into the table, as one paragraph."""
+def add(block: Block) -> str:
+    """Return the commands that add a block to the table, as one paragraph without an empty line."""
     lines = [f"# {block.key}"]
     if block.chains:
         lines += [f"table {TABLE} {{", *(line for chain in block.chains for line in _chain(chain)), "}"]
@@ -40,17 +40,18 @@ def load(block: Block) -> str:
     return "\n".join(lines)
 
 
-def unload(blocks: Iterable[Block], come: Iterable[Block] = ()) -> list[str]:
-    """Return the commands that take blocks out of the table, whatever refers to whatever in them.
+def remove(blocks: Iterable[Block], added: Iterable[Block] = ()) -> list[str]:
+    """Return the commands that remove blocks from the table, whatever refers to whatever in them.
 
-    Chains that ``come`` back are only emptied: a block that stays may refer to them.
+    Chains of the blocks that are ``added`` afterwards are flushed but not deleted: a block that
+    stays may refer to them.
     """
     blocks = list(blocks)
-    back = {chain.name for block in come for chain in block.chains}
+    kept = {chain.name for block in added for chain in block.chains}
     chains = [chain.name for block in blocks for chain in block.chains]
     lines = _elements("delete", (e._replace(data="") for block in blocks for e in block.elements))
     lines += [f"flush chain {TABLE} {name}" for name in chains]
-    return lines + [f"delete chain {TABLE} {name}" for name in chains if name not in back]
+    return lines + [f"delete chain {TABLE} {name}" for name in chains if name not in kept]
 
 
 def _chain(chain: Chain) -> list[str]:

@@ -4,24 +4,20 @@ from collections.abc import Iterator
 
 from virt_forward import names, ports
 from virt_forward.config import Config
-from virt_forward.model import Endpoint, Forward, Guest
+from virt_forward.model import MAX_PORT, Endpoint, Forward, Guest, Listen, Span
+from virt_forward.ruleset import maps
 from virt_forward.ruleset.block import Block, Chain, Element
 
 MODEST = 128
 """Ranges of up to this many ports become hash elements; wider ones an interval."""
 
-MODEST_NARROWED = 8
-"""The same for ports that guests may share, as each of these needs a chain of its own."""
+MODEST_RESTRICTED = 8
+"""The same for ports that guests may share, as each of these needs a slot chain."""
 
 
-def modest(forward: Forward) -> bool:
+def modest(listen: Listen, span: Span) -> bool:
     """Tell whether a forward's ports are few enough to be single elements."""
-    return forward.end - forward.start < (MODEST_NARROWED if narrowed(forward) else MODEST)
-
-
-def narrowed(forward: Forward) -> bool:
-    """Tell whether a forward is limited to a device or a source, so that others may share its port."""
-    return forward.dev is not None or forward.source is not None
+    return span.end - span.start < (MODEST_RESTRICTED if listen.restricted else MODEST)
 
 
 def key(uuid: str) -> str:
@@ -31,18 +27,14 @@ def key(uuid: str) -> str:
 
 def block(guest: Guest, config: Config) -> Block | None:
     """Return the block of a running guest, or None where nothing of it belongs into the table."""
-    served = [forward for forward in ordered(guest) if guest.endpoints_for(forward)]
+    forwards = sorted(guest.forwards, key=ports.specificity)
+    served = [forward for forward in forwards if guest.endpoints_for(forward)]
     isolated = guest.isolate and guest.endpoints
     if guest.phase != "running" or not (served or isolated):
         return None
-    elements = [element for forward in served if not narrowed(forward) for element in _listen(guest, forward)]
-    elements += [element for endpoint in guest.endpoints for element in _endpoint(guest, endpoint)]
-    return Block(key(guest.uuid), (_nat(guest, served, config), _count(guest)), tuple(elements))
-
-
-def ordered(guest: Guest) -> list[Forward]:
-    """Return a guest's forwards, the more special ones first."""
-    return sorted(guest.forwards, key=ports.specificity)
+    elements = [element for forward in served for element in _port_elements(guest, forward)]
+    elements += [element for endpoint in guest.endpoints for element in _endpoint_elements(guest, endpoint)]
+    return Block(key(guest.uuid), (_nat(guest, served, config), _count(guest, forwards)), tuple(elements))
 
 
 def nat_chain(suffix: str) -> str:
@@ -71,46 +63,40 @@ def _nat(guest: Guest, served: list[Forward], config: Config) -> Chain:
     return Chain(nat_chain(_suffix(guest)), names.guest_comment(guest.name, guest.uuid), tuple(rules))
 
 
-def _count(guest: Guest) -> Chain:
+def _count(guest: Guest, forwards: list[Forward]) -> Chain:
     numbers = {forward: number for number, forward in enumerate(guest.forwards)}
     rules = [
         f'{match} counter return comment "{counter_comment(numbers[forward])}"'
-        for forward in ordered(guest)
+        for forward in forwards
         for match in _count_matches(forward)
     ]
     return Chain(count_chain(_suffix(guest)), names.guest_comment(guest.name, guest.uuid), tuple(rules))
 
 
-def _listen(guest: Guest, forward: Forward) -> Iterator[Element]:
+def _port_elements(guest: Guest, forward: Forward) -> Iterator[Element]:
+    listen, span = forward.listen, forward.span
     verdict = f"jump {nat_chain(_suffix(guest))}"
-    address, level = forward.address, level_of(forward)
-    if modest(forward):
-        head = f"{address} . " if address else ""
-        for port in range(forward.start, forward.end + 1):
-            yield Element(f"at{level}" if level else "any", f"{head}{forward.proto} . {port}", verdict)
+    if listen.restricted:
+        return  # The slot of each port leads to the guest: shared.py.
+    if modest(listen, span):
+        for port in range(span.start, span.end + 1):
+            yield maps.port_element(listen.proto, listen.address, port, verdict)
     else:
-        tail = f" . {address}" if address else ""
-        yield Element(f"range{level}", f"{forward.start}-{forward.end} . {forward.proto}{tail}", verdict)
+        yield maps.range_element(listen.proto, listen.address, span, verdict)
 
 
-def level_of(forward: Forward) -> str:
-    """Return the suffix of the maps that a forward belongs to: 4, 6, or none for every address."""
-    return str(forward.address.version) if forward.address else ""
-
-
-def _endpoint(guest: Guest, endpoint: Endpoint) -> Iterator[Element]:
-    place = f"{endpoint.ip} . {names.interface(endpoint.bridge)}"
-    yield Element(f"guest{endpoint.ip.version}", place, f"goto {count_chain(_suffix(guest))}")
+def _endpoint_elements(guest: Guest, endpoint: Endpoint) -> Iterator[Element]:
+    version, verdict = endpoint.ip.version, f"goto {count_chain(_suffix(guest))}"
+    yield maps.GUEST[version].element(endpoint.ip, endpoint.bridge, verdict=verdict)
     if guest.isolate:
-        yield Element(f"isolated{endpoint.ip.version}", place)
+        yield maps.ISOLATED[version].element(endpoint.ip, endpoint.bridge)
 
 
 def _dnat(forward: Forward, endpoint: Endpoint, config: Config) -> str:
     family = "ip" if endpoint.ip.version == 4 else "ip6"
-    words = [f"iifname {names.interface(forward.dev)}"] if forward.dev else []
-    if not config.hairpin and forward.dev is None:
-        words.append(f"iifname != {names.interface(endpoint.bridge)}")
-    words += [f"{family} saddr {forward.source}"] if forward.source else []
+    no_hairpin = not config.hairpin and forward.dev is None
+    words = [f"iifname != {names.interface(endpoint.bridge)}"] if no_hairpin else []
+    words += restrictions(forward.listen)
     words += [f"{family} daddr {forward.address}"] if forward.address else []
     words.append(f"meta nfproto ipv{endpoint.ip.version}")
     words.append(_dport(forward))
@@ -119,11 +105,18 @@ def _dnat(forward: Forward, endpoint: Endpoint, config: Config) -> str:
     )
 
 
+def restrictions(listen: Listen) -> list[str]:
+    """Return the matches of what restricts a forward to a part of the packets to its ports."""
+    words = [f"iifname {names.interface(listen.dev)}"] if listen.dev else []
+    if listen.source:
+        words.append(f"{'ip' if listen.source.version == 4 else 'ip6'} saddr {listen.source}")
+    return words
+
+
 def _dport(forward: Forward) -> str:
-    if (forward.start, forward.end) == (1, 65535):
+    if forward.span == (1, MAX_PORT):
         return f"meta l4proto {forward.proto}"
-    ports_text = forward.start if forward.start == forward.end else f"{forward.start}-{forward.end}"
-    return f"{forward.proto} dport {ports_text}"
+    return f"{forward.proto} dport {forward.span}"
 
 
 def _target(forward: Forward, endpoint: Endpoint) -> str:
@@ -133,14 +126,12 @@ def _target(forward: Forward, endpoint: Endpoint) -> str:
     if not forward.shifted:
         return str(endpoint.ip)
     # "to ADDRESS:A-B" would pick any port of the range; a map keeps the offset.
-    offset = forward.to - forward.start
-    pairs = ", ".join(f"{port} : {port + offset}" for port in range(forward.start, forward.end + 1))
+    pairs = ", ".join(f"{port} : {port + forward.offset}" for port in range(forward.start, forward.end + 1))
     return f"{shown}:{forward.proto} dport map {{ {pairs} }}"
 
 
 def _count_matches(forward: Forward) -> Iterator[str]:
-    ports_text = forward.start if forward.start == forward.end else f"{forward.start}-{forward.end}"
-    words = [f"meta l4proto {forward.proto} ct original proto-dst {ports_text}"]
+    words = [f"meta l4proto {forward.proto} ct original proto-dst {forward.span}"]
     for word, limit in (("saddr", forward.source), ("daddr", forward.address)):
         if limit:
             words.append(f"ct original {'ip' if limit.version == 4 else 'ip6'} {word} {limit}")

@@ -1,66 +1,32 @@
-"""The static part of the table: maps, sets and base chains, and the order in which they are asked.
+"""The static part of the table: maps, sets and base chains, and the order of lookups.
 
-An address comes before any address; at each of the two, forwards narrowed by device or
-source come before the plain ones, and single ports before wide ranges (which cannot
-overlap them unless narrowed differently).
+Forwards with an address are looked up before those without; of each, slots (ports of restricted
+forwards) before the ports of others, and single ports before wide ranges. README.md has the theory.
 """
 
 from virt_forward.config import Config
 from virt_forward.names import LABEL, TABLE, TABLE_COMMENT, interface
+from virt_forward.ruleset import maps
 
-_LEVELS = (
-    # (containers' suffix, the address part of the key, the type of that part)
-    ("4", "ip daddr", "ipv4_addr"),
-    ("6", "ip6 daddr", "ipv6_addr"),
-    ("", "", ""),
-)
+VERSIONS = (4, 6)
 
 
 def containers() -> dict[str, str]:
     """Return the declaration of every map and set by its name."""
-    found: dict[str, str] = {}
-    for suffix, _, kind in _LEVELS:
-        head = f"{kind} . " if kind else ""
-        tail = f" . {kind}" if kind else ""
-        plain = f"at{suffix}" if suffix else "any"
-        found[f"from{suffix}"] = f"map from{suffix} {{ type {head}inet_proto . inet_service : verdict; }}"
-        found[f"from-range{suffix}"] = f"map from-range{suffix} {{ type {head}inet_proto : verdict; }}"
-        found[plain] = f"map {plain} {{ type {head}inet_proto . inet_service : verdict; }}"
-        found[f"range{suffix}"] = (
-            f"map range{suffix} {{ type inet_service . inet_proto{tail} : verdict; flags interval; }}"
-        )
-        if suffix:
-            found[f"guest{suffix}"] = f"map guest{suffix} {{ type {kind} . ifname : verdict; }}"
-            found[f"lan{suffix}"] = f"set lan{suffix} {{ type {kind} . ifname; flags interval; }}"
-            found[f"gateway{suffix}"] = f"set gateway{suffix} {{ type {kind}; }}"
-            found[f"isolated{suffix}"] = f"set isolated{suffix} {{ type {kind} . ifname; }}"
-    found["own"] = "set own { type ifname . ifname; }"
-    found["uplinks"] = "set uplinks { type ifname; }"
-    found["revision"] = "set revision { type mark; }"
-    return found
+    return {each.name: each.declaration() for each in maps.ALL}
 
 
 def dispatch() -> tuple[str, ...]:
-    """Return the rules that find a guest's chain, the most special first."""
-    rules = [
+    """Return the rules that find a guest's chain, the most specific first."""
+    return (
         # Traffic that is only passing through, and what the kernel will not route, is not ours.
         "fib daddr type != local return",
         "ip6 daddr fe80::/10 return",
-    ]
-    for suffix, daddr, _ in (_LEVELS[0], _LEVELS[1]):
-        rules += _level(suffix, f"at{suffix}", f"{daddr} . ", f" . {daddr}")
-    # A guest network's gateway address stays the host's unless it is asked for: DNS and DHCP live there.
-    rules += [f"{daddr} @gateway{suffix} return" for suffix, daddr, _ in _LEVELS if suffix]
-    return tuple(rules + _level("", "any", "", ""))
-
-
-def _level(suffix: str, plain: str, head: str, tail: str) -> list[str]:
-    return [
-        f"{head}meta l4proto . th dport vmap @from{suffix}",
-        f"{head}meta l4proto vmap @from-range{suffix}",
-        f"{head}meta l4proto . th dport vmap @{plain}",
-        f"th dport . meta l4proto{tail} vmap @range{suffix}",
-    ]
+        *(each.lookup() for version in VERSIONS for each in maps.AT[version]),
+        # A guest network's gateway address stays the host's unless it is asked for: DNS and DHCP live there.
+        *(f"{maps.GATEWAY[version].lookup()} return" for version in VERSIONS),
+        *(each.lookup() for each in maps.ANY),
+    )
 
 
 def base_chains(config: Config) -> dict[str, tuple[str, tuple[str, ...]]]:
@@ -90,7 +56,8 @@ def base_chains(config: Config) -> dict[str, tuple[str, tuple[str, ...]]]:
 
 
 def _prerouting(config: Config) -> tuple[str, ...]:
-    uplinks = ("iifname != @uplinks iifname . iifname != @own return",) if config.uplinks else ()
+    elsewhere = f"iifname != @{maps.UPLINKS.name} iifname . iifname != @{maps.SAME_BRIDGE.name} return"
+    uplinks = (elsewhere,) if config.uplinks else ()
     return (
         *uplinks,
         "ip daddr 127.0.0.0/8 return",
@@ -107,22 +74,22 @@ def _postrouting(config: Config) -> tuple[str, ...]:
     loopback = (f"ct label {LABEL} ip saddr 127.0.0.0/8 masquerade",) if config.localhost else ()
     return (
         *loopback,
-        f"ct label {LABEL} ip saddr . oifname @lan4 masquerade",
-        f"ct label {LABEL} ip6 saddr . oifname @lan6 masquerade",
+        *(f"ct label {LABEL} {maps.LAN[version].lookup()} masquerade" for version in VERSIONS),
     )
 
 
 def _forward() -> tuple[str, ...]:
     return (
-        f"ct label {LABEL} ct direction original ip daddr . oifname vmap @guest4",
-        f"ct label {LABEL} ct direction reply ip saddr . iifname vmap @guest4",
-        f"ct label {LABEL} ct direction original ip6 daddr . oifname vmap @guest6",
-        f"ct label {LABEL} ct direction reply ip6 saddr . iifname vmap @guest6",
+        *(rule for version in VERSIONS for rule in _count(maps.GUEST[version])),
         "ct state established,related accept",
-        "iifname . oifname @own accept",
-        "ip daddr . oifname @isolated4 counter drop",
-        "ip6 daddr . oifname @isolated6 counter drop",
+        f"{maps.SAME_BRIDGE.lookup()} accept",
+        *(f"{maps.ISOLATED[version].lookup()} counter drop" for version in VERSIONS),
     )
+
+
+def _count(guests: maps.Map) -> tuple[str, str]:
+    ours = f"ct label {LABEL} ct direction"
+    return f"{ours} original {guests.lookup()}", f"{ours} reply {guests.reply_lookup()}"
 
 
 def render(config: Config) -> str:
@@ -141,5 +108,5 @@ def render_rules(config: Config) -> str:
     lines.append("}")
     if config.uplinks:
         listed = ", ".join(map(interface, config.uplinks))
-        lines.append(f"add element {TABLE} uplinks {{ {listed} }}")
+        lines.append(f"add element {TABLE} {maps.UPLINKS.name} {{ {listed} }}")
     return "\n".join(lines)

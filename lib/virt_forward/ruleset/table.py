@@ -1,9 +1,9 @@
 """The whole table as text, and the transactions between two states of it.
 
 The include file is a header and one paragraph a block, separated by empty lines, so that
-one guest's change can be spliced into it without rendering the other guests anew. Its
-revision stands in the table, too: a transaction that finds another revision than the file
-has fails as a whole, which tells us that somebody flushed or replaced the table.
+one guest's change can be spliced into it without rendering the other guests. Its revision
+is an element of a set in the table, too: a transaction that finds another revision there
+fails as a whole, which tells us that somebody flushed or replaced the table.
 """
 
 import re
@@ -16,13 +16,13 @@ from virt_forward.model import Guest
 from virt_forward.names import TABLE
 from virt_forward.ruleset import guest as guest_block
 from virt_forward.ruleset import shared, static
-from virt_forward.ruleset.block import Block, load, unload
+from virt_forward.ruleset.block import Block, add, remove
 
 _NUMBER = "([0-9]{1,19})"
 _REVISION = re.compile(rf"add element {TABLE} revision {{ {_NUMBER} }}\Z")
 
 
-_NOTICE = "# Made by virt-forward, and made anew with every guest that starts or stops: do not edit.\n"
+_NOTICE = "# Written by virt-forward whenever a guest starts or stops: do not edit.\n"
 _EMPTY = (
     f"{_NOTICE}# No running guest has forwards, so there is no table.\n"
     f"add table {TABLE}\ndelete table {TABLE}\n"
@@ -38,21 +38,21 @@ class Include(NamedTuple):
 
 
 class Change(NamedTuple):
-    """Blocks before and after, by their keys; blocks that are equal in both need nothing."""
+    """Blocks before and after, by their keys; a block that is equal in both is left alone."""
 
     before: Mapping[str, Block]
     after: Mapping[str, Block]
 
     def same(self) -> bool:
         """Tell whether nothing changes."""
-        return not self.gone() and not self.come()
+        return not self.removed() and not self.added()
 
-    def gone(self) -> list[Block]:
-        """Return the blocks to take out, in the order in which they may go."""
+    def removed(self) -> list[Block]:
+        """Return the blocks to remove, in an order in which nft accepts it: guests' before shared ones."""
         return _ordered(block for key, block in self.before.items() if self.after.get(key) != block)
 
-    def come(self) -> list[Block]:
-        """Return the blocks to bring in, in the order in which they may come."""
+    def added(self) -> list[Block]:
+        """Return the blocks to add, in an order in which nft accepts it: guests' before shared ones."""
         return _ordered(block for key, block in self.after.items() if self.before.get(key) != block)
 
 
@@ -67,8 +67,8 @@ def blocks_of(
     config: Config,
 ) -> dict[str, Block]:
     """Return the blocks of ``guests``, and the shared ones that ``touching`` have a part in."""
-    own = (guest_block.block(guest, config) for guest in guests)
-    found = {block.key: block for block in own if block}
+    made = (guest_block.block(guest, config) for guest in guests)
+    found = {block.key: block for block in made if block}
     return found | shared.blocks(index, touching)
 
 
@@ -77,7 +77,7 @@ def whole(guests: Iterable[Guest], config: Config, revision: int) -> Include:
     guests = tuple(guests)
     index = tuple(row for guest in guests for row in claims.rows(guest))
     blocks = _ordered(blocks_of(guests, index, index, config).values())
-    return Include(_header(config), revision, tuple(load(block) for block in blocks))
+    return Include(_header(config), revision, tuple(map(add, blocks)))
 
 
 def text(include: Include) -> str:
@@ -103,20 +103,21 @@ def parse(source: str, config: Config) -> Include | None:
 
 def splice(include: Include, change: Change) -> Include:
     """Return the include file after a change: guests first, as shared blocks refer to them."""
-    gone = {f"# {block.key}" for block in (*change.gone(), *change.come())}
-    kept = [text for text in include.paragraphs if text.partition("\n")[0] not in gone]
-    come = change.come()
-    first = [load(block) for block in come if not block.shared]
-    last = [load(block) for block in come if block.shared]
+    added = change.added()
+    changed = {f"# {block.key}" for block in (*change.removed(), *added)}
+    kept = [text for text in include.paragraphs if text.partition("\n")[0] not in changed]
+    first = [add(block) for block in added if not block.shared]
+    last = [add(block) for block in added if block.shared]
     return Include(include.header, include.revision + 1, (*first, *kept, *last))
 
 
 def knows_more(include: Include, change: Change) -> bool:
-    """Tell whether the file has a block that is to come though it was not there before.
+    """Tell whether the file has a block that the change adds and does not replace.
 
-    Its guest's record was lost; what the kernel has of it cannot be told apart from what comes.
+    The record of its guest was lost, so that what the kernel has of it is not known: the table must be
+    rebuilt.
     """
-    new = {f"# {block.key}" for block in change.come() if block.key not in change.before}
+    new = {f"# {block.key}" for block in change.added() if block.key not in change.before}
     return bool(new) and any(text.partition("\n")[0] in new for text in include.paragraphs)
 
 
@@ -126,8 +127,8 @@ def transaction(include: Include, change: Change) -> str:
         f"delete element {TABLE} revision {{ {include.revision} }}",
         f"add element {TABLE} revision {{ {include.revision + 1} }}",
     ]
-    gone = unload(change.gone(), change.come())
-    return "\n".join([*guard, *gone, *map(load, change.come())]) + "\n"
+    added = change.added()
+    return "\n".join([*guard, *remove(change.removed(), added), *map(add, added)]) + "\n"
 
 
 def rebuild(include: Include, config: Config, chains: Iterable[str]) -> str:

@@ -11,7 +11,7 @@ from zlib import crc32
 from virt_forward.claims import index as claims
 from virt_forward.errors import StateError
 from virt_forward.host import log
-from virt_forward.model import Guest
+from virt_forward.model import Guest, Listen, Span
 from virt_forward.state import journal
 from virt_forward.state.journal import Guests, Journal
 from virt_forward.state.store import Left, Store
@@ -188,12 +188,12 @@ def _consistent(guests: list[Guest]) -> dict[str, Guest]:
 
 
 def _clash(rows: Iterable[claims.Row]) -> bool:
-    endpoints: dict[tuple[str, str], str] = {}
-    spans: dict[tuple[str, ...], list[tuple[int, int]]] = {}
+    endpoints: dict[claims.Location, str] = {}
+    spans: dict[Listen, list[Span]] = {}
     for row in rows:
-        if row.kind == claims.ENDPOINT and endpoints.setdefault((row.address, row.dev), row.uuid) != row.uuid:
-            return True
-        if row.kind in (claims.PORT, claims.HELD):
-            place = (row.proto, row.address, row.dev, row.source)
-            spans.setdefault(place, []).append((int(row.start), int(row.end)))
-    return any(one[1] >= other[0] for found in map(sorted, spans.values()) for one, other in pairwise(found))
+        if isinstance(row, claims.EndpointRow):
+            if endpoints.setdefault(claims.location(row), row.uuid) != row.uuid:
+                return True
+        elif isinstance(row, claims.PortRow) and row.state != "kept out":
+            spans.setdefault(row.listen, []).append(row.span)
+    return any(one.overlaps(other) for found in map(sorted, spans.values()) for one, other in pairwise(found))

@@ -1,10 +1,13 @@
 """One directory of golden files: guests and what the host knows in, nft text out.
 
+The static part of the table depends on the configuration alone. It is saved once for each, beside
+the directories, as static.nft, static-localhost.nft and so on; a case has the rest.
+
 NAME.xml        a guest, as libvirt gives it to the hook; several, one after the other by name
 config.toml     the configuration, where it is not the default
 facts.json      what the host knows, where it is not the usual: bridges, and spared ports
 events          "started NAME" and "stopped NAME", one a line; absent: every guest is started
-ruleset.nft     the include file after all of them
+ruleset.nft     the include file after all of them, without the static part
 transaction.nft where there are events, what the last of them says to nft
 """
 
@@ -20,10 +23,9 @@ from unit.world import Event, World
 from virt_forward import ports
 from virt_forward.addresses.attachments import Bridge, Facts
 from virt_forward.addresses.resolve import resolve
-from virt_forward.config import parse_config
+from virt_forward.config import Config, parse_config
 from virt_forward.metadata.domain import parse_domain
-from virt_forward.model import Guest, PortForward, Reservation
-from virt_forward.ports import Span
+from virt_forward.model import Guest, PortForward, Reservation, Span
 from virt_forward.ruleset import table
 
 HERE = Path(__file__).parent
@@ -31,11 +33,22 @@ USUAL = {"addresses": ["198.51.100.1/24", "2001:db8:10::1/64"]}
 
 
 class Outcome(NamedTuple):
-    """What the events of a case have come to; ``before`` is the include file before the last one."""
+    """The result of a case's events.
+
+    ``before`` is the include file before the last one, ``static`` the static part of the one after
+    it (empty where it is the file that deletes the table), and ``ruleset`` the rest of that.
+    """
 
     before: str
+    static: str
     ruleset: str
     transaction: str | None
+
+
+def static_file(config: Config) -> Path:
+    """Return the golden file of the static part of the table under a configuration."""
+    words = ["static", *(["localhost"] if config.localhost else []), *(["uplinks"] if config.uplinks else [])]
+    return HERE / f"{'-'.join(words)}.nft"
 
 
 class Case:
@@ -63,11 +76,20 @@ class Case:
         if not ports.names_no_port(item):
             return []
         known = json.loads(self._text("facts.json") or "{}").get("spared", {})
-        return [(start, end) for start, end in known.get(item.proto, [])]
+        return [Span(start, end) for start, end in known.get(item.proto, [])]
+
+    @property
+    def config(self) -> Config:
+        return parse_config(self._text("config.toml"))
+
+    def saved(self) -> str:
+        """Return the whole include file, as the golden files have it."""
+        rest = self._text("ruleset.nft")
+        return rest if "delete table" in rest else static_file(self.config).read_text() + rest
 
     def run(self) -> Outcome:
-        """Let the events happen."""
-        world = World(parse_config(self._text("config.toml")))
+        """Apply the events, one after the other."""
+        world = World(self.config)
         numbers: dict[str, int] = {}
         before, transaction = "", ""
         for verb, name in self.events():
@@ -76,7 +98,9 @@ class Case:
             before = table.text(world.include)
             transaction = world.commands(Event(number, guest if verb == "started" else None))
         has_events = (self.path / "events").exists()
-        return Outcome(before, table.text(world.include), transaction if has_events else None)
+        after, header = table.text(world.include), f"{world.include.header}\n"
+        static = header if after.startswith(header) else ""
+        return Outcome(before, static, after.removeprefix(static), transaction if has_events else None)
 
     def _guest(self, name: str, world: World) -> Guest:
         domain = parse_domain((self.path / f"{name}.xml").read_bytes())

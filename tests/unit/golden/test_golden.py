@@ -14,7 +14,7 @@ from lxml import etree
 
 import virt_forward
 from support.proc import run
-from unit.golden.case import CASES, HERE, Case
+from unit.golden.case import CASES, HERE, Case, static_file
 from virt_forward.config import Config
 from virt_forward.ruleset import static
 
@@ -35,12 +35,18 @@ def compare(path: Path, text: str | None, update: bool) -> None:
 def test_golden(case: Case, pytestconfig: pytest.Config) -> None:
     update = bool(pytestconfig.getoption("--update-golden"))
     outcome = case.run()
+    if outcome.static:
+        compare(static_file(case.config), outcome.static, update)
     compare(case.path / "ruleset.nft", outcome.ruleset, update)
     compare(case.path / "transaction.nft", outcome.transaction, update)
 
 
+def test_static_parts_are_those_of_the_cases() -> None:
+    assert set(HERE.glob("static*.nft")) == {static_file(case.config) for case in CASES}
+
+
 @every_case
-def test_a_case_has_nothing_but_what_it_needs(case: Case) -> None:
+def test_case_has_no_unused_files(case: Case) -> None:
     started = {name for _, name in case.events()}
     assert {path.stem for path in case.path.glob("*.xml")} == started
     known = {"config.toml", "facts.json", "events", "ruleset.nft", "transaction.nft"}
@@ -49,21 +55,22 @@ def test_a_case_has_nothing_but_what_it_needs(case: Case) -> None:
 
 @every_case
 @pytest.mark.root
-def test_nft_takes_it(case: Case, tmp_path: Path) -> None:
+def test_nft_accepts_case(case: Case, tmp_path: Path) -> None:
     """``nft -c`` first, as somebody's own check of the include file would be; then for real, and twice."""
-    rules = case.path / "ruleset.nft"
+    rules = tmp_path / "ruleset.nft"
+    rules.write_text(case.saved())
     run(["unshare", "--net", "nft", "-c", "-f", rules])
     run(["unshare", "--net", "nft", "-f", rules, "-f", rules])
     if (case.path / "transaction.nft").exists():
-        assert_same_table(case, tmp_path)
+        assert_same_table(case, rules)
 
 
-def assert_same_table(case: Case, tmp_path: Path) -> None:
-    """Load what was there before and the transaction, and compare with the include file loaded afresh."""
-    before = tmp_path / "before.nft"
+def assert_same_table(case: Case, rules: Path) -> None:
+    """Load the include file before the last event and the transaction; compare with the one after it."""
+    before = rules.with_name("before.nft")
     before.write_text(case.run().before)
     changed = listing(f"nft -f {before} && nft -f {case.path}/transaction.nft")
-    assert changed == listing(f"nft -f {case.path}/ruleset.nft")
+    assert changed == listing(f"nft -f {rules}")
 
 
 def listing(commands: str) -> list[str]:
@@ -83,19 +90,19 @@ def normal(items: list[dict[str, Any]]) -> list[str]:
     return [f"{where}: {line}" for where in sorted(found) for line in found[where]]
 
 
-def test_every_map_and_set_is_seen_in_use() -> None:
-    text = "".join((case.path / "ruleset.nft").read_text() for case in CASES)
+def test_cases_use_every_map_and_set() -> None:
+    text = "".join(case.saved() for case in CASES)
     unseen = {name for name in static.containers() if f"add element inet virt-forward {name} " not in text}
     assert unseen == set()
 
 
-def test_every_chain_of_every_configuration_is_seen() -> None:
-    text = "".join((case.path / "ruleset.nft").read_text() for case in CASES)
+def test_cases_have_every_base_chain() -> None:
+    text = "".join(case.saved() for case in CASES)
     config = Config(localhost=True, uplinks=("enp1s0",))
     assert {name for name in static.base_chains(config) if f"\tchain {name} {{" not in text} == set()
 
 
-def test_every_word_of_the_vocabulary_is_seen() -> None:
+def test_cases_use_every_word_of_the_vocabulary() -> None:
     """What stands in the schema is in some case, but for the attribute that needs two NICs."""
     schema = etree.parse(Path(virt_forward.__file__).parent / "data" / "forwards.rng")
     words = {node.get("name") for node in schema.iter("{*}attribute", "{*}element")}

@@ -23,7 +23,7 @@ from virt_forward.ruleset import table
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
 @given(events)
-def test_any_changes_in_a_kernel(happenings: list[Event]) -> None:
+def test_kernel_after_any_changes_has_the_whole_table(happenings: list[Event]) -> None:
     world = World(Config(uplinks=("enp1s0",)))
     with tempfile.TemporaryDirectory(prefix="virt-forward-test-") as name:
         steps = []

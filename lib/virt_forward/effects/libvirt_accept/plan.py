@@ -76,9 +76,9 @@ def chain_changed(monitor: bytes) -> bool:
 def spots(index: Iterable[Row]) -> frozenset[Spot]:
     """Return where the running guests are that have forwards and an address."""
     index = tuple(index)
-    open_for = {row.uuid for row in index if row.kind == claims.PORT}
-    endpoints = (row for row in index if row.kind == claims.ENDPOINT and row.uuid in open_for)
-    return frozenset(Spot("ip6" if ":" in row.address else "ip", row.dev) for row in endpoints)
+    open_for = {row.uuid for row in index if isinstance(row, claims.PortRow) and row.state == "open"}
+    endpoints = (row for row in index if isinstance(row, claims.EndpointRow) and row.uuid in open_for)
+    return frozenset(Spot("ip6" if row.ip.version == 6 else "ip", row.bridge) for row in endpoints)
 
 
 def wanted(places: Iterable[Spot], networks: Iterable[Network]) -> frozenset[Spot]:

@@ -1,0 +1,188 @@
+"""The rows of the index of claims: what each guest has a claim to, and their text in the run directory.
+
+The text has a line for every guest, followed by one for each of its rows; every line has a
+word, a tab, and fields with tabs between them. A value that is not given is empty:
+
+    guest     UUID     NAME
+    STATE     START    END     PROTO  ADDRESS  DEV  SOURCE
+    endpoint  ADDRESS  BRIDGE  ORIGIN
+    subnet    SUBNET   BRIDGE
+    gateway   ADDRESS
+
+It is derived from the records of guests: where it cannot be read, it is rebuilt from them.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from functools import cache, lru_cache
+from ipaddress import ip_address, ip_network
+from typing import Literal, NamedTuple
+
+from virt_forward import text
+from virt_forward.model import MAX_PORT, ORIGINS, PROTOS, Address, Guest, Listen, Origin, Span, Subnet
+
+State = Literal["open", "held", "kept out"]
+"""Of a claim to host ports: its rules are in the table; it only keeps the ports for a guest that does
+not run, or whose address is not known; a conflict keeps it out, so that it holds nothing."""
+
+MAX_NAME = 100
+"""Characters of a guest's name: more than a message or a chain's name takes of it."""
+
+
+class PortRow(NamedTuple):
+    """A guest's claim to host ports."""
+
+    uuid: str
+    name: str
+    state: State
+    listen: Listen
+    span: Span
+
+
+class EndpointRow(NamedTuple):
+    """A guest's address on a bridge, and where it was learned."""
+
+    uuid: str
+    name: str
+    ip: Address
+    bridge: str
+    origin: Origin
+
+
+class SubnetRow(NamedTuple):
+    """A subnet that the host has on the bridge of a running guest with forwards."""
+
+    uuid: str
+    name: str
+    subnet: Subnet
+    bridge: str
+
+
+class GatewayRow(NamedTuple):
+    """An address that the host itself has on such a bridge."""
+
+    uuid: str
+    name: str
+    ip: Address
+
+
+Row = PortRow | EndpointRow | SubnetRow | GatewayRow
+"""``name`` is the guest's, on one line and at most MAX_NAME characters long."""
+
+Index = tuple[Row, ...]
+
+
+def rows(guest: Guest) -> Index:
+    """Return what one guest adds to the index."""
+    return tuple(_rows(guest))
+
+
+def _rows(guest: Guest) -> Iterator[Row]:
+    who = guest.uuid, text.plain(guest.name, MAX_NAME)
+    running = guest.phase == "running"
+    for forward in guest.forwards:
+        is_open = running and guest.endpoints_for(forward)
+        yield PortRow(*who, "open" if is_open else "held", forward.listen, forward.span)
+    for forward, _ in guest.conflicts:
+        yield PortRow(*who, "kept out", forward.listen, forward.span)
+    for endpoint in guest.endpoints:
+        yield EndpointRow(*who, endpoint.ip, endpoint.bridge, endpoint.origin)
+    if running and guest.endpoints and (guest.forwards or guest.isolate):
+        for subnet, bridge in guest.lans:
+            yield SubnetRow(*who, subnet, bridge)
+        for address in guest.gateways:
+            yield GatewayRow(*who, address)
+
+
+@lru_cache(maxsize=1)
+def parse_index(text: str) -> Index:
+    """Return the rows of an index file; raises ValueError where it is damaged."""
+    # splitlines() would know more ends of a line than render_index() writes.
+    *lines, rest = text.split("\n")
+    try:
+        if rest or (lines and not lines[0].startswith("guest\t")):
+            raise ValueError
+        return tuple(_parse(lines))
+    except ValueError:
+        raise ValueError("the index of claims is damaged") from None
+
+
+_STATES: dict[str, State] = {"open": "open", "held": "held", "kept out": "kept out"}
+
+
+def _parse(lines: Iterable[str]) -> Iterator[Row]:
+    """Yield the rows of lines; the loop body is what every event pays for each claim of the host."""
+    uuid = name = ""
+    for line in lines:
+        kind, first, second, third = line.split("\t", 3)
+        state = _STATES.get(kind)
+        if state:
+            start, end = int(first), int(second)
+            if not 0 < start <= end <= MAX_PORT:
+                raise ValueError
+            yield PortRow(uuid, name, state, _listen(third), Span(start, end))
+        elif kind == "guest" and not third:
+            uuid, name = first, second
+        else:
+            yield _OTHERS[kind](uuid, name, first, second, third) if kind in _OTHERS else _damaged()
+
+
+_address = lru_cache(maxsize=None)(ip_address)
+_network = lru_cache(maxsize=None)(ip_network)
+
+
+def _damaged() -> Row:
+    raise ValueError
+
+
+@cache
+def _listen(fields: str) -> Listen:
+    proto, address, dev, source = fields.split("\t")
+    known = PROTOS[PROTOS.index(proto)]
+    ip, subnet = _address(address) if address else None, _network(source) if source else None
+    return Listen(known, ip, dev or None, subnet)
+
+
+def _endpoint(uuid: str, name: str, ip: str, bridge: str, origin: str) -> Row:
+    known = ORIGINS[ORIGINS.index(origin)]
+    return EndpointRow(uuid, name, _address(ip), bridge, known)
+
+
+def _subnet(uuid: str, name: str, subnet: str, bridge: str, rest: str) -> Row:
+    return SubnetRow(uuid, name, _network(subnet), bridge) if not rest else _damaged()
+
+
+def _gateway(uuid: str, name: str, ip: str, *rest: str) -> Row:
+    return GatewayRow(uuid, name, _address(ip)) if not any(rest) else _damaged()
+
+
+_OTHERS: dict[str, Callable[[str, str, str, str, str], Row]] = {
+    "endpoint": _endpoint,
+    "subnet": _subnet,
+    "gateway": _gateway,
+}
+
+
+def render_index(index: Iterable[Row]) -> str:
+    """Return the text of an index."""
+    return "".join(f"{line}\n" for line in _lines(index))
+
+
+def _lines(index: Iterable[Row]) -> Iterator[str]:
+    who = None
+    for row in index:
+        if row[:2] != who:
+            who = row[:2]
+            yield f"guest\t{row.uuid}\t{row.name}\t"
+        if isinstance(row, PortRow):
+            yield f"{row.state}\t{row.span[0]}\t{row.span[1]}\t{_listen_text(row.listen)}"
+        elif isinstance(row, EndpointRow):
+            yield f"endpoint\t{row.ip}\t{row.bridge}\t{row.origin}"
+        elif isinstance(row, SubnetRow):
+            yield f"subnet\t{row.subnet}\t{row.bridge}\t"
+        else:
+            yield f"gateway\t{row.ip}\t\t"
+
+
+@cache
+def _listen_text(listen: Listen) -> str:
+    return "\t".join("" if value is None else str(value) for value in listen)
