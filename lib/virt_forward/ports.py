@@ -61,7 +61,7 @@ def expand_one(item: PortForward, spared: Iterable[Span] = ()) -> tuple[Forward,
     wide = merge([*excluded, *spared])
     mapped = [r for r in item.ranges if not r.exclude] or [Range(1, MAX_PORT, 1)]
     return tuple(
-        Forward(item.proto, start, end, start - r.start + r.to, item.address, item.dev, item.source, item.mac)
+        Forward(item.proto, start, end, start - r.start + r.to, *item.listen[1:], item.mac)
         for r in mapped
         for start, end in subtract(Span(r.start, r.end), holes if r.start == r.end else wide)
     )
