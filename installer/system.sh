@@ -94,16 +94,17 @@ daemon_pid() {
 stop_work() {
     stop_service
     reload_libvirt
-    if exists "$run_dir"; then act 'close all forwards and end their connections' close_forwards; fi
+    if exists "$run_dir" || [[ -n $(libvirt_version) ]]; then
+        act 'close all forwards, end their connections, and take back what was set for them' attempt close_forwards
+    fi
     remove_table
-    if [[ -n $(libvirt_version) ]]; then remove_admitting_rules; fi
     if exists "$run_dir"; then act "remove $run_dir" rm -rf -- "$run_dir"; fi
 }
 
-# The package undoes what it did; what follows removes the rest, should it fail.
+# The package undoes what it did: it alone knows what that was.
 close_forwards() {
     timeout 60 "$python" -I -c 'import sys; sys.path.insert(0, sys.argv[1])
-from virt_forward.reconcile.teardown import main; sys.exit(main())' "$repo/lib" 2>/dev/null || true
+from virt_forward.reconcile.teardown import main; sys.exit(main())' "$repo/lib"
 }
 
 remove_table() {
@@ -111,27 +112,3 @@ remove_table() {
         act 'delete the nft table inet virt-forward' attempt nft delete table inet virt-forward
     fi
 }
-
-# In libvirt's own chains one rule may stand for us; its comment says so.
-remove_admitting_rules() {
-    local family program chain handle rule
-    for family in ip ip6; do
-        while read -r chain handle; do
-            act "delete our rule in $family libvirt_network $chain" \
-                attempt nft delete rule "$family" libvirt_network "$chain" handle "$handle"
-        done < <(admitting_rules_of_nft "$family")
-    done
-    for program in iptables ip6tables; do
-        while read -r rule; do
-            act "run: $program -D $rule" attempt delete_by_iptables "$program" "$rule"
-        done < <("$program" -w 5 -S 2>/dev/null | sed -n 's/^-A \(.*--comment "\?virt-forward\b.*\)/\1/p')
-    done
-}
-
-admitting_rules_of_nft() {
-    nft -a list table "$1" libvirt_network 2>/dev/null |
-        awk '$1 == "chain" { chain = $2 } /comment "virt-forward/ { print chain, $NF }'
-}
-
-# The listing quotes like a shell; xargs takes the quotes off and runs nothing.
-delete_by_iptables() { xargs "$1" -w 5 -D <<<"$2"; }

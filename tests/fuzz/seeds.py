@@ -121,7 +121,7 @@ JOURNALS = texts(
 )
 INDEXES = texts(claims.render_index(row for item in _GUESTS for row in claims.rows(item)))
 INCLUDES = texts(table.text(_INCLUDE), table.text(_INCLUDE._replace(paragraphs=())))
-ADMITTED = texts("iptables ip virbr5\nnftables ip6 virbr6\n")
+EFFECTS = texts("libvirt_accept iptables ip virbr5\nroute_localnet virbr0\nhairpin_port vnet3\n")
 
 PROC_TCP = texts(test_sockets.TCP, test_sockets.TCP6)
 PROC_UDP = texts(test_sockets.UDP)

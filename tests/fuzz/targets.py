@@ -35,6 +35,8 @@ from virt_forward.claims import flows, sockets
 from virt_forward.claims import index as claims
 from virt_forward.cli import report
 from virt_forward.config import Config
+from virt_forward.effects import record
+from virt_forward.effects.item import Change
 from virt_forward.effects.libvirt_accept import iptables, nftables, plan
 from virt_forward.errors import StateError, VirtForwardError
 from virt_forward.hooks import events, prefilter
@@ -149,10 +151,10 @@ def include(data: bytes) -> None:
         assert table.parse(table.text(found), Config()) == found
 
 
-def admitted(data: bytes) -> None:
-    found = plan.parse_record(state_of(data) or "")
-    assert plan.parse_record(plan.render_record(found)) == found
-    assert all(values.is_dev(entry.bridge) for entry in found)
+def effects(data: bytes) -> None:
+    found = record.parse(state_of(data) or "")
+    assert record.parse(record.render(found)) == found
+    assert all(values.is_dev(item.dev) for item in found)
 
 
 # Text that programs print and kernels write: nothing is raised, damaged parts are passed over.
@@ -202,8 +204,12 @@ def admit(parse: Callable[[str], list[plan.Rule]]) -> Callable[[bytes], None]:
             return
         for rule in found:
             assert all(isinstance(word, str) for word in (*rule.handle, rule.bridge))
-        decision = plan.decide(found, frozenset({"virbr5", "virbr6"}))
-        assert set(decision.insert) <= decision.there
+        seen = plan.Seen(
+            frozenset({plan.Side("ip", "virbr5"), plan.Side("ip", "virbr6")}),
+            (plan.Chain("nftables", "ip", tuple(found)),),
+        )
+        desired = plan.desired(Change(Config()), seen)
+        assert all(plan.present(item, seen) is not None for item in desired)
 
     return target
 
@@ -273,7 +279,7 @@ TARGETS = (
     Target("journal", pending, seeds.JOURNALS),
     Target("claims", index, seeds.INDEXES),
     Target("include-file", include, seeds.INCLUDES),
-    Target("admitted", admitted, seeds.ADMITTED),
+    Target("effects", effects, seeds.EFFECTS),
     # what the kernel and other programs print
     Target("proc-tcp", lambda data: are_listeners(sockets.parse("tcp", text_of(data))), seeds.PROC_TCP),
     Target("proc-udp", lambda data: are_listeners(sockets.parse("udp", text_of(data))), seeds.PROC_UDP),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +12,11 @@ from support.payload import Answer, Server
 from support.proc import Done
 
 ANSWERED, SILENCE = 3.0, 0.15
-"""Seconds to wait for an answer that must come, and for one that must not."""
+"""Seconds to wait for an answer that must come, and for a packet on its way to whoever it must not reach.
+
+The kernel passes a packet on at once; what may take longer is a server that has to be scheduled, and
+Crowd.heard() waits for that.
+"""
 
 BRIDGE_SYSCTLS = Path("/proc/sys/net/bridge")
 GUESTS = {"web": 200, "db": 201, "app": 202}
@@ -187,8 +192,8 @@ class Scene:
 class Crowd:
     """Servers that together notice whoever reaches any of them."""
 
-    def __init__(self) -> None:
-        self.servers: list[Server] = []
+    def __init__(self, servers: Iterable[Server] = ()) -> None:
+        self.servers = [*servers]
 
     def serve(
         self, place: Ns, ports: tuple[int, ...], *, name: str = "", protos: tuple[str, ...] = PROTOS,
@@ -198,6 +203,9 @@ class Crowd:
         self.servers += [place.serve(proto, *ports, name=name, address=address) for proto in protos]
 
     def heard(self) -> int:
+        """Return how many have reached any of them by now."""
+        for server in self.servers:
+            server.settle()
         return sum(len(server.asked) for server in self.servers)
 
 
@@ -211,8 +219,8 @@ def told(
 
 
 def who(place: Ns, address: str, port: int, proto: str = "tcp", *, source: str | None = None) -> str | None:
-    """Ask, and return only who answered; None for nobody, after a short wait."""
-    answer: Answer | None = place.ask(address, port, proto, source=source, timeout=SILENCE * 2)
+    """Ask, and return only who answered; None where that takes too long: use silent() to prove silence."""
+    answer: Answer | None = place.ask(address, port, proto, source=source, timeout=ANSWERED)
     return answer.name if answer else None
 
 

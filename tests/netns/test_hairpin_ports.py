@@ -48,6 +48,12 @@ def flags(host: Ns) -> str:
     )
 
 
+def recorded(cast: Cast) -> list[str]:
+    """Return the lines of the record of what we have set outside our table."""
+    record = cast.scene.lab.run_dir / "effects"
+    return record.read_text().splitlines() if record.exists() else []
+
+
 @pytest.mark.parametrize("proto", PROTOS)
 @pytest.mark.parametrize("family", FAMILIES, ids=str)
 def test_the_guest_reaches_its_own_forward(calling: Cast, family: Family, proto: str) -> None:
@@ -77,7 +83,7 @@ def test_only_ports_of_guests_with_forwards_and_only_while_they_run(calling: Cas
 def test_nobody_asked(calling: Cast) -> None:
     calling.scene.start("web", *FORWARDS)
     assert flags(calling.host) == "000"
-    assert not (calling.scene.lab.run_dir / "hairpin").exists()
+    assert recorded(calling) == []
 
 
 def test_without_br_netfilter_there_is_no_need(cast: Cast) -> None:
@@ -93,7 +99,7 @@ def test_the_setting_withdrawn(calling: Cast) -> None:
     calling.scene.lab.configure("")
     calling.scene.event("web", "reconnect", *FORWARDS)
     assert flags(calling.host) == "000"
-    assert not (calling.scene.lab.run_dir / "hairpin").exists()
+    assert recorded(calling) == []
 
 
 def test_a_port_that_a_person_set_stays_as_it_is(calling: Cast) -> None:
@@ -111,7 +117,7 @@ def test_a_port_that_went_with_its_guest_is_forgotten(calling: Cast) -> None:
     calling.scene.start("app", port_forward("8002:80"))
     calling.host.ip("link set vnet0 nomaster")
     calling.scene.stop("web")
-    assert (calling.scene.lab.run_dir / "hairpin").read_text().split() == ["vnet2"]
+    assert recorded(calling) == ["hairpin_port vnet2"]
     calling.host.ip("link set vnet0 master virbr0")
 
 

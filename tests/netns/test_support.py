@@ -35,6 +35,16 @@ def test_a_hand_written_forward_is_seen_to_work(lab: Lab, proto: str, host: str,
     assert (answer.name, answer.source, answer.port) == ("web", client, 80)
 
 
+@pytest.mark.parametrize("proto", ["tcp", "udp", "sctp"])
+def test_server_that_has_settled_has_told_of_everybody_who_reached_it(lab: Lab, proto: str) -> None:
+    """What silence is judged by: a client that does not wait for the answer is heard all the same."""
+    server = lab.guest("web").serve(proto, 80, name="web")
+    for number in range(20):
+        lab.host.ask(GUEST4, 80, proto, timeout=0.001)
+        server.settle()
+        assert len(server.asked) == number + 1
+
+
 def test_the_client_reaches_no_guest_by_itself(lab: Lab) -> None:
     guest = lab.guest("web")
     guest.serve("tcp", 80)

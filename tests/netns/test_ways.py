@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import pytest
 
-from netns.support import FAMILIES, PROTOS, V4, V6, Cast, Family, bridge_netfilter, has_br_netfilter
+from netns.support import FAMILIES, PROTOS, SILENCE, V4, V6, Cast, Family, bridge_netfilter, has_br_netfilter
 from support.netns import Ns
 from support.proc import REPO
 from support.xml import port_forward
@@ -149,7 +149,7 @@ def disagreement(cast: Cast, row: Row, family: Family, proto: str) -> str:
         told = (answer.name, answer.source, answer.port) if answer else None
         return "" if told == expected else f"{told} instead of {expected}"
     before = cast.crowd.heard()
-    reply = place(cast, row).ask(asked, PORT, proto, timeout=0.15)
+    reply = place(cast, row).ask(asked, PORT, proto, timeout=SILENCE)
     nobody = "somebody" if row.to == "the same port of somebody else" else None
     heard = cast.crowd.heard() - before
     return "" if (reply and reply.name) == nobody and not heard else f"{reply}, {heard} packets at the guest"

@@ -83,6 +83,7 @@ class Server:
         self.name, self.proto, self.ports = name, proto, ports
         self.asked: list[Answer] = []
         self._closed = False
+        self._settling, self._settled = False, threading.Event()
         self._selector = selectors.DefaultSelector()
         self._wake, self._woken = socket.socketpair()
         self._selector.register(self._woken, selectors.EVENT_READ)
@@ -106,10 +107,16 @@ class Server:
 
     def _serve(self) -> None:
         while True:
-            for key, _ in self._selector.select():
+            ready = self._selector.select(0 if self._settling else None)
+            if not ready:
+                self._settling = False
+                self._settled.set()
+            for key, _ in ready:
                 if key.fileobj is self._woken:
-                    return
-                if isinstance(key.fileobj, socket.socket):
+                    if self._woken.recv(1) == b"x":
+                        return
+                    self._settling = True
+                elif isinstance(key.fileobj, socket.socket):
                     with contextlib.suppress(OSError):
                         self._one(key.fileobj)
 
@@ -148,6 +155,12 @@ class Server:
         answer = Answer(self.name, peer[0], peer[1], port)
         self.asked.append(answer)
         return f"{answer.name} {answer.source} {answer.sport} {answer.port}\n".encode()
+
+    def settle(self) -> None:
+        """Wait until everything that has reached the server by now is in ``asked``."""
+        self._settled.clear()
+        self._wake.send(b"s")
+        assert self._settled.wait(10), f"server {self.name} does not end its work"
 
     def _close_sockets(self) -> None:
         for key in list(self._selector.get_map().values()):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -11,10 +13,16 @@ from hypothesis import strategies as st
 from netns.libvirtnet import DATA
 from unit.build import endpoint, forward, guest
 from virt_forward.claims import index as claims
+from virt_forward.config import Config
+from virt_forward.effects import libvirt_accept
+from virt_forward.effects.item import Change, Item, Search
 from virt_forward.effects.libvirt_accept import iptables, nftables, plan
-from virt_forward.effects.libvirt_accept.plan import Decision, Entry, Rule, Spot
+from virt_forward.effects.libvirt_accept.plan import Chain, Decision, Rule, Seen, Side
 from virt_forward.errors import VirtForwardError
-from virt_forward.model import Guest, Network
+from virt_forward.host import collect, log
+from virt_forward.host.process import Result
+from virt_forward.model import Endpoint, Guest, Network
+from virt_forward.state.store import Store
 
 OURS = '-A LIBVIRT_FWI -o virbr5 -m connlabel --label "100" -m comment --comment virt-forward -j ACCEPT'
 
@@ -75,6 +83,7 @@ def test_libvirts_chain_of_nft() -> None:
         ("-A LIBVIRT_FWI -s 192.0.2.9/32 -o virbr5 -j DROP", "virbr5", False, False),
         ("-A LIBVIRT_FWI ! -o virbr5 -j DROP", "", False, False),
         ('-A LIBVIRT_FWI -m comment --comment "not virt-forward" -j ACCEPT', "", False, False),
+        ('-A LIBVIRT_FWI -m comment --comment "virt-forward web" -j ACCEPT', "", True, False),
         ("-A LIBVIRT_FWI -o virbr5", "virbr5", False, False),
     ],
 )
@@ -156,28 +165,49 @@ def ours(bridge: str, number: int = 1) -> Rule:
 OTHER = Rule(("other",), "a")
 
 
+def seen(rules: Iterable[Rule], bridges: Iterable[str]) -> Seen:
+    return Seen(frozenset(Side("ip", bridge) for bridge in bridges), (Chain("nftables", "ip", tuple(rules)),))
+
+
+def item(bridge: str, chain: str = "nftables ip") -> Item:
+    return Item("libvirt_accept", bridge, chain)
+
+
+def decide(rules: list[Rule], bridges: Iterable[str]) -> tuple[set[str], Decision, Decision]:
+    """Return what is desired, and what that removes from the chain and places in it."""
+    facts = seen(rules, bridges)
+    desired = plan.desired(Change(Config()), facts)
+    stale = frozenset(one.dev for one in plan.recognized(facts) - desired)
+    missing = frozenset(one.dev for one in desired if plan.present(one, facts) is False)
+    return {one.dev for one in desired}, plan.removing(rules, stale), plan.placing(rules, missing)
+
+
 @pytest.mark.parametrize(
-    ("rules", "bridges", "decision"),
+    ("rules", "bridges", "desired", "removed", "placed"),
     [
-        ([], {"a"}, Decision()),
-        ([theirs("a")], set(), Decision()),
-        ([theirs("a")], {"a"}, Decision((), ("a",), frozenset("a"))),
-        ([theirs("b")], {"a"}, Decision()),
-        ([ours("a"), theirs("a")], {"a"}, Decision((), (), frozenset("a"))),
-        ([OTHER, ours("a"), OTHER, theirs("a")], {"a"}, Decision((), (), frozenset("a"))),
-        ([theirs("a"), ours("a")], {"a"}, Decision((("ours a 1",),), ("a",), frozenset("a"))),
+        ([], "a", "", [], Decision()),
+        ([theirs("a")], "", "", [], Decision()),
+        ([theirs("a")], "a", "a", [], Decision((), ("a",))),
+        ([theirs("b")], "a", "", [], Decision()),
+        ([ours("a"), theirs("a")], "a", "a", [], Decision()),
+        ([OTHER, ours("a"), OTHER, theirs("a")], "a", "a", [], Decision()),
+        ([theirs("a"), ours("a")], "a", "a", [], Decision((("ours a 1",),), ("a",))),
         (
             [ours("a"), ours("a", 2), theirs("a"), ours("a", 3)],
-            {"a"},
-            Decision((("ours a 1",), ("ours a 2",), ("ours a 3",)), ("a",), frozenset("a")),
+            "a",
+            "a",
+            [],
+            Decision((("ours a 1",), ("ours a 2",), ("ours a 3",)), ("a",)),
         ),
-        ([ours("a"), theirs("a")], set(), Decision((("ours a 1",),))),
-        ([ours("a")], {"a"}, Decision((("ours a 1",),))),
-        ([theirs("a"), theirs("b")], {"a", "b"}, Decision((), ("a", "b"), frozenset("ab"))),
+        ([ours("a"), theirs("a")], "", "", [("ours a 1",)], Decision()),
+        ([ours("a")], "a", "", [("ours a 1",)], Decision()),
+        ([theirs("a"), theirs("b")], "ab", "ab", [], Decision((), ("a", "b"))),
     ],
 )
-def test_what_a_chain_needs(rules: list[Rule], bridges: set[str], decision: Decision) -> None:
-    assert plan.decide(rules, frozenset(bridges)) == decision
+def test_what_a_chain_needs(
+    rules: list[Rule], bridges: str, desired: str, removed: list[tuple[str, ...]], placed: Decision
+) -> None:
+    assert decide(rules, bridges) == (set(desired), Decision(tuple(removed)), placed)
 
 
 def carried_out(rules: list[Rule], decision: Decision) -> list[Rule]:
@@ -203,19 +233,112 @@ RULES = st.lists(
 
 @given(RULES, st.frozensets(st.sampled_from("abcd")))
 def test_any_chain_admits_what_it_should_and_nothing_else(rules: list[Rule], bridges: frozenset[str]) -> None:
-    decision = plan.decide(rules, bridges)
-    after = carried_out(rules, decision)
+    _, removed, placed = decide(rules, bridges)
+    after = carried_out(carried_out(rules, removed), placed)
     for bridge in "abcd":
         mine = [place for place, rule in enumerate(after) if rule.ours and rule.bridge == bridge]
         rejecting = [place for place, rule in enumerate(after) if rule.rejects and rule.bridge == bridge]
         assert len(mine) == (1 if bridge in bridges and rejecting else 0)
         assert not mine or mine[0] < rejecting[0]
     assert [rule for rule in after if not rule.ours] == [rule for rule in rules if not rule.ours]
-    assert plan.decide(after, bridges) == Decision((), (), decision.there)
+    assert decide(after, bridges)[1:] == (Decision(), Decision())
+
+
+def test_rule_goes_to_the_first_chain_that_rejects() -> None:
+    chains = (Chain("nftables", "ip", (theirs("a"),)), Chain("iptables", "ip", (theirs("a"), theirs("b"))))
+    facts = Seen(frozenset({Side("ip", "a"), Side("ip", "b")}), chains)
+    assert plan.desired(Change(Config()), facts) == {item("a"), item("b", "iptables ip")}
+
+
+def test_chain_that_was_not_read_is_left_as_recorded() -> None:
+    recorded = frozenset({item("a"), item("b", "iptables ip6")})
+    facts = seen([theirs("a")], "")
+    assert plan.desired(Change(Config(), recorded=recorded), facts) == {item("b", "iptables ip6")}
+    assert plan.present(item("b", "iptables ip6"), facts) is True
+    assert libvirt_accept.unset_items(recorded, facts) == {item("b", "iptables ip6")}
 
 
 def index_of(*guests: Guest) -> claims.Index:
     return tuple(row for item in guests for row in claims.rows(item))
+
+
+class Programs:
+    """nft and iptables that print chains, and what was asked of them."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+        self.asked: list[str] = []
+        self.failing = ""
+        monkeypatch.setattr(collect, "LIBVIRT_NETWORKS", str(folder))
+        monkeypatch.setattr(nftables, "run", self.run)
+        monkeypatch.setattr(iptables, "run", self.run)
+
+    def run(self, argv: list[str], **_: object) -> Result:
+        program = "nft" if argv[0] == "nft" else argv[0]
+        family = argv[4] if program == "nft" else {"iptables": "ip", "ip6tables": "ip6"}[program]
+        self.asked.append(f"{'nft' if program == 'nft' else 'iptables'} {family}")
+        if self.asked[-1] == self.failing:
+            return Result(4, "", "broken")
+        if program == "nft":
+            return Result(
+                0, saved("11.3/guest_input.json" if family == "ip" else "11.3/guest_input6.json"), ""
+            )
+        return Result(1, "", "iptables: No chain/target/match by that name.")
+
+
+HOUSE = Network("house", "b050cff1-fa60-5f65-9917-9b6840246df0", "virbr5", "nat")
+ALONE = HOUSE._replace(uuid="b050cff1-fa60-5f65-9917-9b6840246df1", mode="")
+V4, V6 = endpoint("198.51.100.5", "virbr5"), endpoint("2001:db8::5", "virbr5")
+ELSEWHERE = endpoint("198.51.100.5", "virbr0")
+NOWHERE = endpoint("198.51.100.5", "virbr7")
+
+
+@pytest.mark.parametrize(
+    ("networks", "endpoints", "recorded", "search", "asked"),
+    [
+        ([], [V4], [], "recorded", []),
+        ([HOUSE], [ELSEWHERE], [], "recorded", []),
+        ([HOUSE], [], [], "recorded", []),
+        ([ALONE], [V4], [], "known", []),
+        ([HOUSE], [V4], [], "recorded", ["nft ip"]),
+        ([HOUSE], [V4, V6], [], "recorded", ["nft ip", "nft ip6"]),
+        ([HOUSE._replace(bridge="virbr7")], [NOWHERE], [], "recorded", ["nft ip", "iptables ip"]),
+        ([HOUSE], [], ["nftables ip6"], "recorded", ["nft ip6"]),
+        ([], [], ["iptables ip"], "recorded", ["iptables ip"]),
+        ([HOUSE], [], [], "known", ["nft ip", "iptables ip", "nft ip6", "iptables ip6"]),
+        ([], [], [], "all", ["nft ip", "iptables ip", "nft ip6", "iptables ip6"]),
+    ],
+)
+def test_chains_are_looked_into_only_where_there_is_a_reason(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    networks: list[Network],
+    endpoints: list[Endpoint],
+    recorded: list[str],
+    search: Search,
+    asked: list[str],
+) -> None:
+    programs = Programs(monkeypatch, tmp_path)
+    store = Store(str(tmp_path))
+    (tmp_path / "networks").mkdir()
+    for network in networks:
+        store.put_network(network.uuid, network)
+    index = index_of(guest("web", forward(8080), endpoints=endpoints))
+    ours = frozenset(item("virbr5", chain) for chain in recorded)
+    libvirt_accept.observe(store, Change(Config(), index, search=search, recorded=ours))
+    assert programs.asked == asked
+
+
+def test_chain_that_cannot_be_read_does_not_hide_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    programs = Programs(monkeypatch, tmp_path)
+    programs.failing = "iptables ip"
+    messages: list[str] = []
+    monkeypatch.setattr(log, "error", messages.append)
+    seen = libvirt_accept.observe(Store(str(tmp_path)), Change(Config(), search="all"))
+    assert [chain.name for chain in seen.chains] == ["nftables ip", "nftables ip6", "iptables ip6"]
+    assert messages == [f"iptables, chain LIBVIRT_FWI: broken; {libvirt_accept.OTHERWISE}"]
 
 
 def test_where_guests_are_that_can_be_reached() -> None:
@@ -224,36 +347,23 @@ def test_where_guests_are_that_can_be_reached() -> None:
         forward(8080),
         endpoints=(endpoint("198.51.100.5", "virbr5"), endpoint("2001:db8::5", "virbr5")),
     )
-    assert plan.spots(index_of(web)) == {Spot("ip", "virbr5"), Spot("ip6", "virbr5")}
+    assert plan.sides(index_of(web)) == {Side("ip", "virbr5"), Side("ip6", "virbr5")}
     for other in (
         web._replace(phase="prepared"),
         web._replace(forwards=()),
         web._replace(endpoints=()),
         web._replace(forwards=(), conflicts=((forward(8080), "taken"),)),
     ):
-        assert plan.spots(index_of(other)) == frozenset()
+        assert plan.sides(index_of(other)) == frozenset()
 
 
 @pytest.mark.parametrize(
     ("mode", "rejects"), [("nat", True), ("route", True), ("open", False), ("", False), ("bridge", False)]
 )
 def test_which_networks_are_asked_to_admit(mode: str, rejects: bool) -> None:
-    here, elsewhere = Spot("ip", "virbr5"), Spot("ip", "virbr0")
+    here, elsewhere = Side("ip", "virbr5"), Side("ip", "virbr0")
     network = Network("house", "b050cff1-fa60-5f65-9917-9b6840246df0", "virbr5", mode)
     assert plan.wanted([here, elsewhere], [network]) == ({here} if rejects else set())
-
-
-def test_the_record_says_what_it_was_told() -> None:
-    entries = frozenset({Entry("iptables", "ip", "virbr5"), Entry("nftables", "ip6", "virbr-2.x")})
-    assert plan.parse_record(plan.render_record(entries)) == entries
-    assert plan.parse_record("") == frozenset()
-
-
-@pytest.mark.parametrize(
-    "text", ["\0", "iptables ip", "iptables ip4 virbr5", "iptables ip vir/br", "a b c d\n"]
-)
-def test_a_damaged_record_names_nothing(text: str) -> None:
-    assert plan.parse_record(text) == frozenset()
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Each finding found where it is, and only there."""
 
+import os
 from ipaddress import ip_address, ip_network
 
 import pytest
@@ -9,6 +10,7 @@ from virt_forward.check import findings, includes, listing, reading
 from virt_forward.check.facts import Facts, Flush, Forwarding, Hook, Veto
 from virt_forward.claims import vetoes
 from virt_forward.claims.absent import Host
+from virt_forward.host import collect, process
 from virt_forward.libvirtd.api import DomainState
 from virt_forward.metadata.domain import MetadataError
 from virt_forward.model import Domain, Endpoint, Forward, Guest, Nic
@@ -157,6 +159,53 @@ def test_without_libvirt_nothing_is_said_of_its_guests() -> None:
 
 def test_a_daemon_that_does_not_run_will_look_when_it_starts() -> None:
     assert findings.problems(GOOD._replace(hooks=(HOOK._replace(changed=900.0, looked_at=0.0),))) == []
+
+
+def test_hook_changed_in_the_second_of_the_last_look_is_loaded() -> None:
+    """libvirt's last look is known in whole seconds only: in doubt nobody is bothered."""
+    same = HOOK._replace(changed=HOOK.looked_at)
+    assert findings.problems(GOOD._replace(hooks=(same,))) == []
+    later = HOOK._replace(changed=HOOK.looked_at + 0.01)
+    assert [found.id for found in findings.problems(GOOD._replace(hooks=(later,)))] == ["hook-not-loaded"]
+
+
+def test_last_look_is_rounded_up_to_the_next_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    ticks = os.sysconf("SC_CLK_TCK")
+    files = {
+        "/run/virtqemud.pid": "77\n",
+        "/proc/77/stat": f"77 (a) b) S {' '.join(['0'] * 18)} {500 * ticks} 0 0",
+        "/proc/stat": "cpu 1\nbtime 1000\n",
+    }
+    monkeypatch.setattr(collect, "text", lambda path: files.get(path, ""))
+    assert reading._started("virtqemud") == 1501.0
+    assert reading._started("libvirtd") == 0.0
+    shown = "ExecReload={ path=x ; start_time=[@2000] }\nExecReload={ path=y ; start_time=[@1990] }\n"
+    monkeypatch.setattr(reading, "run", lambda _: process.Result(0, shown, ""))
+    assert reading._reloaded("virtqemud") == 2001.0
+    monkeypatch.setattr(reading, "run", lambda _: process.Result(0, "ExecReload=\n", ""))
+    assert reading._reloaded("virtqemud") == 0.0
+
+
+ISOLATED = WEB._replace(forwards=(), isolate=True)
+
+
+def test_guest_that_is_only_isolated_waits_for_no_packets() -> None:
+    off = (Forwarding("enp1s0", 4, False),)
+    assert findings.problems(GOOD._replace(guests=(ISOLATED,), forwarding=off)) == []
+    unknown = ISOLATED._replace(endpoints=())
+    assert findings.problems(GOOD._replace(guests=(unknown,), forwarding=off)) == []
+    both = GOOD._replace(guests=(ISOLATED, WEB._replace(uuid="2", name="db")), forwarding=off)
+    assert [found.id for found in findings.problems(both)] == ["ip-forwarding-off"]
+
+
+def test_guest_that_is_only_isolated_is_not_expected_to_have_open_forwards() -> None:
+    def state(name: str, inside: str, *, active: bool = True) -> DomainState:
+        metadata = f'<forwards xmlns="urn:virt-forward:1" isolate="yes">{inside}</forwards>'
+        return DomainState(name, UUID, active, domain_xml(metadata, name=name))
+
+    opened = '<portForward proto="tcp"><range start="80"/></portForward>'
+    states = [state("a", ""), state("b", opened), state("c", opened, active=False)]
+    assert [domain.name for domain in reading._declaring(states)] == ["b"]
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from fuzz import engine, mutate
 from fuzz.engine import Failure, Hang, Target, check, fuzz, limited
 from fuzz.targets import TARGETS
 from support.proc import REPO, run
-from virt_forward.effects.libvirt_accept import plan
+from virt_forward.effects import record
 from virt_forward.metadata import values
 
 
@@ -35,17 +35,17 @@ def test_each_target_has_a_name_of_its_own() -> None:
 
 
 def broken(data: bytes) -> None:
-    if b"7" in data and plan.parse_record(data.decode("utf-8", "replace")):
+    if b"7" in data and record.parse(data.decode("utf-8", "replace")):
         raise KeyError(data)
 
 
-BROKEN = Target("broken", broken, (b"iptables ip virbr5\nnftables ip6 virbr7\n",))
+BROKEN = Target("broken", broken, (b"route_localnet virbr5\nhairpin_port virbr7\n",))
 
 
 def test_a_failing_input_is_cut_to_the_shortest() -> None:
     (failure,) = fuzz(BROKEN, 1, lambda count: count < 5).failures
     assert failure.data.endswith(b"7")
-    assert len(failure.data) <= len(b"x ip 7")
+    assert len(failure.data) <= len(b"hairpin_port 7")
     assert failure.place.startswith("KeyError at ")
 
 

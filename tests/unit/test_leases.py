@@ -1,5 +1,6 @@
 """Leases and neighbours in the formats that systemd, libvirt and iproute2 write."""
 
+import json
 from ipaddress import ip_address
 
 import pytest
@@ -63,6 +64,17 @@ def test_a_lease_that_has_expired_is_none() -> None:
     assert leases.networkd(NETWORKD % 1795370000000000, NOW) == ()
 
 
+@pytest.mark.parametrize("end", ["0", "null", "1" + 400 * "0", '"x"', "true", "18446744073709551615"])
+def test_networkd_lease_without_end_is_valid_and_comes_first(end: str) -> None:
+    """DHCP's infinite lease: networkd leaves the time out, or writes USEC_INFINITY (dhcp-server)."""
+    unlimited = (NETWORKD % 7).replace("7}", f"{end}}}").replace("10,10,0,95", "10,10,0,96")
+    document = json.loads(NETWORKD % 1795387461264995)
+    document["Leases"] += json.loads(unlimited)["Leases"]
+    assert leases.networkd(json.dumps(document), NOW) == (lease("10.10.0.96"), lease("10.10.0.95"))
+    del document["Leases"][1]["ExpirationRealtimeUSec"]
+    assert leases.networkd(json.dumps(document), NOW)[0] == lease("10.10.0.96")
+
+
 def test_dnsmasq_newest_first() -> None:
     assert leases.dnsmasq(DNSMASQ, NOW) == (lease("fd10:10::5"), lease("192.168.122.45"))
 
@@ -102,8 +114,6 @@ JSON = st.recursive(
 
 @given(JSON)
 def test_no_document_raises(document: object) -> None:
-    import json
-
     text = json.dumps(document)
     for found in (leases.networkd(text, NOW), leases.dnsmasq(text, NOW), *leases.neighbours(text)[:2]):
         assert all(item.mac and not item.ip.is_link_local for item in found)

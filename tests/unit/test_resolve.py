@@ -233,10 +233,34 @@ def test_any_address_will_do_where_the_host_has_no_subnet() -> None:
     assert ips(made(Declaration(WEB, (host("2001:db8:77::9"),)), v4_only)) == ["2001:db8:77::9"]
 
 
-@pytest.mark.parametrize("prefix", ["198.51.100.8/31", "198.51.100.9/32"])
-def test_the_smallest_networks_have_no_broadcast_address(prefix: str) -> None:
-    known = facts(bridges={BRIDGE: Bridge((ip_interface("198.51.100.1/24"), ip_interface(prefix)))})
-    assert ips(made(Declaration(WEB, (host("198.51.100.77"),)), known)) == ["198.51.100.77"]
+@pytest.mark.parametrize(
+    ("own", "guest_ip"),
+    [
+        ("198.51.100.8/31", "198.51.100.9"),
+        ("198.51.100.9/31", "198.51.100.8"),
+        ("2001:db8:77::/127", "2001:db8:77::1"),
+        ("2001:db8:77::1/127", "2001:db8:77::"),
+    ],
+)
+def test_smallest_subnet_has_no_network_and_no_broadcast_address(own: str, guest_ip: str) -> None:
+    """RFC 3021 and RFC 6164."""
+    known = facts(bridges={BRIDGE: Bridge((ip_interface(own),))})
+    assert ips(made(Declaration(WEB, (host(guest_ip),)), known)) == [guest_ip]
+
+
+@pytest.mark.parametrize(
+    ("own", "guest_ip"),
+    [
+        ("198.51.100.9/30", "198.51.100.8"),
+        ("198.51.100.9/30", "198.51.100.11"),
+        ("2001:db8:77::1/126", "2001:db8:77::"),
+        ("198.51.100.9/32", "198.51.100.8"),
+    ],
+)
+def test_network_and_broadcast_address_of_larger_subnets_are_refused(own: str, guest_ip: str) -> None:
+    known = facts(bridges={BRIDGE: Bridge((ip_interface(own),))})
+    with pytest.raises(VirtForwardError, match="is not on the guest's network"):
+        made(Declaration(WEB, (host(guest_ip),)), known)
 
 
 @pytest.mark.parametrize(

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from ipaddress import ip_network
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from support.fake_nft import FakeNft
 from unit import strategies as make
-from unit.build import forward, guest
+from unit.build import endpoint, forward, guest
 from unit.counted import Looks
 from virt_forward.claims import index as claims
 from virt_forward.config import Config
 from virt_forward.model import Forward, Guest
 from virt_forward.ruleset import guest as guest_block
-from virt_forward.ruleset import shared
+from virt_forward.ruleset import shared, table
 from virt_forward.ruleset.guest import modest
 
 Slots = dict[shared.Slot, list[claims.PortRow]]
@@ -82,3 +84,53 @@ def test_guest_block_cost_is_linear() -> None:
     web = guest("web", *looks.forwards(forward(port) for port in range(1, number + 1)))
     assert guest_block.block(web, Config())
     assert looks.number < 80 * number
+
+
+def lans(index: claims.Index) -> list[str]:
+    return sorted(key for key in shared.blocks(index, index) if key.startswith("lan "))
+
+
+@pytest.mark.parametrize(
+    ("inner", "outer"),
+    [
+        ("10.10.0.0/25", "10.10.0.0/24"),
+        ("10.10.0.0/32", "10.10.0.0/24"),
+        ("10.10.0.128/25", "10.10.0.0/24"),
+        ("2001:db8:10::/112", "2001:db8:10::/64"),
+    ],
+)
+def test_nested_subnets_reach_the_interval_set_as_the_outer_one(inner: str, outer: str) -> None:
+    """nft refuses an element of an interval set that overlaps another, one with its address included."""
+    for subnets in ((inner, outer), (outer, inner)):
+        one, other = (
+            guest(name, forward(port), endpoints=[endpoint(ip)])._replace(
+                lans=((ip_network(subnet), "virbr0"),)
+            )
+            for name, port, ip, subnet in zip(
+                ("web", "db"), (80, 81), ("10.10.0.5", "10.10.0.6"), subnets, strict=True
+            )
+        )
+        index = index_of(one, other)
+        assert lans(index) == [f"lan {outer} virbr0"]
+        nft = FakeNft()
+        nft.apply(table.text(table.whole((one, other), Config(), 1)))
+        # The outer one goes with its guest, and the inner one takes its place.
+        whole, rest = (one, other), (one,)
+        before = table.blocks_of(whole, index, index, Config())
+        after = table.blocks_of(rest, index_of(one), index, Config())
+        nft.apply(table.transaction(table.whole(whole, Config(), 1), table.Change(before, after)))
+        fresh = nft.scratch_listing(table.text(table.whole(rest, Config(), 2)))
+        assert nft.plain_listing() == fresh
+
+
+def test_nested_subnets_of_other_bridges_are_kept_apart() -> None:
+    one, other = (
+        guest(name, forward(port), endpoints=[endpoint(ip, bridge)])._replace(
+            lans=((ip_network(subnet), bridge),)
+        )
+        for name, port, ip, bridge, subnet in (
+            ("web", 80, "10.10.0.5", "br0", "10.10.0.0/24"),
+            ("db", 81, "10.10.0.6", "br1", "10.10.0.0/25"),
+        )
+    )
+    assert lans(index_of(one, other)) == ["lan 10.10.0.0/24 br0", "lan 10.10.0.0/25 br1"]

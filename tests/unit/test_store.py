@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import shutil
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -179,6 +180,27 @@ def test_the_wait_for_the_lock_is_bounded(tmp_path: Path) -> None:
         pytest.fail("two have the lock")
     with store.lock(0.05):
         pass
+
+
+def test_lock_in_a_directory_that_was_removed_is_waited_for_by_nobody(tmp_path: Path) -> None:
+    store = Store(str(tmp_path / "run"))
+    with store.lock(1):
+        shutil.rmtree(store.path)
+        with Store(store.path).lock(5):
+            assert store.exists()
+
+
+def test_lock_of_a_file_that_is_removed_during_the_wait_is_not_taken(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever waited for the old file gets it when its holder ends; by then others use the new one."""
+    removed = Path(store.path, "removed")
+    removed.touch()
+    opened = [os.open(removed, os.O_RDWR)]
+    real = Store._open_lock
+    monkeypatch.setattr(Store, "_open_lock", lambda self: opened.pop() if opened else real(self))
+    with pytest.raises(LockTimeout), Store(store.path).lock(0.05):
+        pytest.fail("two have the lock")
 
 
 def test_the_lock_is_free_again_after_an_error(tmp_path: Path) -> None:

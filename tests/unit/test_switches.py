@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 import os
+from ipaddress import ip_network
 from pathlib import Path
 
 import pytest
 
 from unit.build import MAC, endpoint, forward, guest
 from virt_forward.check import reading
+from virt_forward.claims import index as claims
 from virt_forward.config import Config
-from virt_forward.effects import hairpin_port, route_localnet
+from virt_forward.effects import converge, record
+from virt_forward.effects.item import Change
 from virt_forward.host import switches
+from virt_forward.model import Guest
 from virt_forward.state.store import Store
 
 PORTS = {"vnet0": "fe" + MAC[2:], "vnet1": "fe:54:00:00:00:02"}
+SECOND = endpoint("192.0.2.201", bridge="virbr1", mac="52:54:00:00:00:02")
+SECOND_LAN = ((ip_network("192.0.2.0/24"), "virbr1"),)
 GUESTS = [
     guest("web", forward(80)),
-    guest("db", forward(81), endpoints=[endpoint("198.51.100.201", mac="52:54:00:00:00:02")]),
+    guest("db", forward(81), endpoints=[SECOND])._replace(lans=SECOND_LAN),
 ]
+Guests = list[Guest]
 
 
 class Kernel:
@@ -27,12 +34,14 @@ class Kernel:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *read_only: str) -> None:
         self.read_only = read_only
         self.on: set[str] = set()
+        self.reads = 0
         monkeypatch.setattr(switches, "read", self.read)
         monkeypatch.setattr(switches, "turn", self.turn)
         monkeypatch.setattr(os, "listdir", lambda _: list(PORTS))
         monkeypatch.setattr(os.path, "exists", lambda _: True)
 
     def read(self, path: str) -> str:
+        self.reads += 1
         if path.endswith("/address"):
             return PORTS[path.split("/")[-2]]
         return "1" if path in self.on or "bridge-nf-call" in path else "0"
@@ -49,27 +58,86 @@ def store(tmp_path: Path) -> Store:
     return Store(str(tmp_path))
 
 
-def test_port_whose_flag_cannot_be_set_is_not_recorded_as_ours(
-    store: Store, monkeypatch: pytest.MonkeyPatch
+def change(store: Store, config: Config, before: Guests, after: Guests) -> None:
+    index = tuple(row for guest in after for row in claims.rows(guest))
+    made = converge.withdraw(store, Change(config, index, tuple(before), tuple(after)))
+    converge.establish(store, made)
+
+
+def recorded(store: Store) -> list[str]:
+    return (store.read(record.FILE) or "").splitlines()
+
+
+@pytest.mark.parametrize(
+    ("config", "fails", "lines"),
+    [
+        (Config(hairpin="ports"), "vnet0", ["hairpin_port vnet0", "hairpin_port vnet1"]),
+        (Config(localhost=True), "/virbr0/", ["route_localnet virbr0", "route_localnet virbr1"]),
+    ],
+    ids=["hairpin", "localhost"],
+)
+def test_switch_that_cannot_be_set_is_not_recorded_as_ours(
+    store: Store, monkeypatch: pytest.MonkeyPatch, config: Config, fails: str, lines: list[str]
 ) -> None:
-    kernel = Kernel(monkeypatch, "vnet0")
-    hairpin_port.follow(store, Config(hairpin="ports"), [], GUESTS)
-    assert store.read(hairpin_port.RECORD) == "vnet1"
+    kernel = Kernel(monkeypatch, fails)
+    change(store, config, [], GUESTS)
+    assert recorded(store) == lines[1:]
+    assert len(kernel.on) == 1
     kernel.read_only = ()
-    hairpin_port.follow(store, Config(hairpin="ports"), GUESTS, GUESTS)
-    assert store.read(hairpin_port.RECORD) == "vnet0\nvnet1"
-    hairpin_port.follow(store, Config(hairpin="ports"), GUESTS, [])
-    assert (store.read(hairpin_port.RECORD), kernel.on) == (None, set())
+    change(store, config, GUESTS, GUESTS)
+    assert recorded(store) == lines
+    change(store, config, GUESTS, [])
+    assert (recorded(store), kernel.on) == ([], set())
 
 
-def test_bridge_whose_switch_cannot_be_set_is_not_recorded_as_ours(
+def test_switch_that_cannot_be_taken_back_stays_recorded(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    kernel = Kernel(monkeypatch, "/virbr0/")
-    route_localnet.switch_on(store, ["virbr0", "virbr1"])
-    assert store.read(route_localnet.RECORD) == "virbr1"
-    route_localnet.switch_off(store, [])
-    assert (store.read(route_localnet.RECORD), kernel.on) == ("", set())
+    kernel = Kernel(monkeypatch)
+    change(store, Config(localhost=True), [], GUESTS)
+    kernel.read_only = ("/virbr0/",)
+    change(store, Config(localhost=True), GUESTS, [])
+    assert recorded(store) == ["route_localnet virbr0"]
+    assert not converge.release(store)
+    kernel.read_only = ()
+    assert converge.release(store)
+    assert (recorded(store), kernel.on) == ([], set())
+
+
+def test_switch_that_was_on_before_us_is_not_ours(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    kernel = Kernel(monkeypatch)
+    kernel.on = {"/proc/sys/net/ipv4/conf/virbr0/route_localnet"}
+    change(store, Config(localhost=True), [], GUESTS)
+    assert recorded(store) == ["route_localnet virbr1"]
+    change(store, Config(localhost=True), GUESTS, [])
+    assert kernel.on == {"/proc/sys/net/ipv4/conf/virbr0/route_localnet"}
+
+
+@pytest.mark.parametrize("config", [Config(hairpin="ports"), Config(localhost=True)], ids=str)
+def test_setting_withdrawn_takes_switches_of_all_guests_back(
+    store: Store, monkeypatch: pytest.MonkeyPatch, config: Config
+) -> None:
+    kernel = Kernel(monkeypatch)
+    change(store, config, [], GUESTS)
+    assert len(kernel.on) == 2
+    change(store, Config(), [], [])
+    assert (recorded(store), kernel.on) == ([], set())
+
+
+def test_hairpin_port_of_a_guest_that_does_not_change_stays(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kernel = Kernel(monkeypatch)
+    change(store, Config(hairpin="ports"), [], GUESTS)
+    change(store, Config(hairpin="ports"), GUESTS[:1], [])
+    assert recorded(store) == ["hairpin_port vnet1"]
+    assert len(kernel.on) == 1
+
+
+def test_without_settings_no_switch_is_read(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    kernel = Kernel(monkeypatch)
+    change(store, Config(), [], GUESTS)
+    assert kernel.reads == 0
 
 
 def test_ruleset_of_fedora_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,78 +6,91 @@ and a bridge sends nothing back there unless the port is in hairpin mode (bridge
 
 import os
 from collections.abc import Iterable, Iterator
+from typing import NamedTuple
 
-from virt_forward.config import Config
+from virt_forward.effects.item import NOTHING, Change, Item, Items
 from virt_forward.host import switches
 from virt_forward.model import Guest
 from virt_forward.state.store import Store
 
-RECORD = "hairpin"
-"""The file in the run directory that names the ports that we have put into hairpin mode."""
+NAME = "hairpin_port"
+CHAINS: tuple[str, ...] = ("",)
+GUARDED = False
+OTHERWISE = "guests may not reach their own forwards"
 
 CALLS = tuple(f"/proc/sys/net/bridge/bridge-nf-call-{name}" for name in ("iptables", "ip6tables"))
 
 
-def follow(
-    store: Store, config: Config, before: Iterable[Guest | None], after: Iterable[Guest | None]
-) -> None:
-    """Put the ports of guests that have forwards into hairpin mode, and take others out of it again.
+class Facts(NamedTuple):
+    """The ports of the guests before and after the change, and whether bridges call netfilter."""
 
-    Raises StateError where it cannot be written down; then nothing is switched on.
-    """
-    ours = set((store.read(RECORD) or "").split())
-    asked = config.hairpin == "ports"
-    if not asked and not ours:
-        return
-    now = set(_ports(after))
-    wanted = now if asked and _bridges_call_us() else set()
-    fresh = {port for port in wanted - ours if switches.read(_flag(port)) == "0"}
-    stale = ours & (now | set(_ports(before))) - wanted
-    for port in sorted(stale):
-        _set(port, "0")
-    left = {port for port in ours - stale if os.path.exists(_flag(port))} | fresh
-    if left != ours:
-        _record(store, left)
-    failed = {port for port in sorted(fresh) if not _set(port, "1")}
-    if failed:
-        _record(store, left - failed)
+    before: Items = NOTHING
+    after: Items = NOTHING
+    calls: bool = False
 
 
-def _record(store: Store, ports: set[str]) -> None:
-    if ports:
-        store.write(RECORD, "\n".join(sorted(ports)))
-    else:
-        store.remove(RECORD)
+def observe(_store: Store, change: Change) -> Facts:
+    """Return the ports of the guests that change, none where no port is to be in hairpin mode."""
+    if change.config.hairpin != "ports":
+        return Facts()
+    calls = any(switches.is_on(path) for path in CALLS)
+    return Facts(frozenset(_ports(change.before)), frozenset(_ports(change.after)), calls)
 
 
-def _ports(guests: Iterable[Guest | None]) -> Iterator[str]:
+def desired(change: Change, facts: Facts) -> Items:
+    """Return the ports of running guests with forwards: recorded ones, but for the guests that change."""
+    if change.config.hairpin != "ports":
+        return NOTHING
+    others = change.ours(NAME) - facts.before - facts.after
+    return others | (facts.after if facts.calls else NOTHING)
+
+
+def recognized(_facts: Facts) -> Items:
+    """Return nothing: a flag does not tell who has set it."""
+    return NOTHING
+
+
+def present(item: Item, _facts: Facts | None = None) -> bool | None:
+    """Tell whether a port is in hairpin mode, whoever did that; None without the port."""
+    return switches.is_on(_flag(item))
+
+
+def set_items(items: Items, _facts: Facts) -> Items:
+    """Put ports into hairpin mode, and return those that are not."""
+    return frozenset(item for item in items if not _turn(item, "1"))
+
+
+def unset_items(items: Items, _facts: Facts) -> Items:
+    """Take ports out of hairpin mode, and return those that still are in it."""
+    return frozenset(item for item in items if not _turn(item, "0") and present(item))
+
+
+def _ports(guests: Iterable[Guest]) -> Iterator[Item]:
     """Yield the ports of running guests that have forwards.
 
     libvirt gives a tap device its guest's MAC address, but for the first byte, which is fe
     (or fa, where the guest's is fe): virNetDevTapCreateInBridgePort().
     """
     for guest in guests:
-        if guest and guest.phase == "running" and guest.forwards:
+        if guest.phase == "running" and guest.forwards:
             for bridge, mac in {(endpoint.bridge, endpoint.mac) for endpoint in guest.endpoints}:
                 first = "fa" if mac.startswith("fe") else "fe"
                 yield from _ports_with(bridge, first + mac[2:])
 
 
-def _ports_with(bridge: str, mac: str) -> Iterator[str]:
+def _ports_with(bridge: str, mac: str) -> Iterator[Item]:
     try:
         names = os.listdir(f"/sys/class/net/{bridge}/brif")
     except OSError:
         return
-    yield from (name for name in names if switches.read(f"/sys/class/net/{name}/address") == mac)
+    for name in names:
+        if switches.read(f"/sys/class/net/{name}/address") == mac:
+            yield Item(NAME, name)
 
 
-def _bridges_call_us() -> bool:
-    return any(switches.read(path) == "1" for path in CALLS)
+def _flag(item: Item) -> str:
+    return f"/sys/class/net/{item.dev}/brport/hairpin_mode"
 
 
-def _flag(port: str) -> str:
-    return f"/sys/class/net/{port}/brport/hairpin_mode"
-
-
-def _set(port: str, value: str) -> bool:
-    return switches.turn(_flag(port), value, "the guest may not reach its own forwards")
+def _turn(item: Item, value: str) -> bool:
+    return switches.turn(_flag(item), value, "the guest may not reach its own forwards")

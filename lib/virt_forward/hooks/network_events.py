@@ -1,6 +1,7 @@
 """What the network hook tells: networks that come, change and go, and the guests on them."""
 
-from virt_forward.effects import libvirt_accept
+from virt_forward.effects import converge
+from virt_forward.effects.item import Change
 from virt_forward.hooks.events import Action
 from virt_forward.metadata import values
 from virt_forward.metadata.network import NetworkPort, parse_network
@@ -63,7 +64,7 @@ def _follow(
         reconciler.apply(changed)
     else:
         # libvirt has rebuilt its chain all the same.
-        libvirt_accept.follow(store, config, reconciler.ledger.index())
+        converge.follow(store, Change(config, reconciler.ledger.index()))
 
 
 def _plugged(guest: Guest, network: Network, port: NetworkPort | None, action: Action) -> tuple[Nic, ...]:

@@ -12,6 +12,11 @@ def read(path: str) -> str:
         return ""
 
 
+def is_on(path: str) -> bool | None:
+    """Tell whether a switch is on; None where it is neither on nor off, or not found."""
+    return {"1": True, "0": False}.get(read(path))
+
+
 def turn(path: str, value: str, otherwise: str) -> bool:
     """Set a switch, and tell whether it is set; ``otherwise`` is logged as what follows where it is not."""
     try:

@@ -6,14 +6,15 @@ finds it does all of that again. The kernel's side needs no such mark: each tran
 names the revision of the table that it changes.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from virt_forward import text
 from virt_forward.claims import flows
 from virt_forward.claims import index as claims
 from virt_forward.config import Config
-from virt_forward.effects import hairpin_port, libvirt_accept, route_localnet
+from virt_forward.effects import converge
+from virt_forward.effects.item import Change, Search
 from virt_forward.errors import StateError, VirtForwardError
 from virt_forward.host import conntrack, log
 from virt_forward.model import Address, Guest
@@ -147,14 +148,10 @@ class Reconciler:
         after = claims.without(work.claimed, work.after)
         after += tuple(row for guest in work.after.values() if guest for row in claims.rows(guest))
         good = self.ledger.put(work.before, work.after)
-        loopback = self._loopback_bridges(after)
-        self._guarded(lambda: route_localnet.switch_off(self.store, loopback))
+        outside = converge.withdraw(self.store, self._outside(work, after))
         now = kernel.change(self._step(work, after), {**self.ledger.guests(), **work.after}, self.config)
-        self._guarded(lambda: route_localnet.switch_on(self.store, loopback))
-        self._guarded(lambda: self._follow_ports(work))
         good = self.ledger.derive(self._derived(work, now.include, after)) and good
-        afresh = self.rebuild or self.ledger.unfinished
-        libvirt_accept.follow(self.store, self.config, after, afresh=afresh)
+        converge.establish(self.store, outside)
         self._end_flows(work, rebuilt=now.rebuilt)
         if good and work.all:
             self.ledger.finish(work.taken)
@@ -165,9 +162,12 @@ class Reconciler:
             work.include, before, tuple(g for g in work.after.values() if g), work.claimed, after
         )
 
-    def _follow_ports(self, work: Work) -> None:
+    def _outside(self, work: Work, index: claims.Index) -> Change:
+        """Return what the effects outside our table follow from."""
         was = (*work.before.values(), *self.ledger.pending.before.values())
-        hairpin_port.follow(self.store, self.config, was, work.after.values())
+        before, after = (tuple(filter(None, guests)) for guests in (was, work.after.values()))
+        search: Search = "known" if self.rebuild or self.ledger.unfinished else "recorded"
+        return Change(self.config, index, before, after, search)
 
     def _begun(self, changes: Mapping[str, Guest | None]) -> Work:
         ledger = self.ledger
@@ -242,17 +242,6 @@ class Reconciler:
         if after != work.claimed or self.ledger.counted:
             files["claims"] = claims.render_index(after)
         return files
-
-    def _guarded(self, step: Callable[[], None]) -> None:
-        """Run a step that serves 127.0.0.1 or hairpin only: it must not stand in the way of all else."""
-        try:
-            step()
-        except StateError as error:
-            log.error(f"{error}; forwards may not work on 127.0.0.1, or for the guest itself")
-
-    def _loopback_bridges(self, index: claims.Index) -> set[str]:
-        subnets = (row for row in index if isinstance(row, claims.SubnetRow))
-        return {row.bridge for row in subnets} if self.config.localhost else set()
 
     def _end_flows(self, work: Work, *, rebuilt: bool) -> None:
         was = (*work.before.values(), *self.ledger.pending.before.values())

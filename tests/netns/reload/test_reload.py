@@ -1,4 +1,4 @@
-"""Each of the three defences alone: what a reload of a person's ruleset costs, measured in one run.
+"""Each of the three defences alone: what a reload costs; tests/bench measures how long.
 
 VIRT_FORWARD_TEST_RELOADS=500 in the environment is the full measure; pytest -s shows the figures.
 """
@@ -92,10 +92,9 @@ def test_the_drop_in_brings_the_table_back(scene: Scene, key: str) -> None:
         scene.lab.host.run(words, env=HOOK_ENV)
 
     count = scene.under_stream(reload)
-    print(f"\nthe drop-in alone: {count}")
     assert scene.there()
     assert scene.theirs() == before
-    assert count.gap < 1
+    assert count.made, "nobody connected"
 
 
 @pytest.mark.parametrize("key", ["ExecStartPost", "ExecReload"])
@@ -157,23 +156,18 @@ def test_the_service_alone_brings_the_table_back(scene: Scene) -> None:
     except AssertionError as error:
         raise AssertionError(f"{error}\n{service.text()}") from None
     before = scene.theirs()
-    gaps = []
     for _ in range(3):
         time.sleep(0.3)
-        started = time.monotonic()
-        count = scene.under_stream(lambda: _reload_and_wait(scene))
-        gaps.append(count.gap)
-        assert time.monotonic() - started < 5
+        assert scene.under_stream(lambda: _reload_and_wait(scene)).made
     scene.lab.host.run(["nft", "flush", *TABLE])
-    eventually(lambda: "dnat" in scene.lab.host.ruleset(*TABLE), "the rules are back", 4)
-    print(f"\nthe service alone: longest times without a connection {gaps}")
+    eventually(lambda: "dnat" in scene.lab.host.ruleset(*TABLE), "the rules are back", 10)
     assert scene.theirs() == before
     service.end()
 
 
 def _reload_and_wait(scene: Scene) -> None:
     scene.reload()
-    eventually(scene.there, "the table is back", 4, 0.01)
+    eventually(scene.there, "the table is back", 10, 0.01)
     time.sleep(0.2)
 
 

@@ -201,3 +201,23 @@ ip6tables -S LIBVIRT_FWI
         'oifname "virbr2" accept comment "theirs"',
         *["-N LIBVIRT_FWI", kept] * 2,
     ]
+
+
+def test_uninstall_takes_back_what_is_recorded_where_the_state_is_damaged() -> None:
+    """The records of a version before this one count as well."""
+    out = private_host(
+        """
+ip link add virbr0 type bridge
+ip link add virbr1 type bridge
+for bridge in virbr0 virbr1; do echo 1 >/proc/sys/net/ipv4/conf/$bridge/route_localnet; done
+mkdir -p /run/virt-forward/guests
+echo damaged >/run/virt-forward/unfinished
+echo damaged >/run/virt-forward/claims
+echo damaged >/run/virt-forward/guests/9b8b5e27-6d3c-4f0e-9a3c-3b1f8f2a7c10.json
+echo virbr1 >/run/virt-forward/route_localnet
+"$INSTALL" --uninstall >/dev/null
+cat /proc/sys/net/ipv4/conf/virbr{0,1}/route_localnet
+test ! -e /run/virt-forward
+"""
+    )
+    assert out.split() == ["1", "0"], "virbr0's is somebody else's"

@@ -1,84 +1,115 @@
 """Letting our connections past libvirt's own reject on networks with forward mode nat or route.
 
-plan              what a chain needs, as values (pure)
+plan              what is desired, and what that changes in a chain, as values (pure)
 iptables          the chain LIBVIRT_FWI, of libvirt's iptables backend
 nftables          the chain guest_input, of libvirt's nftables backend
 networks          libvirt's networks that our hook has not seen start
 
-libvirt inserts its rules at the top of its chain, and does so again whenever it makes them
-anew: a restart or reload of the daemon, a reload of firewalld, net-update. A rule of ours
-is then still there, but below the reject. So it is the place that counts, not the presence.
+libvirt inserts its rules at the top of its chain, and does so again whenever it rebuilds
+them: a restart or reload of the daemon, a reload of firewalld, net-update. A rule of ours
+is still in the chain then, but below the reject. So it is the position that counts, not the
+presence, and the chain is looked into with every change.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
-from virt_forward.claims.index import Row
-from virt_forward.config import Config
+from virt_forward.effects.item import Change, Item, Items
 from virt_forward.effects.libvirt_accept import plan
+from virt_forward.effects.libvirt_accept.plan import (
+    NAME,
+    Backend,
+    Chain,
+    Family,
+    Seen,
+    desired,
+    present,
+    recognized,
+)
 from virt_forward.errors import VirtForwardError
 from virt_forward.host import log
 from virt_forward.state.store import Store
 
-RECORD = "admitted"
-"""The file in the run directory that names the rules of ours in libvirt's chains."""
+__all__ = [
+    "CHAINS",
+    "GUARDED",
+    "NAME",
+    "OTHERWISE",
+    "desired",
+    "observe",
+    "present",
+    "recognized",
+    "set_items",
+    "unset_items",
+]
+
+CHAINS: tuple[str, ...] = tuple(
+    f"{backend} {family}" for backend in ("nftables", "iptables") for family in plan.FAMILIES
+)
+GUARDED = False
+OTHERWISE = "guests on libvirt networks with forward mode nat or route may be out of reach"
 
 
-def follow(store: Store, config: Config, index: Iterable[Row], *, afresh: bool = False) -> None:
-    """Make libvirt's chains admit the guests in the index that need it, and no others.
+def observe(store: Store, change: Change) -> Seen:
+    """Return libvirt's chains, as far as anything of ours is or should be in them.
 
-    Wants the store's lock held. ``afresh`` looks into the chains even where, by our record,
-    nothing of ours is in them. Raises nothing: a guest must not fail for a chain of libvirt's.
+    A chain that cannot be read is left out with a message, and what is recorded of it stays.
     """
-    spots = plan.spots(index) if config.admit else frozenset()
-    try:
-        _follow(store, spots, afresh)
-    except (VirtForwardError, ValueError, KeyError, TypeError) as error:
-        log.error(f"{error}; guests on libvirt networks with forward mode nat or route may be out of reach")
-
-
-def _follow(store: Store, spots: frozenset[plan.Spot], afresh: bool) -> None:
-    had = plan.parse_record(store.read(RECORD) or "")
-    if not (spots or had or afresh):
-        return
+    sides = plan.sides(change.claims) if change.config.admit else frozenset()
+    if not (sides or change.ours(NAME) or change.search != "recorded"):
+        return Seen()
     from virt_forward.effects.libvirt_accept import networks
 
-    known = networks.known(store, {spot.bridge for spot in spots})
-    wanted = plan.wanted(spots, known)
+    known = networks.known(store, {side.bridge for side in sides})
+    wanted = plan.wanted(sides, known)
     # Without networks that reject, libvirt has no chains; and iptables, asked for one, may make a table.
-    suspected = afresh and any(network.mode in plan.REJECTING for network in known)
+    suspected = change.search == "known" and any(network.mode in plan.REJECTING for network in known)
+    suspected = suspected or (change.search == "all" and networks.may_exist())
+    chains: list[Chain] = []
     for family in plan.FAMILIES:
-        bridges = frozenset(spot.bridge for spot in wanted if spot.family == family)
-        mine = frozenset(entry for entry in had if entry.family == family)
-        if bridges or mine or suspected:
-            had = had - mine | _keep(store, family, bridges, mine, suspected)
+        bridges = frozenset(side.bridge for side in wanted if side.family == family)
+        try:
+            chains += _look(family, bridges, change.ours(NAME), suspected)
+        except (VirtForwardError, ValueError, KeyError, TypeError) as error:
+            log.error(f"{error}; {OTHERWISE}")
+    return Seen(wanted, tuple(chains))
 
 
-def _keep(
-    store: Store, family: plan.Family, bridges: frozenset[str], had: frozenset[plan.Entry], suspected: bool
-) -> frozenset[plan.Entry]:
-    """Keep the rules of one family, and return those that are there then."""
+def _look(family: Family, bridges: frozenset[str], ours: Items, suspected: bool) -> Iterator[Chain]:
+    recorded = {item.chain for item in ours}
+    for name, backend in _backends().items():
+        if bridges or suspected or f"{name} {family}" in recorded:
+            chain = Chain(name, family, tuple(backend.rules(family)))
+            # What one backend's chain rejects is not in the other's, or only in what was left behind.
+            bridges -= plan.rejected(chain.rules)
+            yield chain
+
+
+def _backends() -> dict[str, Backend]:
     from virt_forward.effects.libvirt_accept import iptables, nftables
 
-    backends: tuple[plan.Backend, ...] = (nftables, iptables)
-    now: frozenset[plan.Entry] = frozenset()
-    for backend in backends:
-        if not (bridges or suspected or any(entry.backend == backend.NAME for entry in had)):
-            continue
-        decision = plan.decide(backend.rules(family), bridges)
-        there = frozenset(plan.Entry(backend.NAME, family, bridge) for bridge in decision.there)
-        # Written before it is done: a rule put there by who was cut off is found and removed.
-        _record(store, had | there, frozenset())
-        if decision.remove or decision.insert:
-            backend.change(family, decision)
-        now |= there
-        # A bridge that one backend's chain rejects is not in the other's, or only in what was left behind.
-        bridges -= decision.there
-    _record(store, now, had - now)
-    return now
+    found: tuple[Backend, ...] = (nftables, iptables)
+    return {backend.NAME: backend for backend in found}
 
 
-def _record(store: Store, come: frozenset[plan.Entry], gone: frozenset[plan.Entry]) -> None:
-    before = plan.parse_record(store.read(RECORD) or "")
-    after = before - gone | come
-    if after != before:
-        store.write(RECORD, plan.render_record(after))
+def set_items(items: Items, facts: Seen) -> Items:
+    """Put our rule above libvirt's; raises VirtForwardError where a chain does not take it."""
+    for chain, bridges in _by_chain(items, facts):
+        _backends()[chain.backend].change(chain.family, plan.placing(chain.rules, bridges))
+    return frozenset()
+
+
+def unset_items(items: Items, facts: Seen) -> Items:
+    """Delete our rules, and return those whose chain was not read; raises VirtForwardError likewise."""
+    for chain, bridges in _by_chain(items, facts):
+        decision = plan.removing(chain.rules, bridges)
+        if decision.remove:
+            _backends()[chain.backend].change(chain.family, decision)
+    read = {chain.name for chain in facts.chains}
+    return frozenset(item for item in items if item.chain not in read)
+
+
+def _by_chain(items: Iterable[Item], facts: Seen) -> Iterator[tuple[Chain, frozenset[str]]]:
+    for chain in facts.chains:
+        bridges = frozenset(item.dev for item in items if item.chain == chain.name)
+        if bridges:
+            yield chain, bridges

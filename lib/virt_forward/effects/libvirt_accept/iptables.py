@@ -1,11 +1,11 @@
 """The only caller of iptables: libvirt's chain LIBVIRT_FWI in the table filter.
 
-A native nft rule in there would make ``iptables -S`` fail for everybody.
+A native nft rule in it would make ``iptables -S`` fail for everybody.
 """
 
 import shlex
 
-from virt_forward.effects.libvirt_accept.plan import COMMENT, Decision, Family, Rule
+from virt_forward.effects.libvirt_accept.plan import COMMENT, Decision, Family, Rule, is_ours
 from virt_forward.errors import VirtForwardError
 from virt_forward.host.process import Result, run
 from virt_forward.names import LABEL
@@ -23,7 +23,7 @@ _ANY = ("-m", "conntrack", "--ctstate", "DNAT")
 
 
 def rules(family: Family) -> list[Rule]:
-    """Return the rules of libvirt's chain, none where there is no chain or no iptables."""
+    """Return the rules of libvirt's chain, none where it or iptables does not exist."""
     result = _iptables(family, "-S", CHAIN)
     if result.status == 127 or "No chain" in result.stderr or "does not exist" in result.stderr:
         return []
@@ -44,14 +44,14 @@ def parse(listing: str) -> list[Rule]:
 def _rule(words: tuple[str, ...]) -> Rule:
     bridge = _after("-o", words)
     rejects = words[:3] == ("-o", bridge, "-j") and words[3:4] in (("REJECT",), ("DROP",))
-    return Rule(words, bridge, _after("--comment", words) == COMMENT, rejects)
+    return Rule(words, bridge, is_ours(_after("--comment", words)), rejects)
 
 
 def _after(option: str, words: tuple[str, ...]) -> str:
     if option not in words[:-1]:
         return ""
-    place = words.index(option)
-    return "" if place and words[place - 1] == "!" else words[place + 1]
+    position = words.index(option)
+    return "" if position and words[position - 1] == "!" else words[position + 1]
 
 
 def change(family: Family, decision: Decision) -> None:

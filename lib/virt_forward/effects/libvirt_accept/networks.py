@@ -1,4 +1,4 @@
-"""The libvirt networks there are: those of our records, and those that our hook has not seen start."""
+"""The libvirt networks of this host: those of our records, and those that our hook has not seen start."""
 
 import contextlib
 import os
@@ -15,6 +15,14 @@ def known(store: Store, bridges: set[str]) -> list[Network]:
     recorded = store.networks()
     missing = bridges - {network.bridge for network in recorded}
     return [*recorded, *(network for network in _active(missing) if network.bridge in missing)]
+
+
+def may_exist() -> bool:
+    """Tell whether libvirt may have made chains on this host: it has run networks, or can."""
+    import shutil
+
+    daemons = ("libvirtd", "virtqemud", "virtnetworkd")
+    return os.path.isdir(collect.LIBVIRT_NETWORKS) or any(map(shutil.which, daemons))
 
 
 def _active(bridges: set[str]) -> Iterator[Network]:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from virt_forward import names
-from virt_forward.effects.libvirt_accept.plan import COMMENT, Decision, Family, Rule
+from virt_forward.effects.libvirt_accept.plan import COMMENT, Decision, Family, Rule, is_ours
 from virt_forward.errors import VirtForwardError
 from virt_forward.host import nft
 from virt_forward.host.process import run
@@ -16,7 +16,7 @@ TABLE, CHAIN = "libvirt_network", "guest_input"
 
 
 def rules(family: Family) -> list[Rule]:
-    """Return the rules of libvirt's chain, none where there is no chain."""
+    """Return the rules of libvirt's chain, none where it does not exist."""
     result = run(["nft", "-j", "list", "chain", family, TABLE, CHAIN], timeout=nft.TIMEOUT)
     if "No such file or directory" in result.stderr:
         return []
@@ -41,7 +41,7 @@ def _rule(rule: Mapping[str, Any]) -> Rule:
     matches = [item["match"] for item in expressions if "match" in item]
     bridge = next((str(match["right"]) for match in matches if _is_output(match)), "")
     rejects = bool(bridge) and len(matches) == 1 and _turns_away(expressions)
-    return Rule((str(rule["handle"]),), bridge, rule.get("comment") == COMMENT, rejects)
+    return Rule((str(rule["handle"]),), bridge, is_ours(rule.get("comment")), rejects)
 
 
 def _is_output(match: Mapping[str, Any]) -> bool:

@@ -5,11 +5,12 @@ from typing import Literal, NamedTuple, Protocol
 
 from virt_forward.claims import index as claims
 from virt_forward.claims.index import Row
-from virt_forward.metadata import values
+from virt_forward.effects.item import Change, Item, Items
 from virt_forward.model import Network
 
+NAME = "libvirt_accept"
 COMMENT = "virt-forward"
-"""The comment of our rules, by which they are known."""
+"""The comment of our rules, by which they are known; words may follow it."""
 
 Family = Literal["ip", "ip6"]
 FAMILIES: tuple[Family, ...] = ("ip", "ip6")
@@ -17,17 +18,9 @@ REJECTING = ("nat", "route")
 """The forward modes whose networks reject. Isolated networks do, too, and are meant to."""
 
 
-class Spot(NamedTuple):
-    """A bridge, and the family of an address behind it."""
+class Side(NamedTuple):
+    """A bridge in one address family."""
 
-    family: Family
-    bridge: str
-
-
-class Entry(NamedTuple):
-    """A rule of ours in a chain of libvirt's."""
-
-    backend: str
     family: Family
     bridge: str
 
@@ -46,11 +39,30 @@ class Rule(NamedTuple):
 
 
 class Decision(NamedTuple):
-    """What to change in a chain, and the bridges that have a rule of ours in it then."""
+    """What to change in a chain: rules to delete by their handles, then bridges to insert our rule for."""
 
     remove: tuple[tuple[str, ...], ...] = ()
     insert: tuple[str, ...] = ()
-    there: frozenset[str] = frozenset()
+
+
+class Chain(NamedTuple):
+    """A chain of libvirt's as it was read; without rules where it was not found."""
+
+    backend: str
+    family: Family
+    rules: tuple[Rule, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """The value of Item.chain for rules in it."""
+        return f"{self.backend} {self.family}"
+
+
+class Seen(NamedTuple):
+    """Where our connections are to be admitted, and the chains that were looked into."""
+
+    wanted: frozenset[Side] = frozenset()
+    chains: tuple[Chain, ...] = ()
 
 
 class Backend(Protocol):
@@ -59,59 +71,90 @@ class Backend(Protocol):
     NAME: str
 
     def rules(self, family: Family) -> list[Rule]:
-        """Return the rules of libvirt's chain, none where there is no chain."""
+        """Return the rules of libvirt's chain, none where it does not exist."""
 
     def change(self, family: Family, decision: Decision) -> None:
         """Carry out a decision; raises VirtForwardError where the chain does not take it."""
 
 
 def chain_changed(monitor: bytes) -> bool:
-    """Tell whether what ``nft monitor`` prints may be libvirt making its chain anew.
+    """Tell whether what ``nft monitor`` prints may be libvirt rebuilding its chain.
 
     A reload of libvirt's daemon or of firewalld does so without a hook being run.
     """
     return any(name in monitor for name in (b" LIBVIRT_FWI ", b" guest_input "))
 
 
-def spots(index: Iterable[Row]) -> frozenset[Spot]:
-    """Return where the running guests are that have forwards and an address."""
+def sides(index: Iterable[Row]) -> frozenset[Side]:
+    """Return the bridges of running guests with forwards, each in the families of the guests' addresses."""
     index = tuple(index)
     open_for = {row.uuid for row in index if isinstance(row, claims.PortRow) and row.state == "open"}
     endpoints = (row for row in index if isinstance(row, claims.EndpointRow) and row.uuid in open_for)
-    return frozenset(Spot("ip6" if row.ip.version == 6 else "ip", row.bridge) for row in endpoints)
+    return frozenset(Side("ip6" if row.ip.version == 6 else "ip", row.bridge) for row in endpoints)
 
 
-def wanted(places: Iterable[Spot], networks: Iterable[Network]) -> frozenset[Spot]:
+def wanted(sides: Iterable[Side], networks: Iterable[Network]) -> frozenset[Side]:
     """Return those that are behind the bridge of a network whose mode makes libvirt reject."""
     bridges = {network.bridge for network in networks if network.mode in REJECTING}
-    return frozenset(spot for spot in places if spot.bridge in bridges)
+    return frozenset(side for side in sides if side.bridge in bridges)
 
 
-def decide(rules: Sequence[Rule], bridges: frozenset[str]) -> Decision:
-    """Return what makes a chain admit connections to ``bridges`` alone, each by one rule.
+def desired(change: Change, seen: Seen) -> Items:
+    """Return a rule in each chain that rejects what is wanted; what was not looked into stays as recorded."""
+    found: set[Item] = set()
+    for family in FAMILIES:
+        bridges = frozenset(side.bridge for side in seen.wanted if side.family == family)
+        for chain in (chain for chain in seen.chains if chain.family == family):
+            found |= {Item(NAME, bridge, chain.name) for bridge in bridges & rejected(chain.rules)}
+            bridges -= rejected(chain.rules)
+    read = {chain.name for chain in seen.chains}
+    return frozenset(found) | {item for item in change.ours(NAME) if item.chain not in read}
 
-    The rule must be above the one that rejects; a bridge that the chain does not reject
-    needs none. What a person has put above ours stays there.
+
+def recognized(seen: Seen) -> Items:
+    """Return our rules in the chains, known by their comment."""
+    rules = ((chain, rule) for chain in seen.chains for rule in chain.rules if rule.ours)
+    return frozenset(Item(NAME, rule.bridge, chain.name) for chain, rule in rules)
+
+
+def present(item: Item, seen: Seen) -> bool | None:
+    """Tell whether our rule is in its chain, once and above the one that rejects.
+
+    None where nothing rejects; True for a chain that was not read, which is left as it is.
     """
-    last = {rule.bridge: place for place, rule in reversed(list(enumerate(rules))) if rule.rejects}
-    there = bridges & frozenset(last)
-    mine = [(rule.bridge, place) for place, rule in enumerate(rules) if rule.ours]
+    rules = next((chain.rules for chain in seen.chains if chain.name == item.chain), None)
+    if rules is None:
+        return True
+    last = next((position for position, rule in enumerate(rules) if _rejects(rule, item.dev)), None)
+    if last is None:
+        return None
     # Of two rules in the same words, iptables deletes the first, which may be the only good one.
-    good = {bridge for bridge in there if [p < last[b] for b, p in mine if b == bridge] == [True]}
-    remove = tuple(rules[place].handle for bridge, place in mine if bridge not in good)
-    return Decision(remove, tuple(sorted(there - good)), there)
+    return [position < last for position, rule in enumerate(rules) if _is_ours(rule, item.dev)] == [True]
 
 
-def parse_record(text: str) -> frozenset[Entry]:
-    """Return the entries of a record; damaged lines count as absent."""
-    found = set()
-    for backend, family, bridge in (line.split() for line in text.splitlines() if len(line.split()) == 3):
-        for known in FAMILIES:
-            if family == known and values.is_dev(bridge):
-                found.add(Entry(backend, known, bridge))
-    return frozenset(found)
+def rejected(rules: Iterable[Rule]) -> frozenset[str]:
+    """Return the bridges that a chain rejects connections to."""
+    return frozenset(rule.bridge for rule in rules if rule.rejects)
 
 
-def render_record(entries: Iterable[Entry]) -> str:
-    """Return the text of a record."""
-    return "".join(f"{' '.join(entry)}\n" for entry in sorted(entries))
+def is_ours(comment: object) -> bool:
+    """Tell whether a rule with a comment is ours."""
+    return isinstance(comment, str) and comment.split(" ", 1)[0] == COMMENT
+
+
+def placing(rules: Sequence[Rule], bridges: frozenset[str]) -> Decision:
+    """Return what gives each of ``bridges`` one rule of ours, at the top; other rules stay where they are."""
+    return removing(rules, bridges)._replace(insert=tuple(sorted(bridges)))
+
+
+def removing(rules: Sequence[Rule], bridges: frozenset[str]) -> Decision:
+    """Return what removes all rules of ours for ``bridges``."""
+    return Decision(tuple(rule.handle for rule in rules if rule.ours and rule.bridge in bridges))
+
+
+def _rejects(rule: Rule, bridge: str) -> bool:
+    return rule.rejects and rule.bridge == bridge
+
+
+def _is_ours(rule: Rule, bridge: str) -> bool:
+    return rule.ours and rule.bridge == bridge

@@ -1,0 +1,147 @@
+#!/usr/bin/python3
+"""What the service costs, as ratios within one run: prints a table, and JSON with --json.
+
+    sudo ./tests/bench/service.py [--json] [--runs N]
+
+restore   from the table's deletion until it is back, against nft -f of the same text
+idle      processor time of the idle service in a minute, against that of one interpreter that does nothing
+removed   ten guests' starts while the run directory is removed again and again, against ten without that
+
+Everything happens in a network namespace and a run directory that are gone afterwards.
+"""
+
+import argparse
+import json
+import os
+import resource
+import shutil
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+REPO = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(REPO / "lib"), str(REPO / "tests")]
+
+from bench import hooks  # noqa: E402
+from virt_forward.host import nft  # noqa: E402
+from virt_forward.state.store import Store  # noqa: E402
+
+GUESTS = 100
+IDLE_SECONDS = 6
+PATIENCE = 20.0
+
+
+@contextmanager
+def service() -> Iterator[int]:
+    """Run the service, which has begun its work, and give its process."""
+    argv = ["/usr/bin/python3", "-m", "virt_forward.cli", "watch"]
+    env = {**os.environ, "PYTHONPATH": str(REPO / "lib")}
+    quiet = subprocess.DEVNULL
+    with subprocess.Popen(argv, env=env, stdin=quiet, stdout=quiet, stderr=quiet) as running:
+        try:
+            restored()
+            yield running.pid
+        finally:
+            running.terminate()
+
+
+def restored() -> float:
+    """Delete the table and return how many seconds later it is back."""
+    nft.delete_table()
+    began = time.perf_counter()
+    while nft.revision() is None:
+        if time.perf_counter() - began > PATIENCE:
+            raise SystemExit("service.py: the service does not restore the table")
+    return time.perf_counter() - began
+
+
+def restore(runs: int) -> float:
+    """Return the cost of a restored table against a load of the include file."""
+    include = Store().include_path
+
+    def once() -> float:
+        time.sleep(0.3)  # the service rests a while after it has restored the table
+        return restored() / hooks.seconds(["nft", "-f", include])
+
+    once()
+    return statistics.median(once() for _ in range(runs))
+
+
+def used(pid: int) -> float:
+    """Return the processor seconds of a process (proc_pid_stat(5))."""
+    fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def interpreter() -> float:
+    """Return the processor seconds of an interpreter that does nothing."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    for _ in range(10):
+        hooks.seconds(hooks.NOTHING)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return (after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime) / 10
+
+
+def idle(pid: int) -> float:
+    """Return the processor time of a minute of the idle service, in interpreters."""
+    time.sleep(8)  # what followed the last change is over
+    before = used(pid)
+    time.sleep(IDLE_SECONDS)
+    return (used(pid) - before) * 60 / IDLE_SECONDS / interpreter()
+
+
+def removed(runs: int) -> float:
+    """Return the cost of starts while the run directory is removed, against starts where it stays."""
+
+    def starts(every: float) -> float:
+        over = threading.Event()
+        remover = threading.Thread(target=keep_removing, args=(over, every))
+        remover.start()
+        took = sum(hooks.start() for _ in range(10))
+        over.set()
+        remover.join()
+        return took
+
+    return statistics.median(starts(0.1) / starts(1000) for _ in range(runs))
+
+
+def keep_removing(over: threading.Event, every: float) -> None:
+    """Remove the run directory each ``every`` seconds, until it is over."""
+    while not over.wait(every):
+        shutil.rmtree(Store().path, ignore_errors=True)
+
+
+def measure(runs: int) -> dict[str, float]:
+    """Return every figure by its name."""
+    hooks.fill(GUESTS)
+    with service() as pid:
+        found = {"restore": restore(runs), "idle": idle(pid)}
+    return found | {"removed": removed(max(runs // 3, 1))}
+
+
+def main() -> int:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description="What the service costs, as ratios within one run.")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--runs", type=int, default=9, help="runs a figure (9)")
+    options = parser.parse_args()
+    if os.geteuid() != 0:
+        print("service.py: this needs root, for a network namespace", file=sys.stderr)
+        return 1
+    with hooks.nowhere():
+        found = measure(options.runs)
+    if options.json:
+        print(json.dumps(found))
+    else:
+        for name, figure in found.items():
+            print(f"{name:12} {figure:6.2f}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,182 @@
+"""A host for whole hook events without root: nft, ip, conntrack and the journal are replaced, files are real.
+
+The layout is that of support.netns: uplink enp1s0 and bridge virbr0, both with an address of each family.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import os
+import pkgutil
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import virt_forward.effects
+import virt_forward.host
+from support import xml
+from support.fake_nft import FakeNft
+from support.netns import BRIDGE, GATEWAY4, GATEWAY6, HOST4, HOST6, UPLINK
+from virt_forward.addresses import networkd
+from virt_forward.hooks import dispatch, prefilter
+from virt_forward.host import conntrack, hostports, log, nft, process
+
+# What a hook imports late must not keep a replaced function after its test.
+for _package in (virt_forward.host, virt_forward.effects):
+    for _found in pkgutil.walk_packages(_package.__path__, f"{_package.__name__}."):
+        importlib.import_module(_found.name)
+
+SUB = {"stopped": "end", "release": "end"}
+PHASES: dict[str, xml.Phase] = {"started": "started", "reconnect": "started", "stopped": "stopped"}
+
+
+class KilledError(BaseException):
+    """The hook dies here, as by SIGKILL: nothing of ours handles it."""
+
+
+class FakeHost:
+    """``flows`` are lines of ``conntrack -L``, ``messages`` what went to the journal."""
+
+    def __init__(self, directory: Path) -> None:
+        self.run_dir, self.config = directory / "run", directory / "config.toml"
+        self.nft = FakeNft()
+        self.addresses = {
+            UPLINK: [f"{HOST4}/24", f"{HOST6}/64"],
+            BRIDGE: [f"{GATEWAY4}/24", f"{GATEWAY6}/64"],
+        }
+        self.flows: list[str] = []
+        self.messages: list[str] = []
+        self.programs: list[tuple[str, ...]] = []
+        self.listeners: list[Any] = []
+        self._steps_left: int | None = None
+
+    def event(self, name: str, operation: str, *children: str, attributes: str = "") -> int:
+        """Run the qemu hook for a guest whose ``<forwards>`` has ``children``; return the exit status."""
+        metadata = xml.forwards(*children, attributes=attributes) if children else ""
+        text = xml.domain(name, metadata, phase=PHASES.get(operation, "prepare"))
+        arguments = [name, operation, SUB.get(operation, "begin"), "-"]
+        if not prefilter.concerns_us(arguments, text.encode()):
+            return 0
+        return dispatch.main("qemu", arguments, text.encode())
+
+    def start(self, name: str, *children: str, attributes: str = "") -> None:
+        for operation in ("prepare", "start", "started"):
+            assert self.event(name, operation, *children, attributes=attributes) == 0, self.messages
+
+    def stop(self, name: str, *children: str) -> None:
+        for operation in ("stopped", "release"):
+            assert self.event(name, operation, *children) == 0, self.messages
+
+    @contextlib.contextmanager
+    def killed_before_step(self, number: int) -> Iterator[list[bool]]:
+        """Kill the hook before its step ``number``: a file put in place or removed, nft, conntrack.
+
+        Gives a list that is no longer empty once that has happened.
+        """
+        self._steps_left = number
+        done: list[bool] = []
+        try:
+            yield done
+        except KilledError:
+            done.append(True)
+        finally:
+            self._steps_left = None
+
+    def step(self) -> None:
+        if self._steps_left is not None:
+            if self._steps_left == 0:
+                raise KilledError
+            self._steps_left -= 1
+
+    def run(self, argv: Sequence[str], stdin: str = "", timeout: float = 10.0) -> process.Result:  # noqa: ARG002
+        """Stand in for virt_forward.host.process.run."""
+        self.programs.append(tuple(argv))
+        match argv:
+            case ["ip", "-j", "address", "show"]:
+                return process.Result(0, self._ip_address_show(), "")
+            case ["ip", "-j", *_]:
+                return process.Result(0, "[]", "")
+            case ["conntrack", "-L"]:
+                return process.Result(0, "".join(f"{line}\n" for line in self.flows), "")
+            case ["conntrack", "-R", "-"]:
+                self.step()
+                for line in stdin.splitlines():
+                    self._end(line)
+                return process.Result(0, "", "")
+        raise AssertionError(f"nobody expected {argv} to be run")
+
+    def _ip_address_show(self) -> str:
+        links = []
+        for dev, addresses in self.addresses.items():
+            pairs = [address.split("/") for address in addresses]
+            info = [{"local": local, "prefixlen": int(length)} for local, length in pairs]
+            links.append({"ifname": dev, "addr_info": info})
+        return json.dumps(links)
+
+    def _end(self, line: str) -> None:
+        """Remove the flows that ``-D -f FAMILY -p PROTO -d ADDRESS -r ADDRESS`` is about."""
+        words = line.split()
+        assert words[0] == "-D"
+        given = dict(zip(words[1::2], words[2::2], strict=True))
+        self.flows = [flow for flow in self.flows if not _is_meant(flow, given)]
+
+
+def _is_meant(flow: str, given: dict[str, str]) -> bool:
+    proto, *fields = flow.split()
+    _, dst, _, dport, answering, _, answering_port, _ = (
+        field.partition("=")[2] for field in fields if field.startswith(("src", "dst", "sport", "dport"))
+    )
+    known = {"-p": proto, "-d": dst, "--dport": dport, "-r": answering, "--reply-port-src": answering_port}
+    return all(known[option] == value for option, value in given.items() if option != "-f")
+
+
+def flow(source: str, asked: tuple[str, int], answering: tuple[str, int], proto: str = "tcp") -> str:
+    """Return a line of ``conntrack -L``: ``source`` asked one address and port, another answers."""
+    head = {"tcp": "tcp 6 431999 ESTABLISHED", "udp": "udp 17 170"}[proto]
+    return (
+        f"{head} src={source} dst={asked[0]} sport=40000 dport={asked[1]} "
+        f"src={answering[0]} dst={source} sport={answering[1]} dport=40000 [ASSURED] mark=0 use=1"
+    )
+
+
+@contextlib.contextmanager
+def fake_host(directory: Path) -> Iterator[FakeHost]:
+    """Put a fake host, its state under ``directory``, in the place of this one."""
+    host = FakeHost(directory)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VIRT_FORWARD_RUN_DIR", str(host.run_dir))
+        patch.setenv("VIRT_FORWARD_CONFIG", str(host.config))
+        for name in ("apply", "delete_table", "parts", "revision", "dispatches", "listing", "plain_listing"):
+            patch.setattr(nft, name, getattr(host.nft, name))
+        patch.setattr(nft, "scratch_listing", host.nft.scratch_listing)
+        _replace_run(patch, host)
+        for name in ("error", "warning", "info"):
+            patch.setattr(log, name, host.messages.append)
+        for name in ("rename", "replace", "unlink"):
+            patch.setattr(os, name, _stepping(host, getattr(os, name)))
+        patch.setattr(process, "_until", None)
+        patch.setattr(conntrack, "_nothing_tracked", lambda: False)
+        patch.setattr(hostports, "listeners", lambda: iter(host.listeners))
+        patch.setattr(networkd, "DIRECTORIES", ())
+        host.nft.before_apply = lambda _text: host.step()
+        yield host
+
+
+def _replace_run(patch: pytest.MonkeyPatch, host: FakeHost) -> None:
+    real = process.run
+    for name, module in [*sys.modules.items()]:
+        if name.startswith("virt_forward.") and getattr(module, "run", None) is real:
+            patch.setattr(module, "run", host.run)
+
+
+def _stepping(host: FakeHost, function: Callable[..., None]) -> Callable[..., None]:
+    def step(*arguments: Any, **named: Any) -> None:
+        host.step()
+        function(*arguments, **named)
+
+    return step

@@ -1,0 +1,248 @@
+"""Whole events of the qemu hook on a fake host: the table afterwards is what a fresh load makes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from ipaddress import ip_address, ip_network
+from pathlib import Path
+
+import pytest
+
+from support.fake_host import FakeHost, fake_host, flow
+from support.netns import BRIDGE, CLIENT4, GATEWAY4, GATEWAY6, GUEST_MAC, HOST4
+from support.xml import host_ip, port_forward, uuid_of
+from unit.build import forward
+from virt_forward.claims.sockets import Listener
+from virt_forward.config import Config
+from virt_forward.model import Endpoint, Forward, Guest, HostAddress, Nic
+from virt_forward.ruleset import table
+
+WEB, DB = "10.10.0.200", "10.10.0.201"
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Iterator[FakeHost]:
+    with fake_host(tmp_path) as made:
+        yield made
+
+
+def guest(name: str, ip: str, *forwards: Forward) -> Guest:
+    """Return a running guest as it should be in the table."""
+    address = ip_address(ip)
+    return Guest(
+        uuid_of(name),
+        name,
+        forwards=forwards,
+        nics=(Nic(GUEST_MAC, "bridge", BRIDGE),),
+        hosts=(HostAddress(address),),
+        endpoints=(Endpoint(address, BRIDGE, GUEST_MAC),),
+        lans=((ip_network("10.10.0.0/24"), BRIDGE), (ip_network("fd10:10::/64"), BRIDGE)),
+        gateways=(ip_address(GATEWAY4), ip_address(GATEWAY6)),
+    )
+
+
+def holds(host: FakeHost, *guests: Guest) -> bool:
+    """Tell whether the table is what a fresh load of these guests makes."""
+    whole = table.whole(guests, Config(), host.nft.revision() or 0)
+    if not whole.paragraphs:
+        return host.nft.table is None
+    return host.nft.plain_listing() == host.nft.scratch_listing(table.text(whole))
+
+
+def include_loads_the_same(host: FakeHost) -> bool:
+    """Tell whether the include file makes the table that is in the kernel."""
+    text = (host.run_dir / "ruleset.nft").read_text()
+    return host.nft.scratch_listing(text) == (host.nft.plain_listing() or "")
+
+
+web = guest("web", WEB, forward(8080, to=80))
+db = guest("db", DB, forward(5432))
+WEB_XML = (host_ip(WEB), port_forward("8080:80"))
+DB_XML = (host_ip(DB), port_forward("5432"))
+
+
+def test_guest_without_metadata_runs_no_program(host: FakeHost) -> None:
+    host.start("web")
+    host.stop("web")
+    assert host.nft.applied == []
+    assert host.programs == []
+
+
+def test_prepare_claims_and_started_adds_rules(host: FakeHost) -> None:
+    assert host.event("web", "prepare", *WEB_XML) == 0
+    assert holds(host)
+    assert host.event("web", "started", *WEB_XML) == 0
+    assert holds(host, web)
+
+
+def test_start_and_stop_leave_the_table_of_the_others(host: FakeHost) -> None:
+    host.start("db", *DB_XML)
+    before = host.nft.plain_listing()
+    host.start("web", *WEB_XML)
+    assert holds(host, web, db)
+    assert include_loads_the_same(host)
+    host.stop("web", *WEB_XML)
+    assert holds(host, db)
+    assert before != host.nft.plain_listing()  # the revision alone differs
+    host.stop("db", *DB_XML)
+    assert holds(host)
+    assert include_loads_the_same(host)
+
+
+def test_reconnect_with_nothing_new_changes_nothing(host: FakeHost) -> None:
+    host.start("web", *WEB_XML)
+    revision, flows = host.nft.revision(), [flow(CLIENT4, (HOST4, 8080), (WEB, 80))]
+    host.flows = [*flows]
+    host.event("web", "reconnect", *WEB_XML)
+    assert holds(host, web)
+    assert host.flows == flows
+    assert (host.nft.revision() or 0) >= (revision or 0)
+
+
+def test_conflicting_guest_is_refused_and_starts_after_the_other_stops(
+    host: FakeHost, capsys: pytest.CaptureFixture[str]
+) -> None:
+    host.start("web", *WEB_XML)
+    rival = (host_ip(DB), port_forward("8080:80"))
+    assert host.event("db", "prepare", *rival) == 1
+    assert "host port tcp/8080 is taken by guest web" in capsys.readouterr().err
+    assert host.event("db", "release", *rival) == 0
+    assert holds(host, web)
+    host.stop("web", *WEB_XML)
+    host.start("db", *rival)
+    assert holds(host, guest("db", DB, forward(8080, to=80)))
+
+
+def test_conflicting_guest_that_runs_gets_its_port_when_the_other_stops(host: FakeHost) -> None:
+    host.config.write_text('[policy]\non_error = "warn"\n')
+    host.start("web", *WEB_XML)
+    host.start("db", host_ip(DB), port_forward("8080:80", "5432"))
+    assert holds(host, web, db)
+    host.stop("web", *WEB_XML)
+    assert holds(host, guest("db", DB, forward(5432), forward(8080, to=80)))
+
+
+def test_port_on_which_the_host_listens_is_refused(
+    host: FakeHost, capsys: pytest.CaptureFixture[str]
+) -> None:
+    host.listeners = [Listener("tcp", ip_address("0.0.0.0"), 8080, 4711)]
+    assert host.event("web", "prepare", *WEB_XML) == 1
+    assert "tcp/8080" in capsys.readouterr().err
+    assert holds(host)
+
+
+def test_restart_with_another_address_moves_the_rules_and_ends_old_flows(host: FakeHost) -> None:
+    host.start("web", *WEB_XML)
+    host.start("db", *DB_XML)
+    kept = flow(CLIENT4, (HOST4, 5432), (DB, 5432))
+    host.flows = [flow(CLIENT4, (HOST4, 8080), (WEB, 80)), kept]
+    host.stop("web", *WEB_XML)
+    assert host.flows == [kept]
+    host.start("web", host_ip("10.10.0.210"), port_forward("8080:80"))
+    assert holds(host, guest("web", "10.10.0.210", forward(8080, to=80)), db)
+
+
+def test_reconnect_with_another_address_moves_the_rules_and_ends_old_flows(host: FakeHost) -> None:
+    host.start("web", *WEB_XML)
+    kept = flow(CLIENT4, (HOST4, 22), (HOST4, 22))
+    host.flows = [flow(CLIENT4, (HOST4, 8080), (WEB, 80)), kept]
+    host.event("web", "reconnect", host_ip("10.10.0.210"), port_forward("8080:80"))
+    assert holds(host, guest("web", "10.10.0.210", forward(8080, to=80)))
+    assert host.flows == [kept]
+
+
+def test_start_ends_udp_flows_that_clients_opened_to_the_host(host: FakeHost) -> None:
+    own = [flow(CLIENT4, (HOST4, port), (HOST4, port), "udp") for port in (53, 54)]
+    host.flows = [*own]
+    host.start("web", host_ip(WEB), port_forward("53", proto="udp"))
+    assert host.flows == own[1:]
+
+
+def edit(host: FakeHost) -> None:
+    host.nft.apply("delete element inet virt-forward any { tcp . 8080 }\n")
+    host.nft.apply("flush set inet virt-forward revision\n")
+
+
+def load_an_older_table(host: FakeHost) -> None:
+    """Load what an include file of another time has: a map of another type, a chain that is not used."""
+    host.nft.apply(
+        "add table inet virt-forward\ndelete table inet virt-forward\ntable inet virt-forward {\n"
+        "\tmap any { type inet_service : verdict; }\n\tchain old {\n\t\taccept\n\t}\n}\n"
+    )
+
+
+HARMS: dict[str, Callable[[FakeHost], None]] = {
+    "flushed ruleset": lambda host: host.nft.flush_ruleset(),
+    "edited": edit,
+    "older table": load_an_older_table,
+}
+
+
+@pytest.mark.parametrize("event", ["started", "stopped", "reconnect"])
+@pytest.mark.parametrize("harm", HARMS.values(), ids=HARMS)
+def test_next_event_rebuilds_a_table_that_somebody_changed(
+    host: FakeHost, event: str, harm: Callable[[FakeHost], None]
+) -> None:
+    host.start("web", *WEB_XML)
+    host.event("db", "prepare", *DB_XML)
+    if event != "started":
+        host.event("db", "started", *DB_XML)
+    harm(host)
+    host.event("db", event, *DB_XML)
+    assert holds(host, web) if event == "stopped" else holds(host, web, db)
+    assert include_loads_the_same(host)
+
+
+def test_lost_record_of_a_running_guest_is_rebuilt_by_its_reconnect(host: FakeHost) -> None:
+    host.start("web", *WEB_XML)
+    host.start("db", *DB_XML)
+    for path in host.run_dir.rglob(f"*{uuid_of('web')}*"):
+        path.unlink()
+    host.event("web", "reconnect", *WEB_XML)
+    assert holds(host, web, db)
+    assert include_loads_the_same(host)
+    host.stop("web", *WEB_XML)
+    assert holds(host, db)
+
+
+def test_change_killed_at_any_step_is_finished_by_the_next_event(tmp_path: Path) -> None:
+    number, killed = 0, True
+    while killed:
+        directory = tmp_path / str(number)
+        directory.mkdir()
+        with fake_host(directory) as host:
+            host.start("db", *DB_XML)
+            host.event("web", "prepare", *WEB_XML)
+            with host.killed_before_step(number) as done:
+                host.event("web", "started", *WEB_XML)
+            killed = bool(done)
+            host.start("app", host_ip("10.10.0.202"), port_forward("9090"))
+            app = guest("app", "10.10.0.202", forward(9090))
+            assert holds(host, web, db, app) or (number == 0 and holds(host, db, app)), number
+            host.event("web", "reconnect", *WEB_XML)
+            assert holds(host, web, db, app), number
+            assert include_loads_the_same(host), number
+        number += 1
+    assert number > 4  # the journal, the record, nft, the include file, the index
+
+
+def test_stop_killed_at_any_step_is_finished_by_the_next_event(tmp_path: Path) -> None:
+    number, killed = 0, True
+    while killed:
+        directory = tmp_path / str(number)
+        directory.mkdir()
+        with fake_host(directory) as host:
+            host.start("web", *WEB_XML)
+            host.start("db", *DB_XML)
+            kept = flow(CLIENT4, (HOST4, 5432), (DB, 5432))
+            host.flows = [flow(CLIENT4, (HOST4, 8080), (WEB, 80)), kept]
+            with host.killed_before_step(number) as done:
+                host.event("web", "stopped", *WEB_XML)
+            killed = bool(done)
+            host.event("web", "release", *WEB_XML)
+            host.event("db", "reconnect", *DB_XML)
+            assert holds(host, db), number
+            assert include_loads_the_same(host), number
+            assert host.flows == [kept], number
+        number += 1
+    assert number > 4
