@@ -127,7 +127,7 @@ def by_listen(forwards: Iterable[Forward]) -> dict[Listen, list[Forward]]:
     return groups
 
 
-def specificity(forward: Forward) -> tuple[bool, bool, int, int]:
+def specificity(forward: Forward) -> tuple[int, ...]:
     """Return a sort key that puts the more specific forward first, and of equals that with the lower port."""
     return (*forward.listen.specificity(), forward.start)
 

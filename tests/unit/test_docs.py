@@ -130,3 +130,28 @@ def test_tests_that_the_page_on_security_names_exist() -> None:
     }
     assert named
     assert named - written == set()
+
+
+DOCUMENTS = [REPO / "README.md", REPO / "CONTRIBUTING.md", *sorted((REPO / "docs").glob("*.md"))]
+FOLDERS = ("tests", "docs", "lib", "hooks", "demo", "installer")
+PATH = re.compile(rf"(?:\./)?((?:{'|'.join(FOLDERS)})/[a-z_./-]*|[a-z_]+/[a-z_]+\.py)")
+
+
+def named_paths(document: Path) -> set[str]:
+    """Return the paths of the repository that a document names in code spans, commands and links."""
+    text = document.read_text()
+    spans = [word for span in re.findall(r"`([^`\n]+)`", text) for word in span.split()]
+    spans += [word for line in re.findall(r"^    .*$", text, re.MULTILINE) for word in line.split()]
+    found = {match[1] for word in spans if (match := PATH.fullmatch(word))}
+    return found | {link for link in re.findall(r"\]\(([^)#:]+)", text) if "/" in link}
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_named_paths_exist(document: Path) -> None:
+    roots = (REPO, REPO / "lib/virt_forward", document.parent)
+    missing = {
+        path
+        for path in named_paths(document)
+        if not any((root / path).exists() for root in roots) and path != "tests/fuzz/found/"
+    }
+    assert not missing

@@ -13,7 +13,8 @@ from unit import strategies as make
 from unit.build import forward
 from virt_forward import ports
 from virt_forward.config import ReservedPort
-from virt_forward.model import MAX_PORT, Declaration, Forward, PortForward, Proto, Range, Span, Subnet
+from virt_forward.metadata import values
+from virt_forward.model import MAX_PORT, Declaration, Forward, Listen, PortForward, Proto, Range, Span, Subnet
 
 spans = st.tuples(st.integers(1, 60), st.integers(0, 20)).map(lambda pair: Span(pair[0], sum(pair)))
 holes = st.lists(spans, max_size=6)
@@ -179,3 +180,11 @@ networks = st.sampled_from([source for source in make.SOURCES if source])
 def test_inside(one: Subnet, other: Subnet) -> None:
     alike = one.version == other.version
     assert ports.inside(one, other) == (alike and one.subnet_of(other))  # type: ignore[arg-type]
+
+
+def test_limits_have_one_order_everywhere() -> None:
+    """The metadata, the records and the index go by this table; a forward is made from a Listen."""
+    limits = tuple(values.LIMITS)
+    assert Listen._fields == ("proto", *limits)
+    assert Forward._fields == ("proto", "start", "end", "to", *limits, "mac")
+    assert set(limits) <= set(PortForward._fields)

@@ -18,6 +18,7 @@ from ipaddress import ip_address, ip_network
 from typing import Literal, NamedTuple, NoReturn
 
 from virt_forward import text
+from virt_forward.metadata import values
 from virt_forward.model import MAX_PORT, ORIGINS, PROTOS, Address, Guest, Listen, Origin, Span, Subnet
 
 State = Literal["open", "held", "kept out"]
@@ -155,10 +156,9 @@ def _damaged(*_: str) -> NoReturn:
 
 @cache
 def _listen(fields: str) -> Listen:
-    proto, address, dev, source = fields.split("\t")
-    known = PROTOS[PROTOS.index(proto)]
-    ip, subnet = _address(address) if address else None, _network(source) if source else None
-    return Listen(known, ip, dev or None, subnet)
+    proto, *limits = fields.split("\t")
+    parsed = zip(limits, values.LIMITS.values(), strict=True)
+    return Listen(PROTOS[PROTOS.index(proto)], *(parse(text) if text else None for text, parse in parsed))
 
 
 def _endpoint(uuid: str, name: str, ip: str, bridge: str, origin: str) -> Row:

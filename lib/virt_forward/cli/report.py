@@ -162,10 +162,7 @@ def as_json(line: Line) -> dict[str, Any]:
     return {
         "domain": line.domain,
         "uuid": line.uuid,
-        "proto": forward.proto,
-        "address": str(forward.address) if forward.address else None,
-        "dev": forward.dev,
-        "source": str(forward.source) if forward.source else None,
+        **{name: None if value is None else str(value) for name, value in forward.listen._asdict().items()},
         "start": forward.start,
         "end": forward.end,
         "to": forward.to,

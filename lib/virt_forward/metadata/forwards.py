@@ -116,15 +116,14 @@ def _host(reader: Reader) -> list[HostAddress]:
 def _port_forward(reader: Reader) -> list[PortForward]:
     reader.require("proto", "tcp")
     proto = reader.take("proto", values.proto)
-    address = reader.take("address", values.listen_address)
-    dev = reader.take("dev", values.dev)
-    source = reader.take("source", values.source)
+    limits = {name: reader.take(name, parse) for name, parse in values.LIMITS.items()}
     mac = reader.take("mac", values.mac)
     reader.finish()
     before = len(reader.errors)
     found = [_range(Reader(child, reader.errors)) for _, child in reader.children("range")]
     # A range that cannot be read (in no namespace, say) was meant as one all the same.
     unread = len(reader.errors) > before
+    address, source = limits["address"], limits["source"]
     if address and source and address.version != source.version:
         reader.error(
             f"address is IPv{address.version} but source is IPv{source.version}; give both of one family"
@@ -139,7 +138,7 @@ def _port_forward(reader: Reader) -> list[PortForward]:
         )
     if proto is None:
         return []
-    item = PortForward(proto, tuple(r for r in found if r is not None), address, dev, source, mac)
+    item = PortForward(proto, tuple(r for r in found if r is not None), **limits, mac=mac)
     if None not in found and not ports.expand_one(item):
         reader.error("every port is excluded; remove an exclude range, or the whole element")
     return [item]

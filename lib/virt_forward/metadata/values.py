@@ -1,7 +1,9 @@
 """Typed values out of attribute text. Each function returns the value or raises Bad with what is right."""
 
 import re
+from collections.abc import Callable
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
+from typing import Any
 
 from virt_forward.model import MAX_PORT, PROTOS, Address, Proto, Subnet
 
@@ -116,3 +118,10 @@ def address(text: str) -> Address:
     if isinstance(found, IPv6Address) and found.ipv4_mapped:
         raise Bad(f"use the IPv4 address itself, {found.ipv4_mapped}")
     return found
+
+
+LIMITS: dict[str, Callable[[str], Any]] = {"address": listen_address, "dev": dev, "source": source}
+"""The attributes of ``<portForward>`` that limit which packets a forward takes, and what reads their values.
+
+They are fields of PortForward and of Forward under the same names.
+"""

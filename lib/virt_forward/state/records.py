@@ -73,10 +73,9 @@ def _load(text: str, where: str, build: Callable[[dict[str, Any]], T]) -> T:
 
 
 def _dump_forward(forward: Forward) -> dict[str, Any]:
-    return forward._asdict() | {
-        "address": str(forward.address) if forward.address else None,
-        "source": str(forward.source) if forward.source else None,
-    }
+    fields = forward._asdict()
+    limits = {name: None if fields[name] is None else str(fields[name]) for name in values.LIMITS}
+    return fields | limits
 
 
 def _string(value: object) -> str:
@@ -117,10 +116,8 @@ def _forward(fields: dict[str, Any]) -> Forward:
         _port(fields["start"]),
         _port(fields["end"]),
         _port(fields["to"]),
-        _optional(fields["address"], values.address),
-        _optional(fields["dev"], values.dev),
-        _optional(fields["source"], values.source),
-        _optional(fields["mac"], values.mac),
+        **{name: _optional(fields[name], parse) for name, parse in values.LIMITS.items()},
+        mac=_optional(fields["mac"], values.mac),
     )
     _port(forward.to + forward.end - forward.start)
     if forward.end < forward.start:
