@@ -8,8 +8,8 @@ from ipaddress import ip_address, ip_interface, ip_network
 import pytest
 
 from unit.build import BRIDGE, MAC, UUID
-from virt_forward.addresses.attachments import Attachment, Bridge, Facts, attached
-from virt_forward.addresses.endpoints import doubted, endpoints, is_derived
+from virt_forward.addresses.attachments import Attachment, BridgeFacts, HostFacts, find_attachments
+from virt_forward.addresses.endpoints import doubtful_endpoints, endpoints, is_derived
 from virt_forward.addresses.leases import Neighbours
 from virt_forward.config import Learn
 from virt_forward.model import (
@@ -43,12 +43,12 @@ def bridge(
     *, reserved: Iterable[Reservation] = (), leased: Iterable[Reservation] = (),
     confirmed: Iterable[Reservation] = (), stale: Iterable[Reservation] = (), failed: Iterable[str] = (),
     permanent: Iterable[Reservation] = (), sightings: Iterable[Sighting] = (),
-) -> Bridge:  # fmt: skip
+) -> BridgeFacts:  # fmt: skip
     table = Neighbours(
         tuple(confirmed), tuple(stale), tuple(ip_address(ip) for ip in failed), tuple(permanent)
     )
     leases = tuple(leased)
-    return Bridge(HOST, tuple(reserved), lambda: leases, lambda: table, tuple(sightings))
+    return BridgeFacts(HOST, tuple(reserved), lambda: leases, lambda: table, tuple(sightings))
 
 
 def guest(*known: tuple[str, Origin], hosts: Iterable[HostAddress] = (), nics: Iterable[Nic] = ()) -> Guest:
@@ -63,11 +63,12 @@ def guest(*known: tuple[str, Origin], hosts: Iterable[HostAddress] = (), nics: I
 
 
 def found(
-    of: Guest, *networks: Network, learn: Learn = "derived", **bridges: Bridge
+    of: Guest, *networks: Network, learn: Learn = "derived", **bridges: BridgeFacts
 ) -> list[tuple[str, Origin]]:
-    facts = Facts(networks, lambda name: bridges.get(name, Bridge()), learn=learn)
+    facts = HostFacts(networks, lambda name: bridges.get(name, BridgeFacts()), learn=learn)
     return [
-        (str(endpoint.ip), endpoint.origin) for endpoint in endpoints(of, attached(of.nics, facts), facts)
+        (str(endpoint.ip), endpoint.origin)
+        for endpoint in endpoints(of, find_attachments(of.nics, facts), facts)
     ]
 
 
@@ -93,14 +94,14 @@ HELD_BY_ANOTHER = {
 
 @pytest.mark.parametrize("held", HELD_BY_ANOTHER.values(), ids=HELD_BY_ANOTHER)
 @pytest.mark.parametrize("origin", ["leased", "probed", "neighbour"])
-def test_known_address_that_another_mac_holds_is_given_up(held: Bridge, origin: Origin) -> None:
+def test_known_address_that_another_mac_holds_is_given_up(held: BridgeFacts, origin: Origin) -> None:
     assert found(guest((OLD, origin)), virbr0=held) == []
 
 
 @pytest.mark.parametrize("held", HELD_BY_ANOTHER.values(), ids=HELD_BY_ANOTHER)
-def test_address_that_another_mac_holds_is_not_learned(held: Bridge) -> None:
+def test_address_that_another_mac_holds_is_not_learned(held: BridgeFacts) -> None:
     for mine in (bridge(leased=[at(OLD)]), bridge(confirmed=[at(OLD)]), bridge(sightings=[seen(OLD)])):
-        both = Bridge(
+        both = BridgeFacts(
             HOST,
             held.reservations,
             lambda mine=mine: (*mine.leases(), *held.leases()),  # type: ignore[misc]
@@ -113,7 +114,7 @@ def test_address_that_another_mac_holds_is_not_learned(held: Bridge) -> None:
 
 
 @pytest.mark.parametrize("held", HELD_BY_ANOTHER.values(), ids=HELD_BY_ANOTHER)
-def test_declared_and_reserved_addresses_stay_whoever_else_answers_there(held: Bridge) -> None:
+def test_declared_and_reserved_addresses_stay_whoever_else_answers_there(held: BridgeFacts) -> None:
     assert found(guest(hosts=(HostAddress(ip_address(OLD)),)), virbr0=held) == [(OLD, "declared")]
     reserved = held._replace(reservations=(at(OLD),))
     assert found(guest(), virbr0=reserved) == [(OLD, "reserved")]
@@ -156,14 +157,14 @@ def test_reservation_for_another_mac_under_the_name_of_the_guest_is_not_the_gues
     ],
 )  # fmt: skip
 def test_known_address_stays_while_it_is_confirmed(
-    known: tuple[str, Origin], now: Bridge, expected: tuple[str, Origin]
+    known: tuple[str, Origin], now: BridgeFacts, expected: tuple[str, Origin]
 ) -> None:
     assert found(guest(known), virbr0=now) == [expected]
 
 
-def doubts(of: Guest, now: Bridge) -> list[str]:
-    facts = Facts((), lambda _: now)
-    return [str(endpoint.ip) for endpoint in doubted(of, attached(of.nics, facts), facts)]
+def doubts(of: Guest, now: BridgeFacts) -> list[str]:
+    facts = HostFacts((), lambda _: now)
+    return [str(endpoint.ip) for endpoint in doubtful_endpoints(of, find_attachments(of.nics, facts), facts)]
 
 
 def test_second_address_makes_the_known_one_doubted_unless_it_was_confirmed_just_now() -> None:
@@ -204,8 +205,8 @@ def test_address_of_the_neighbour_table_counts_once_the_nic_answers_there(kind: 
         return {ip for ip in addresses if str(ip) == NEW}
 
     def first(of: Guest) -> list[str]:
-        facts = Facts((), lambda _: table, frozenset({ip_address("198.51.100.1")}), verify=verify)
-        return [str(endpoint.ip) for endpoint in endpoints(of, attached(of.nics, facts), facts)]
+        facts = HostFacts((), lambda _: table, frozenset({ip_address("198.51.100.1")}), verify=verify)
+        return [str(endpoint.ip) for endpoint in endpoints(of, find_attachments(of.nics, facts), facts)]
 
     assert first(guest()) == [NEW]
     # What cannot be the guest's address is not asked for, and what is known not again.
@@ -216,9 +217,9 @@ def test_address_of_the_neighbour_table_counts_once_the_nic_answers_there(kind: 
 
 
 def test_permanent_neighbour_entry_is_the_administrators_word() -> None:
-    facts = Facts((), lambda _: bridge(permanent=[at(OLD)]), verify=lambda *_: ())
+    facts = HostFacts((), lambda _: bridge(permanent=[at(OLD)]), verify=lambda *_: ())
     of = guest()
-    assert [str(endpoint.ip) for endpoint in endpoints(of, attached(of.nics, facts), facts)] == [OLD]
+    assert [str(endpoint.ip) for endpoint in endpoints(of, find_attachments(of.nics, facts), facts)] == [OLD]
 
 
 def test_lease_is_not_learned_from_the_wire() -> None:
@@ -251,9 +252,9 @@ def test_reservation_by_name_is_that_of_one_nic() -> None:
 
 def test_reservation_by_name_is_that_of_the_nic_that_got_it() -> None:
     of = guest(nics=TWO)
-    facts = Facts((NAMED,), lambda _: bridge(leased=[at(OLD, MAC2)]))
+    facts = HostFacts((NAMED,), lambda _: bridge(leased=[at(OLD, MAC2)]))
     assert [
-        (endpoint.mac, endpoint.origin) for endpoint in endpoints(of, attached(of.nics, facts), facts)
+        (endpoint.mac, endpoint.origin) for endpoint in endpoints(of, find_attachments(of.nics, facts), facts)
     ] == [(MAC2, "reserved")]
 
 
@@ -269,9 +270,10 @@ def test_declared_address_goes_to_the_bridge_whose_subnet_has_it() -> None:
     of = guest(
         hosts=(HostAddress(ip_address(OLD)),), nics=(Nic(MAC2, "bridge", "br9"), Nic(MAC, "bridge", BRIDGE))
     )
-    facts = Facts((), lambda name: bridge() if name == BRIDGE else Bridge())
+    facts = HostFacts((), lambda name: bridge() if name == BRIDGE else BridgeFacts())
     assert [
-        (str(endpoint.ip), endpoint.bridge) for endpoint in endpoints(of, attached(of.nics, facts), facts)
+        (str(endpoint.ip), endpoint.bridge)
+        for endpoint in endpoints(of, find_attachments(of.nics, facts), facts)
     ] == [(OLD, BRIDGE)]
 
 
@@ -285,5 +287,5 @@ def test_declared_address_without_mac_leaves_out_the_nic_that_has_its_own() -> N
 def test_every_address_of_the_smallest_subnets_is_usable(prefix: str) -> None:
     """A /31 and a /127 have no network or broadcast address (RFC 3021, RFC 6164)."""
     for ip in ip_network(prefix, strict=False):
-        known = Bridge((ip_interface(prefix),), (), lambda ip=ip: (at(str(ip)),))  # type: ignore[misc]
+        known = BridgeFacts((ip_interface(prefix),), (), lambda ip=ip: (at(str(ip)),))  # type: ignore[misc]
         assert found(guest(), virbr0=known) == [(str(ip), "leased")]

@@ -179,9 +179,9 @@ def test_a_hook_without_a_usable_package_says_so_harmlessly(
 
 
 @given(ANYTHING)
-def test_the_name_of_a_process_is_quoted_in_a_reason(name: str) -> None:
-    listening = hostports.listening_now()._replace(owners=lambda: {1: name})
-    reason = hostports._taken(Listener("tcp", ip_address("0.0.0.0"), 8080, 1), listening)
+def test_process_name_is_quoted_in_veto(name: str) -> None:
+    facts = hostports.socket_facts()._replace(owners=lambda: {1: name})
+    reason = hostports._listener_veto(Listener("tcp", ip_address("0.0.0.0"), 8080, 1), facts)
     assert_harmless(reason)
     assert vetoes.remedy(reason).startswith("stop that program (ss -Hlntp sport = :8080 shows it)")
 
@@ -279,13 +279,11 @@ def test_findings_are_harmless(name: str) -> None:
 def test_a_bridge_that_cannot_be_served_is_told_as_such(bridge: str) -> None:
     networks = (Network("odd", UUID, bridge),)
     for nic in (Nic(MAC, "bridge", bridge), Nic(MAC, "network", "odd")):
-        (said,) = resolve.unserved(Domain("web", UUID, (nic,)), attachments.Facts(networks))
-        assert said.startswith(
-            f"its bridge has the name {text.quote(bridge)}, which cannot be served; rename it"
-        )
+        (said,) = resolve.unserved(Domain("web", UUID, (nic,)), attachments.HostFacts(networks))
+        assert said.startswith(f"the name of its bridge, {text.quote(bridge)}, is not supported; rename it")
         waits = guest("web", forward(), endpoints=())._replace(nics=(nic,))
         assert explain.reason(waits, forward(), networks) == said
-    assert resolve.unserved(Domain("web", UUID, (Nic(MAC, "bridge", BRIDGE),)), attachments.Facts()) == []
+    assert resolve.unserved(Domain("web", UUID, (Nic(MAC, "bridge", BRIDGE),)), attachments.HostFacts()) == []
 
 
 def test_endpoint_is_shown_with_its_origin() -> None:

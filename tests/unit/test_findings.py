@@ -138,16 +138,16 @@ def test_the_fix_names_a_setting_that_sysctl_finds(device: str, fix: str) -> Non
 def test_the_fix_for_an_address_that_is_not_known_fits_the_reason() -> None:
     (unknown,) = findings.problems(GOOD._replace(guests=(UNKNOWN,)))
     assert unknown.fix.startswith("wait for its DHCP and run virt-forward sync")
-    misnamed = UNKNOWN._replace(nics=(Nic("52:54:00:00:00:01", "bridge", "br 0"),))
-    (nowhere,) = findings.problems(GOOD._replace(guests=(misnamed,)))
-    assert 'its bridge has the name "br 0", which cannot be served' in nowhere.message
+    bridge_name_errors = UNKNOWN._replace(nics=(Nic("52:54:00:00:00:01", "bridge", "br 0"),))
+    (nowhere,) = findings.problems(GOOD._replace(guests=(bridge_name_errors,)))
+    assert 'the name of its bridge, "br 0", is not supported' in nowhere.message
     assert nowhere.fix == "correct its interfaces, or mac= in its metadata (virsh edit web)"
 
 
 def test_a_guest_that_cannot_be_served_is_not_told_to_sync() -> None:
     facts = GOOD._replace(running=(Domain("web", WEB.uuid), Domain("db", "2", (Nic("", "bridge", "br 0"),))))
     (problem,) = findings.problems(facts)
-    assert 'its bridge has the name "br 0", which cannot be served' in problem.message
+    assert 'the name of its bridge, "br 0", is not supported' in problem.message
     assert problem.fix == "virsh edit db"
 
 

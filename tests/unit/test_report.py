@@ -75,7 +75,7 @@ def test_the_addresses_of_a_guest_that_does_not_run_are_declared_ones() -> None:
     ("nics", "reason"),
     [
         ((Nic(MAC, "bridge", BRIDGE),), "declared since the guest started; virt-forward sync opens it"),
-        ((Nic(MAC, "bridge", "br\n0"),), 'its bridge has the name "br?0", which cannot be served'),
+        ((Nic(MAC, "bridge", "br\n0"),), 'the name of its bridge, "br?0", is not supported'),
         ((Nic(MAC, "direct", "enp1s0"),), "its NIC is of type direct (macvtap)"),
     ],
 )

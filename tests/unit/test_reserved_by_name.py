@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ipaddress import ip_address, ip_interface, ip_network
 
-from virt_forward.addresses.attachments import Bridge, Facts, attached
+from virt_forward.addresses.attachments import BridgeFacts, HostFacts, find_attachments
 from virt_forward.addresses.endpoints import endpoints
 from virt_forward.model import Guest, Network, Nic, Reservation
 
@@ -17,9 +17,9 @@ GUEST = Guest("uuid", "web", nics=(Nic(WEB, "network", "default"),))
 
 
 def reserved(*leases: Reservation) -> list[str]:
-    bridge = Bridge((ip_interface("192.168.122.1/24"),), leases=lambda: leases)
-    facts = Facts((NETWORK,), lambda _: bridge)
-    return [str(endpoint.ip) for endpoint in endpoints(GUEST, attached(GUEST.nics, facts), facts)]
+    bridge = BridgeFacts((ip_interface("192.168.122.1/24"),), leases=lambda: leases)
+    facts = HostFacts((NETWORK,), lambda _: bridge)
+    return [str(endpoint.ip) for endpoint in endpoints(GUEST, find_attachments(GUEST.nics, facts), facts)]
 
 
 def test_reservation_by_name_is_the_guests() -> None:

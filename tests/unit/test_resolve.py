@@ -8,7 +8,7 @@ from ipaddress import ip_address, ip_interface, ip_network
 import pytest
 
 from unit.build import BRIDGE, MAC, UUID, forward
-from virt_forward.addresses.attachments import Bridge, Facts, attached
+from virt_forward.addresses.attachments import BridgeFacts, HostFacts, find_attachments
 from virt_forward.addresses.leases import Neighbours
 from virt_forward.addresses.resolve import locate, locate_known, resolve
 from virt_forward.config import Config
@@ -47,15 +47,15 @@ def host(ip: str, mac: str | None = None) -> HostAddress:
 
 
 def facts(
-    *networks: Network, own: frozenset[Address] = frozenset(), bridges: dict[str, Bridge] | None = None
-) -> Facts:
-    known = bridges if bridges is not None else {BRIDGE: Bridge(HOST)}
-    return Facts(networks, lambda name: known.get(name, Bridge()), own)
+    *networks: Network, own: frozenset[Address] = frozenset(), bridges: dict[str, BridgeFacts] | None = None
+) -> HostFacts:
+    known = bridges if bridges is not None else {BRIDGE: BridgeFacts(HOST)}
+    return HostFacts(networks, lambda name: known.get(name, BridgeFacts()), own)
 
 
 def made(
     declaration: Declaration,
-    known: Facts,
+    known: HostFacts,
     nics: tuple[Nic, ...] = ON_BRIDGE,
     config: Config | None = None,
     before: Guest | None = None,
@@ -114,7 +114,7 @@ def test_the_sources_are_asked_in_their_order(first: int) -> None:
             lease("198.51.100.99", MAC2),
         ),
         bridges={
-            BRIDGE: Bridge(
+            BRIDGE: BridgeFacts(
                 HOST,
                 tuple(lease(ip) for ip in have(3)),
                 lambda: tuple(lease(ip) for ip in have(4)),
@@ -128,7 +128,9 @@ def test_the_sources_are_asked_in_their_order(first: int) -> None:
 
 def test_the_families_are_asked_one_by_one() -> None:
     known = facts(
-        bridges={BRIDGE: Bridge(HOST, (lease("198.51.100.13"),), leased("198.51.100.14", "2001:db8:10::14"))}
+        bridges={
+            BRIDGE: BridgeFacts(HOST, (lease("198.51.100.13"),), leased("198.51.100.14", "2001:db8:10::14"))
+        }
     )
     assert ips(made(Declaration(WEB), known)) == ["198.51.100.13", "2001:db8:10::14"]
     assert ips(made(Declaration(WEB, (host("2001:db8:10::9"),)), known)) == [
@@ -152,7 +154,7 @@ def test_the_families_are_asked_one_by_one() -> None:
 def test_a_lease_that_cannot_be_the_guests_is_passed_over(ip: str) -> None:
     known = facts(
         own=frozenset(address.ip for address in HOST),
-        bridges={BRIDGE: Bridge(HOST, (), leased(ip, "198.51.100.14", "2001:db8:10::14"))},
+        bridges={BRIDGE: BridgeFacts(HOST, (), leased(ip, "198.51.100.14", "2001:db8:10::14"))},
     )
     assert ips(made(Declaration(WEB), known)) == ["198.51.100.14", "2001:db8:10::14"]
 
@@ -169,7 +171,7 @@ def test_a_network_that_is_not_there_yet_is_waited_for() -> None:
 
 def test_an_address_is_found_again_when_the_facts_change() -> None:
     guest = made(Declaration(WEB), facts())
-    known = facts(bridges={BRIDGE: Bridge(HOST, (), leased("198.51.100.14"))})
+    known = facts(bridges={BRIDGE: BridgeFacts(HOST, (), leased("198.51.100.14"))})
     assert ips(locate(guest, known)) == ["198.51.100.14"]
     # and not given up because the lease has gone
     assert ips(locate(locate(guest, known), facts())) == ["198.51.100.14"]
@@ -179,8 +181,8 @@ def test_each_nic_has_its_own_address() -> None:
     nics = (Nic(MAC, "bridge", BRIDGE), Nic(MAC2, "bridge", "br1"))
     known = facts(
         bridges={
-            BRIDGE: Bridge(HOST),
-            "br1": Bridge((ip_interface("192.0.2.1/24"),), (), leased("192.0.2.7", mac=MAC2)),
+            BRIDGE: BridgeFacts(HOST),
+            "br1": BridgeFacts((ip_interface("192.0.2.1/24"),), (), leased("192.0.2.7", mac=MAC2)),
         }
     )
     assert made(Declaration(WEB, (host("198.51.100.9"),)), known, nics).endpoints == (
@@ -229,13 +231,13 @@ def test_a_strangers_address_is_refused(ip: str, said: str) -> None:
 def test_any_address_will_do_where_the_host_has_no_subnet() -> None:
     pure = facts(bridges={})
     assert ips(made(Declaration(WEB, (host("203.0.113.9"),)), pure)) == ["203.0.113.9"]
-    v4_only = facts(bridges={BRIDGE: Bridge(HOST[:1])})
+    v4_only = facts(bridges={BRIDGE: BridgeFacts(HOST[:1])})
     assert ips(made(Declaration(WEB, (host("2001:db8:77::9"),)), v4_only)) == ["2001:db8:77::9"]
 
 
 @pytest.mark.parametrize("prefix", ["198.51.100.8/31", "198.51.100.9/32"])
 def test_the_smallest_networks_have_no_broadcast_address(prefix: str) -> None:
-    known = facts(bridges={BRIDGE: Bridge((ip_interface("198.51.100.1/24"), ip_interface(prefix)))})
+    known = facts(bridges={BRIDGE: BridgeFacts((ip_interface("198.51.100.1/24"), ip_interface(prefix)))})
     assert ips(made(Declaration(WEB, (host("198.51.100.77"),)), known)) == ["198.51.100.77"]
 
 
@@ -248,7 +250,7 @@ def test_the_smallest_networks_have_no_broadcast_address(prefix: str) -> None:
         ((Nic(MAC, "hostdev"),), "it has no NIC on a bridge or libvirt network"),
         (
             (Nic(MAC, "bridge", "no such name!"),),
-            'its bridge has the name "no such name!", which cannot be served; rename it',
+            'the name of its bridge, "no such name!", is not supported; rename it',
         ),
     ],
 )
@@ -313,7 +315,7 @@ def test_all_reasons_are_told() -> None:
 
 
 def test_a_bridge_with_the_uplink_in_it_is_no_network_of_guests() -> None:
-    known = facts(bridges={BRIDGE: Bridge(HOST, uplink=True)})
+    known = facts(bridges={BRIDGE: BridgeFacts(HOST, uplink=True)})
     guest = made(Declaration(WEB, (host("198.51.100.9"),)), known)
     assert (guest.lans, guest.gateways) == ((), ())
     assert ips(guest) == ["198.51.100.9"]
@@ -322,16 +324,16 @@ def test_a_bridge_with_the_uplink_in_it_is_no_network_of_guests() -> None:
 def test_places_are_the_nics_on_a_bridge_of_ours() -> None:
     nics = (*ON_BRIDGE, Nic(MAC2, "network", "default"), Nic("", "user"), Nic("", "network", "other"))
     known = facts(Network("default", UUID, "virbr9", "nat"))
-    assert [(attachment.nic.mac, attachment.bridge) for attachment in attached(nics, known)] == [
+    assert [(attachment.nic.mac, attachment.bridge) for attachment in find_attachments(nics, known)] == [
         (MAC, BRIDGE),
         (MAC2, "virbr9"),
     ]
 
 
-def seen(confirmed: list[str], others: list[str]) -> Facts:
+def seen(confirmed: list[str], others: list[str]) -> HostFacts:
     """Return facts of a host that knows the guest from its neighbour table alone."""
     table = Neighbours(tuple(map(lease, confirmed)), tuple(map(lease, others)))
-    return facts(bridges={BRIDGE: Bridge(HOST, neighbours=lambda: table)})
+    return facts(bridges={BRIDGE: BridgeFacts(HOST, neighbours=lambda: table)})
 
 
 OLD, NEW = "198.51.100.30", "198.51.100.31"
@@ -360,7 +362,7 @@ def test_a_neighbour_that_was_known(confirmed: list[str], others: list[str], exp
 def test_what_was_known_on_another_bridge_is_forgotten() -> None:
     before = made(Declaration(WEB), seen([OLD], []))
     moved = (Nic(MAC, "bridge", "br1"),)
-    known = facts(bridges={"br1": Bridge(HOST)})
+    known = facts(bridges={"br1": BridgeFacts(HOST)})
     assert made(Declaration(WEB), known, moved, before=before).endpoints == ()
 
 
@@ -372,5 +374,5 @@ def test_the_host_is_not_asked_where_the_answer_is_known() -> None:
         raise AssertionError("neighbours were read")
 
     reserved = (lease("198.51.100.13"), lease("2001:db8:10::13"))
-    known = facts(bridges={BRIDGE: Bridge(HOST, reserved, unasked, unseen)})
+    known = facts(bridges={BRIDGE: BridgeFacts(HOST, reserved, unasked, unseen)})
     assert ips(made(Declaration(WEB), known)) == ["198.51.100.13", "2001:db8:10::13"]

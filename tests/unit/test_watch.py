@@ -34,7 +34,7 @@ from virt_forward.watch.kernel_events import (
     TableMonitor,
     neighbours,
 )
-from virt_forward.watch.prober import ASK_AFTER, LEASED_AFTER, Search
+from virt_forward.watch.prober import PROBE_AFTER, VERIFY_LEASE_AFTER, ProbeSchedule
 from virt_forward.watch.watched import Watched
 
 OTHER = "52:54:00:00:00:02"
@@ -126,66 +126,72 @@ def test_neighbours_are_judged_without_reading_any_file(
     assert watched.matters(Neighbour(NEW, MAC))
 
 
-def asked(search: Search, times: range, news: Callable[[int], object] = lambda _: None) -> list[int]:
-    """Return the seconds of ``times`` at which a NIC is asked."""
+def probe_times(
+    schedule: ProbeSchedule, times: range, event: Callable[[int], object] = lambda _: None
+) -> list[int]:
+    """Return the seconds of ``times`` at which a NIC is probed."""
     found = []
     for now in times:
-        news(now)
-        if search.due() <= now:
-            search.ask(now)
+        event(now)
+        if schedule.due_at() <= now:
+            schedule.record_probe(now)
             found.append(now)
     return found
 
 
-def test_search_ends_with_its_schedule() -> None:
-    search = Search(0)
-    assert asked(search, range(1000)) == [int(at) for at in ASK_AFTER]
-    assert search.due() == math.inf
-    assert search.over(1000)
+def test_schedule_ends() -> None:
+    schedule = ProbeSchedule(0)
+    assert probe_times(schedule, range(1000)) == [int(at) for at in PROBE_AFTER]
+    assert schedule.due_at() == math.inf
+    assert schedule.is_finished(1000)
 
 
-def test_first_news_begins_the_schedule_again() -> None:
-    search = Search(0)
-    asked(search, range(40))
-    search.seen(40, LINK_LOCAL)
-    assert asked(search, range(40, 1000)) == [40 + int(at) for at in ASK_AFTER]
+def test_schedule_restarts_on_first_event() -> None:
+    schedule = ProbeSchedule(0)
+    probe_times(schedule, range(40))
+    schedule.add_link_local(40, LINK_LOCAL)
+    assert probe_times(schedule, range(40, 1000)) == [40 + int(at) for at in PROBE_AFTER]
 
 
-def test_known_link_local_address_is_no_news() -> None:
-    """An IPv6-only guest speaks from it for as long as it runs."""
-    search = Search(0)
-    search.seen(0, LINK_LOCAL)
-    assert len(asked(search, range(1000), lambda now: search.seen(now, LINK_LOCAL))) == len(ASK_AFTER)
+def test_schedule_ignores_known_link_local_address() -> None:
+    """An IPv6-only guest sends from it for as long as it runs."""
+    schedule = ProbeSchedule(0)
+    schedule.add_link_local(0, LINK_LOCAL)
+    assert len(
+        probe_times(schedule, range(1000), lambda now: schedule.add_link_local(now, LINK_LOCAL))
+    ) == len(PROBE_AFTER)
 
 
-def test_whatever_a_guest_does_it_is_asked_once_a_minute_at_most() -> None:
-    search = Search(0)
-    asked(search, range(200), search.again)
-    later = asked(search, range(200, 2000), search.again)
+def test_schedule_probes_once_a_minute_at_most_after_many_events() -> None:
+    schedule = ProbeSchedule(0)
+    probe_times(schedule, range(200), schedule.restart)
+    later = probe_times(schedule, range(200, 2000), schedule.restart)
     assert later
     assert min(b - a for a, b in itertools.pairwise(later)) >= 60
 
 
-def test_addresses_that_a_guest_makes_up_do_not_keep_it_being_asked() -> None:
-    search = Search(0)
-    times = asked(search, range(20000), lambda now: search.seen(now, ip_address(f"fe80::{now + 1:x}")))
+def test_schedule_ends_despite_ever_new_link_local_addresses() -> None:
+    schedule = ProbeSchedule(0)
+    times = probe_times(
+        schedule, range(20000), lambda now: schedule.add_link_local(now, ip_address(f"fe80::{now + 1:x}"))
+    )
     assert times[-1] < 2000
 
 
 @pytest.fixture
-def never_asks(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[float]]:
-    """A clock that the test sets; bridges that exist, and hear nothing."""
-    clock = [0.0]
-    monkeypatch.setattr("virt_forward.watch.prober.time", SimpleNamespace(monotonic=lambda: clock[0]))
-    monkeypatch.setattr(prober, "Ear", FakeEar)
-    FakeEar.asked.clear()
-    monkeypatch.setattr(prober, "ask", lambda questions, _: FakeEar.asked.extend(questions))
-    yield clock
+def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[float]]:
+    """A clock that the test sets; sockets that record the probes."""
+    made = [0.0]
+    monkeypatch.setattr("virt_forward.watch.prober.time", SimpleNamespace(monotonic=lambda: made[0]))
+    monkeypatch.setattr(prober, "ProbeSocket", FakeSocket)
+    FakeSocket.sent.clear()
+    monkeypatch.setattr(prober, "send", lambda probes, _: FakeSocket.sent.extend(probes))
+    yield made
 
 
-class FakeEar:
-    asked: ClassVar[list[object]] = []
-    heard: ClassVar[list[Sighting]] = []
+class FakeSocket:
+    sent: ClassVar[list[object]] = []
+    received: ClassVar[list[Sighting]] = []
 
     def __init__(self, bridge: str, version: int) -> None:
         self.bridge, self.version = bridge, version
@@ -194,58 +200,58 @@ class FakeEar:
     def fileno(self) -> int:
         return self._fd
 
-    def read(self, _questions: object) -> list[Sighting]:
-        found = list(self.heard)
-        self.heard.clear()
+    def read(self, _probes: object) -> list[Sighting]:
+        found = list(self.received)
+        self.received.clear()
         return found
 
     def close(self) -> None:
         os.close(self._fd)
 
 
-def test_other_guests_questions_do_not_restart_a_search(never_asks: list[float]) -> None:
-    from unit.test_asking import FOUR
+def test_prober_keeps_schedule_while_other_guests_change(clock: list[float]) -> None:
+    from unit.test_probe import FOUR
 
-    made = prober.Seeker(select.poll())
+    made = prober.Prober(select.poll())
     other = FOUR._replace(mac=OTHER)
     try:
         for now in range(600):
-            never_asks[0] = float(now)
-            made.seek([FOUR, other] if now % 3 else [FOUR])
+            clock[0] = float(now)
+            made.set_probes([FOUR, other] if now % 3 else [FOUR])
             made.work()
     finally:
         made.close()
-    assert FakeEar.asked.count(FOUR) == len(ASK_AFTER)
-    assert FakeEar.asked.count(other) <= 2 * len(ASK_AFTER) + 600 // 60
+    assert FakeSocket.sent.count(FOUR) == len(PROBE_AFTER)
+    assert FakeSocket.sent.count(other) <= 2 * len(PROBE_AFTER) + 600 // 60
 
 
-def test_nic_is_asked_for_the_address_that_it_was_leased_until_it_is_known(never_asks: list[float]) -> None:
-    from unit.test_asking import FOUR
+def test_prober_verifies_leased_address_until_it_is_known(clock: list[float]) -> None:
+    from unit.test_probe import FOUR
 
-    made, lease = prober.Seeker(select.poll()), Sighting(IP, FOUR.mac, "leased")
+    made, lease = prober.Prober(select.poll()), Sighting(IP, FOUR.mac, "leased")
     wanted = FOUR._replace(subnet=ip_network(IP))
     try:
-        made.seek([FOUR])
+        made.set_probes([FOUR])
         for now in range(1200):
-            never_asks[0] = now / 10
-            # Others may make the server give it as often as they like.
-            FakeEar.heard.extend([lease] * (now > 800))
+            clock[0] = now / 10
+            # Other clients can make the server repeat the lease at any rate.
+            FakeSocket.received.extend([lease] * (now > 800))
             made.work()
             if now == 700:
-                assert wanted not in FakeEar.asked
-        assert made.heard == {FOUR.bridge: (lease,)}
-        made.forget()
-        assert made.heard == {FOUR.bridge: (lease,)}
-        asked = FakeEar.asked.count(wanted)
-        assert len(LEASED_AFTER) <= asked <= 40 // LEASED_AFTER[-1] * len(LEASED_AFTER)
-        made.seek([])
-        made.forget()
-        assert made.heard == {}
-        never_asks[0] += 100
+                assert wanted not in FakeSocket.sent
+        assert made.sightings == {FOUR.bridge: (lease,)}
+        made.clear_sightings()
+        assert made.sightings == {FOUR.bridge: (lease,)}
+        count = FakeSocket.sent.count(wanted)
+        assert len(VERIFY_LEASE_AFTER) <= count <= 40 // VERIFY_LEASE_AFTER[-1] * len(VERIFY_LEASE_AFTER)
+        made.set_probes([])
+        made.clear_sightings()
+        assert made.sightings == {}
+        clock[0] += 100
         made.work()
-        assert FakeEar.asked.count(wanted) == asked
+        assert FakeSocket.sent.count(wanted) == count
     finally:
-        FakeEar.heard.clear()
+        FakeSocket.received.clear()
         made.close()
 
 

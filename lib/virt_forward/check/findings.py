@@ -69,7 +69,7 @@ def table_missing(facts: Facts) -> Iterator[Problem]:
     known = {guest.uuid for guest in facts.guests}
     for domain in facts.running or ():
         if domain.uuid not in known:
-            unserved = resolve.unserved(domain, attachments.Facts(facts.networks))
+            unserved = resolve.unserved(domain, attachments.HostFacts(facts.networks))
             message = "the guest runs and declares forwards, but none is open"
             message, fix = (
                 (f"{message}: {'; '.join(unserved)}", _edit(domain)) if unserved else (message, SYNC)
@@ -199,7 +199,7 @@ def no_address(facts: Facts) -> Iterator[Problem]:
 
 
 def _address_fix(guest: Guest, forward: Forward, facts: Facts) -> str:
-    placed = attachments.attached(guest.nics, attachments.Facts(facts.networks))
+    placed = attachments.find_attachments(guest.nics, attachments.HostFacts(facts.networks))
     if not any(forward.mac in (None, place.nic.mac) for place in placed):
         return f"correct its interfaces, or mac= in its metadata ({_edit(guest)})"
     return f'wait for its DHCP and run {SYNC}, reserve an address, or add <host ip="…"/> to its metadata'

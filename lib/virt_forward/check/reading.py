@@ -48,7 +48,7 @@ def read(config: Config, store: Store, domains: list[DomainState] | None) -> Fac
         _flush(store),
         tuple(_forwarding()),
         tuple(_ignored_ipforward()),
-        collect.here(),
+        collect.listen_targets(),
         config.uplinks,
         tuple(_vetoes(guests, config, store)),
         tuple(_invalid(domains or [])),
@@ -58,11 +58,13 @@ def read(config: Config, store: Store, domains: list[DomainState] | None) -> Fac
 def _vetoes(guests: Iterable[Guest], config: Config, store: Store) -> Iterator[Veto]:
     """Yield what stands against forwards that running guests hold: it came after them."""
     running = [guest for guest in guests if guest.phase == "running"]
-    facts = collect.facts(config, store.networks(), {name for guest in running for name in guest.networks})
-    listening = hostports.listening_now()
+    facts = collect.host_facts(
+        config, store.networks(), {name for guest in running for name in guest.networks}
+    )
+    listening = hostports.socket_facts()
     for guest in running:
-        attached = attachments.attached(guest.nics, facts)
-        veto, _ = hostports.port_vetoes(config, attached, listening, hosts=guest.hosts)
+        attached = attachments.find_attachments(guest.nics, facts)
+        veto, _ = hostports.port_checks(config, attached, listening, hosts=guest.hosts)
         found = ((forward, veto(forward)) for forward in guest.forwards)
         yield from (Veto(guest.uuid, forward, reason) for forward, reason in found if reason)
 
@@ -95,8 +97,8 @@ def _invalid(states: list[DomainState]) -> Iterator[MetadataError]:
 
 def _hook(driver: str, store: Store) -> Hook:
     places = (f"{HOOKS}/{driver}", f"{HOOKS}/{driver}.d/virt-forward")
-    path = next((place for place in places if MARK in collect.text(place)[:400]), places[0])
-    ours = MARK in collect.text(path)[:400]
+    path = next((place for place in places if MARK in collect.read_text(place)[:400]), places[0])
+    ours = MARK in collect.read_text(path)[:400]
     changed = os.stat(path).st_ctime if ours else 0.0
     return Hook(driver, path, ours, os.access(path, os.X_OK), changed, _looked_at(driver, store))
 
@@ -112,12 +114,13 @@ def _looked_at(driver: str, store: Store) -> float:
 
 def _started(daemon: str) -> float:
     """Return when a daemon was started, in seconds since the epoch; 0 without one (proc_pid_stat(5))."""
-    pid = collect.text(f"/run/{daemon}.pid").strip()
-    fields = collect.text(f"/proc/{pid}/stat").rpartition(")")[2].split() if pid.isdigit() else []
+    pid = collect.read_text(f"/run/{daemon}.pid").strip()
+    fields = collect.read_text(f"/proc/{pid}/stat").rpartition(")")[2].split() if pid.isdigit() else []
     if len(fields) < 20:
         return 0.0
     boot = next(
-        (line for line in collect.text("/proc/stat").splitlines() if line.startswith("btime ")), "btime 0"
+        (line for line in collect.read_text("/proc/stat").splitlines() if line.startswith("btime ")),
+        "btime 0",
     )
     # Rounded up: a file made in the second of the start is taken for older.
     return int(boot.split()[1]) + int(fields[19]) / os.sysconf("SC_CLK_TCK") + 1
@@ -133,7 +136,7 @@ def _reloaded(daemon: str) -> float:
 
 def _flush(store: Store) -> Flush:
     path = next(filter(os.path.exists, RULESETS), RULESETS[-1])
-    text = collect.text(path)
+    text = collect.read_text(path)
     return Flush(
         path,
         includes.flushes(text, _included),
@@ -145,13 +148,15 @@ def _flush(store: Store) -> Flush:
 
 def _included(pattern: str) -> Iterator[tuple[str, str]]:
     for path in sorted(glob.glob(os.path.join(INCLUDES, pattern))):
-        yield path, collect.text(path)
+        yield path, collect.read_text(path)
 
 
 def _forwarding() -> Iterator[Forwarding]:
     for device in sorted(collect.default_route_devices()):
         for version in (4, 6):
-            values = [collect.text(f"/proc/sys/net/{path}").strip() for path in _switches(device, version)]
+            values = [
+                collect.read_text(f"/proc/sys/net/{path}").strip() for path in _switches(device, version)
+            ]
             if any(values):
                 yield Forwarding(device, version, any(value not in ("", "0") for value in values))
 

@@ -59,7 +59,7 @@ def choose(states: Iterable[DomainState], wanted: list[str]) -> list[DomainState
 
 def _lines(states: list[DomainState], errors: list[VirtForwardError]) -> list[report.Line]:
     store = Store()
-    seen = report.Seen(report.counters(nft.listing()), tuple(store.networks()), collect.here())
+    seen = report.Seen(report.counters(nft.listing()), tuple(store.networks()), collect.listen_targets())
     found: list[report.Line] = []
     for state in states:
         try:

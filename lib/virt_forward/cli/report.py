@@ -120,7 +120,7 @@ def _without(spans: list[ports.Span]) -> str:
 
 def _unopened(domain: Domain, record: Guest | None, networks: tuple[Network, ...]) -> str:
     """Return why declared forwards of a running guest are not open."""
-    unserved = [] if record else resolve.unserved(domain, attachments.Facts(networks))
+    unserved = [] if record else resolve.unserved(domain, attachments.HostFacts(networks))
     return "; ".join(unserved) or "declared since the guest started; virt-forward sync opens it"
 
 

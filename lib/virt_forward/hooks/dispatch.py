@@ -239,11 +239,11 @@ def _resolved(
     from virt_forward.host import collect, hostports
 
     networks = [nic.source for nic in domain.nics if nic.type == "network"]
-    facts = collect.facts(config, store.networks() if networks else (), networks)
+    facts = collect.host_facts(config, store.networks() if networks else (), networks)
     known = Engine(store, config).known(domain.uuid) if phase == "running" else None
-    veto, spared = hostports.port_vetoes(
+    veto, spared = hostports.port_checks(
         config,
-        attachments.attached(domain.nics, facts),
+        attachments.find_attachments(domain.nics, facts),
         hosts=domain.declaration.hosts if domain.declaration else (),
         held=known.forwards if known else (),
     )
@@ -251,7 +251,7 @@ def _resolved(
     if phase == "running":
         # A libvirtd that restarts is no reason to forget an address that only the guest's traffic told.
         guest = resolve.locate_known(guest, known, facts)
-    return guest, Engine(store, config, facts.own), veto
+    return guest, Engine(store, config, facts.own_addresses), veto
 
 
 def _conflicting(guest: Guest) -> VirtForwardError | None:

@@ -1,6 +1,6 @@
 """What the network hook tells: networks that come, change and go, and the guests on them."""
 
-from virt_forward.addresses.attachments import attached
+from virt_forward.addresses.attachments import find_attachments
 from virt_forward.addresses.resolve import locate
 from virt_forward.claims import index as claims
 from virt_forward.effects import libvirt_accept
@@ -57,16 +57,16 @@ def _locate(
 ) -> None:
     names = {name for guest in guests for name in guest.networks} | {network.name}
     config = load_config_or_last(store)
-    facts = collect.facts(
+    facts = collect.host_facts(
         config, store.networks(), names - ({network.name} if action is Action.NETWORK_GONE else set())
     )
-    engine = Engine(store, config, facts.own)
+    engine = Engine(store, config, facts.own_addresses)
     changes: dict[str, Guest | None] = {}
-    listening = hostports.listening_now()
+    listening = hostports.socket_facts()
     for guest in guests:
         plugged = locate(_plugged(guest, network, port, action), facts)
-        veto, _ = hostports.port_vetoes(
-            engine.config, attached(plugged.nics, facts), listening, hosts=plugged.hosts
+        veto, _ = hostports.port_checks(
+            engine.config, find_attachments(plugged.nics, facts), listening, hosts=plugged.hosts
         )
         settled = resolve_conflicts(claims.without(engine.index(), [guest.uuid]), plugged, guest, veto)
         if settled != guest:

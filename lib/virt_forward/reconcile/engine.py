@@ -161,12 +161,12 @@ class Engine:
         from virt_forward.host import collect, hostports
 
         try:
-            facts = collect.facts(self.config, self.store.networks(), guest.networks)
+            facts = collect.host_facts(self.config, self.store.networks(), guest.networks)
         except VirtForwardError as error:
             log.error(str(error))
             return None
-        attached = attachments.attached(guest.nics, facts)
-        veto, _ = hostports.port_vetoes(self.config, attached, hosts=guest.hosts)
+        attached = attachments.find_attachments(guest.nics, facts)
+        veto, _ = hostports.port_checks(self.config, attached, hosts=guest.hosts)
         return resolve_conflicts(index, resolve.locate(guest, facts), self.known(guest.uuid), veto)
 
     def _freed(self, work: Work) -> Work:

@@ -95,14 +95,14 @@ def _running(
 ) -> dict[str, Running]:
     domains = [domain for domain in (_parsed(state, errors) for state in states) if domain]
     names = {nic.source for domain in domains for nic in domain.nics if nic.type == "network"}
-    facts = collect.facts(config, store.networks(), names)
-    listening = hostports.listening_now()
+    facts = collect.host_facts(config, store.networks(), names)
+    listening = hostports.socket_facts()
     found: dict[str, Running] = {}
     for domain in domains:
         before = known.get(domain.uuid)
-        veto, spared = hostports.port_vetoes(
+        veto, spared = hostports.port_checks(
             config,
-            attachments.attached(domain.nics, facts),
+            attachments.find_attachments(domain.nics, facts),
             listening,
             hosts=domain.declaration.hosts if domain.declaration else (),
             held=before.forwards if before else (),
@@ -117,7 +117,7 @@ def _running(
     return found | {domain.uuid: kept for domain in broken if (kept := _kept(domain, known, facts))}
 
 
-def _kept(domain: Domain, known: Mapping[str, Guest], facts: attachments.Facts) -> Running | None:
+def _kept(domain: Domain, known: Mapping[str, Guest], facts: attachments.HostFacts) -> Running | None:
     """Return a guest that cannot be understood as it was, but for NICs that came or went meanwhile."""
     before = known.get(domain.uuid)
     if before is None or before.phase != "running" or before.nics == domain.nics:
@@ -128,11 +128,11 @@ def _kept(domain: Domain, known: Mapping[str, Guest], facts: attachments.Facts) 
 def _asked(running: dict[str, Running], store: Store, config: Config) -> dict[str, Running]:
     """Return the running guests, those without an address located where they say they are."""
     networks = store.networks()
-    questions = [item for one in running.values() for item in probe.questions(one.guest, networks)]
+    questions = [item for one in running.values() for item in probe.probes(one.guest, networks)]
     if not questions:
         return running
-    heard = probe_socket.once(questions)
-    facts = collect.facts(
+    heard = probe_socket.probe_once(questions)
+    facts = collect.host_facts(
         config, networks, {name for one in running.values() for name in one.guest.networks}, heard
     )
     return {uuid: one._replace(guest=resolve.locate(one.guest, facts)) for uuid, one in running.items()}

@@ -21,7 +21,7 @@ from virt_forward.watch.backoff import Job
 from virt_forward.watch.kernel_events import TABLE_GONE, NeighbourMonitor, TableMonitor
 from virt_forward.watch.libvirt_events import MOST_DOMAINS, LibvirtEvents
 from virt_forward.watch.notify import notify
-from virt_forward.watch.prober import Seeker
+from virt_forward.watch.prober import Prober
 from virt_forward.watch.syncing import Syncing
 from virt_forward.watch.table_check import intact
 from virt_forward.watch.watched import Watched
@@ -60,7 +60,7 @@ class Service:
         self.syncing = Syncing(self.poller)
         self.table = TableMonitor(self.poller)
         self.neighbours = NeighbourMonitor()
-        self.seeker = Seeker(self.poller)
+        self.prober = Prober(self.poller)
         self.watched = Watched()
         self.jobs = {
             "table": Job(),
@@ -91,7 +91,7 @@ class Service:
         self.syncing.stop()
         self.table.stop()
         self.neighbours.close()
-        self.seeker.close()
+        self.prober.close()
         return 0
 
     def _end(self, _signal: int, _frame: FrameType | None) -> None:
@@ -135,7 +135,7 @@ class Service:
     def _patience(self) -> float | None:
         """Return how long to wait for an event, in seconds; without end where nothing is to be looked at."""
         times = [job.at() for name, job in self.jobs.items() if name != "libvirt" or not self.syncing.busy()]
-        times += [self.table.next_at(), self.syncing.next_at(), self.seeker.next_at(), self._ready_at]
+        times += [self.table.next_at(), self.syncing.next_at(), self.prober.next_at(), self._ready_at]
         if self.watched.running:
             times += [self._leases_at, self._look_at]
         soonest = min(times)
@@ -152,12 +152,12 @@ class Service:
             # systemd ends our children along with us, which is no news.
             return
         if self.watched.follow(self.store):
-            self.seeker.seek(self.watched.questions)
+            self.prober.set_probes(self.watched.probes)
         self._collect_libvirt(ready)
         self._collect_table(ready)
         if self.neighbours.fileno() in ready:
             self._collect_neighbours()
-        if self.seeker.work():
+        if self.prober.work():
             self._want("addresses")
         if self.watched.running:
             self._look_around()
@@ -200,9 +200,9 @@ class Service:
         if changed is None or any(map(self.watched.matters, changed)):
             self._want("neighbours")
         for ip, mac, gone in changed or ():
-            if ip.is_link_local and not gone and self.seeker.seeks(mac):
+            if ip.is_link_local and not gone and self.prober.has_probe(mac):
                 # Its network is up, so that it may have an address of use by now.
-                self.seeker.news(mac, ip)
+                self.prober.add_link_local(mac, ip)
 
     def _look_around(self) -> None:
         """Look at what tells nobody that it changes, where it is time to."""
@@ -248,8 +248,8 @@ class Service:
             raise
 
     def _do_addresses(self) -> None:
-        refresh(self.store, self.seeker.heard)
-        self.seeker.forget()
+        refresh(self.store, self.prober.sightings)
+        self.prober.clear_sightings()
         # It has looked at the neighbours as well.
         self.jobs["neighbours"].wanted = False
 

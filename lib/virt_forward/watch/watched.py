@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterable
 
 from virt_forward.addresses import attachments, probe
-from virt_forward.addresses.probe import Question
+from virt_forward.addresses.probe import Probe
 from virt_forward.host import collect
 from virt_forward.model import Address, Guest, Network
 from virt_forward.state.store import Store
@@ -18,7 +18,7 @@ class Watched:
         self._changed = -1
         self._leases: dict[str, int] = {}
         self.running = False
-        self.questions: list[Question] = []
+        self.probes: list[Probe] = []
         self._lease_files: set[str] = set()
         self._macs: set[str] = set()
         self._known: dict[Address, set[str]] = {}
@@ -35,12 +35,14 @@ class Watched:
     def set(self, guests: Iterable[Guest], networks: Iterable[Network]) -> None:
         """Take these guests for the running ones."""
         guests, networks = tuple(guests), tuple(networks)
-        facts = attachments.Facts(networks)
+        facts = attachments.HostFacts(networks)
         bridges = {
-            attachment.bridge for guest in guests for attachment in attachments.attached(guest.nics, facts)
+            attachment.bridge
+            for guest in guests
+            for attachment in attachments.find_attachments(guest.nics, facts)
         }
         self.running = bool(guests)
-        self.questions = [item for guest in guests for item in probe.questions(guest, networks)]
+        self.probes = [item for guest in guests for item in probe.probes(guest, networks)]
         self._lease_files = {path for bridge in bridges for path in collect.lease_files(bridge)}
         self._macs = {nic.mac for guest in guests for nic in guest.nics}
         self._known = {}
