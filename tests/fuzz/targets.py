@@ -160,13 +160,13 @@ def admitted(data: bytes) -> None:
 def neighbour_events(data: bytes) -> None:
     for neighbour in kernel_events.neighbours(data):
         is_wire_address(neighbour.ip)
-        if neighbour.mac or not neighbour.gone:
+        if neighbour.mac or not neighbour.removed:
             is_mac(neighbour.mac)
 
 
 def monitor(data: bytes) -> None:
     assert plan.chain_changed(data) in (True, False)
-    assert all(isinstance(words, bytes) for words in kernel_events.TABLE_GONE if words in data)
+    assert all(isinstance(words, bytes) for words in kernel_events.TABLE_DELETED if words in data)
 
 
 def neighbour_table(data: bytes) -> None:

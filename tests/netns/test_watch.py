@@ -18,13 +18,17 @@ from support.proc import REPO, Background, eventually
 from support.xml import domain, forwards, host_ip, port_forward
 from virt_forward.addresses.probe import ETH_P_ARP
 from virt_forward.state.store import Store
-from virt_forward.watch.table_check import intact
+from virt_forward.watch.table_check import is_intact
 
 pytestmark = pytest.mark.root
 
 TABLE = ("table", "inet", "virt-forward")
 DECLARED = forwards(host_ip(GUEST4), port_forward("8080:80"))
-START = "import virt_forward.watch.service as service; service.LOOK_SECONDS = {look}; service.Service().run()"
+START = """\
+from virt_forward.watch import service
+service.TABLE_CHECK_SECONDS = {look}
+service.Service().run()
+"""
 
 
 @pytest.fixture
@@ -121,7 +125,7 @@ def test_table_is_intact_with_the_revision_of_the_file(lab: Lab) -> None:
     store = Store(str(lab.run_dir))
 
     def looked() -> bool:
-        return payload.inside(lab.host.path, lambda: intact(store))
+        return payload.inside(lab.host.path, lambda: is_intact(store))
 
     assert looked()
     for damage in (
@@ -140,7 +144,7 @@ def test_table_is_intact_with_the_revision_of_the_file(lab: Lab) -> None:
 def test_look_takes_no_lock_where_all_is_well(lab: Lab) -> None:
     store = Store(str(lab.run_dir))
     with store.lock():
-        assert payload.inside(lab.host.path, lambda: intact(store))
+        assert payload.inside(lab.host.path, lambda: is_intact(store))
 
 
 def counting(lab: Lab) -> tuple[str, Callable[[], int]]:

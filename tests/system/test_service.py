@@ -111,7 +111,7 @@ def test_service_ends_while_libvirtd_hangs(
     time.sleep(0.5)
     empty.run(["kill", "-TERM", str(pid)])
     eventually(lambda: not service.alive(), "the service ends though libvirtd hangs", timeout=3)
-    assert empty.run(["pgrep", "-f", "watch.syncing"], check=False).out == ""
+    assert empty.run(["pgrep", "-f", "watch.sync_process"], check=False).out == ""
 
 
 LISTEN = """\
