@@ -72,7 +72,7 @@ def found(
     ]
 
 
-def test_each_source_gives_its_origin() -> None:
+def test_source_sets_origin() -> None:
     declared = guest(hosts=(HostAddress(ip_address(OLD)),))
     assert found(declared, virbr0=bridge()) == [(OLD, "declared")]
     assert found(guest(), virbr0=bridge(reserved=[at(OLD)])) == [(OLD, "reserved")]
@@ -94,12 +94,12 @@ HELD_BY_ANOTHER = {
 
 @pytest.mark.parametrize("held", HELD_BY_ANOTHER.values(), ids=HELD_BY_ANOTHER)
 @pytest.mark.parametrize("origin", ["leased", "probed", "neighbour"])
-def test_known_address_that_another_mac_holds_is_given_up(held: BridgeFacts, origin: Origin) -> None:
+def test_known_address_used_by_another_mac_is_dropped(held: BridgeFacts, origin: Origin) -> None:
     assert found(guest((OLD, origin)), virbr0=held) == []
 
 
 @pytest.mark.parametrize("held", HELD_BY_ANOTHER.values(), ids=HELD_BY_ANOTHER)
-def test_address_that_another_mac_holds_is_not_learned(held: BridgeFacts) -> None:
+def test_address_used_by_another_mac_is_not_learned(held: BridgeFacts) -> None:
     for mine in (bridge(leased=[at(OLD)]), bridge(confirmed=[at(OLD)]), bridge(sightings=[seen(OLD)])):
         both = BridgeFacts(
             HOST,
@@ -114,13 +114,13 @@ def test_address_that_another_mac_holds_is_not_learned(held: BridgeFacts) -> Non
 
 
 @pytest.mark.parametrize("held", HELD_BY_ANOTHER.values(), ids=HELD_BY_ANOTHER)
-def test_declared_and_reserved_addresses_stay_whoever_else_answers_there(held: BridgeFacts) -> None:
+def test_configured_address_stays_if_used_by_another_mac(held: BridgeFacts) -> None:
     assert found(guest(hosts=(HostAddress(ip_address(OLD)),)), virbr0=held) == [(OLD, "declared")]
     reserved = held._replace(reservations=(at(OLD),))
     assert found(guest(), virbr0=reserved) == [(OLD, "reserved")]
 
 
-def test_reservation_for_another_mac_under_the_name_of_the_guest_is_not_the_guests() -> None:
+def test_reservation_with_name_of_guest_but_other_mac_is_ignored() -> None:
     of = Reservation(ip_address(OLD), FOREIGN, "web")
     network = Network("default", UUID, BRIDGE, "nat", (ip_network("198.51.100.0/24"),), (of,))
     on_network = guest(nics=(Nic(MAC, "network", "default"),))
@@ -156,7 +156,7 @@ def test_reservation_for_another_mac_under_the_name_of_the_guest_is_not_the_gues
         ((OLD, "declared"), bridge(confirmed=[at(NEW)]), (NEW, "neighbour")),
     ],
 )  # fmt: skip
-def test_known_address_stays_while_it_is_confirmed(
+def test_known_address_stays_while_it_is_current(
     known: tuple[str, Origin], now: BridgeFacts, expected: tuple[str, Origin]
 ) -> None:
     assert found(guest(known), virbr0=now) == [expected]
@@ -167,7 +167,7 @@ def doubts(of: Guest, now: BridgeFacts) -> list[str]:
     return [str(endpoint.ip) for endpoint in doubtful_endpoints(of, find_attachments(of.nics, facts), facts)]
 
 
-def test_second_address_makes_the_known_one_doubted_unless_it_was_confirmed_just_now() -> None:
+def test_second_address_makes_known_endpoint_doubtful_unless_just_confirmed() -> None:
     known = guest((OLD, "neighbour"))
     assert doubts(known, bridge(confirmed=[at(NEW)], stale=[at(OLD)])) == [OLD]
     assert doubts(known, bridge(stale=[at(NEW), at(OLD)])) == [OLD]
@@ -181,9 +181,7 @@ def test_second_address_makes_the_known_one_doubted_unless_it_was_confirmed_just
 @pytest.mark.parametrize("learn", ["derived", "any", "never"])
 @pytest.mark.parametrize("ip", [OLD6, DERIVED6])
 @pytest.mark.parametrize("firm", [True, False])
-def test_address_of_the_other_family_comes_from_the_wire_only_where_it_derives_from_the_mac(
-    learn: Learn, ip: str, firm: bool
-) -> None:
+def test_other_family_is_learned_only_if_derived_from_mac(learn: Learn, ip: str, firm: bool) -> None:
     reserved = [at(OLD)] if firm else []
     expected = learn == "any" or (learn == "derived" and (not firm or ip == DERIVED6))
     for origin, one in (
@@ -195,7 +193,7 @@ def test_address_of_the_other_family_comes_from_the_wire_only_where_it_derives_f
 
 
 @pytest.mark.parametrize("kind", ["confirmed", "stale"])
-def test_address_of_the_neighbour_table_counts_once_the_nic_answers_there(kind: str) -> None:
+def test_neighbour_entry_counts_after_verification(kind: str) -> None:
     table = bridge(**{kind: [at(OLD), at(NEW), at("198.51.100.1"), at("203.0.113.9")]})  # type: ignore[arg-type]
     asked: list[tuple[str, ...]] = []
 
@@ -216,13 +214,13 @@ def test_address_of_the_neighbour_table_counts_once_the_nic_answers_there(kind: 
     assert len(asked) == 1
 
 
-def test_permanent_neighbour_entry_is_the_administrators_word() -> None:
+def test_permanent_neighbour_entry_needs_no_verification() -> None:
     facts = HostFacts((), lambda _: bridge(permanent=[at(OLD)]), verify=lambda *_: ())
     of = guest()
     assert [str(endpoint.ip) for endpoint in endpoints(of, find_attachments(of.nics, facts), facts)] == [OLD]
 
 
-def test_lease_is_not_learned_from_the_wire() -> None:
+def test_lease_counts_with_every_learn_setting() -> None:
     firm = guest(hosts=(HostAddress(ip_address(OLD6)),))
     for learn in ("derived", "any", "never"):
         assert found(firm, learn=learn, virbr0=bridge(leased=[at(OLD)])) == [
@@ -231,7 +229,7 @@ def test_lease_is_not_learned_from_the_wire() -> None:
         ]
 
 
-def test_derived_address_is_known_by_its_interface_identifier() -> None:
+def test_derived_address_has_eui64_identifier() -> None:
     assert is_derived(ip_address(DERIVED6), MAC)
     assert is_derived(ip_address("2001:db8::202:3ff:fe04:506"), "00:02:03:04:05:06")
     assert not is_derived(ip_address(DERIVED6), MAC2)
@@ -246,11 +244,11 @@ NAMED = Network(
 )  # fmt: skip
 
 
-def test_reservation_by_name_is_that_of_one_nic() -> None:
+def test_reservation_by_name_is_assigned_to_one_nic() -> None:
     assert found(guest(nics=TWO), NAMED, virbr0=bridge()) == [(OLD, "reserved")]
 
 
-def test_reservation_by_name_is_that_of_the_nic_that_got_it() -> None:
+def test_reservation_by_name_follows_lease() -> None:
     of = guest(nics=TWO)
     facts = HostFacts((NAMED,), lambda _: bridge(leased=[at(OLD, MAC2)]))
     assert [
@@ -258,14 +256,14 @@ def test_reservation_by_name_is_that_of_the_nic_that_got_it() -> None:
     ] == [(MAC2, "reserved")]
 
 
-def test_neighbour_entry_with_another_mac_of_the_guest_itself_holds_nothing() -> None:
+def test_neighbour_entry_with_other_mac_of_same_guest_is_no_obstacle() -> None:
     """A guest with two NICs on a bridge may answer for either address by either (arp_ignore)."""
     both = (Nic(MAC, "bridge", BRIDGE), Nic(MAC2, "bridge", BRIDGE))
     of = guest((OLD, "neighbour"), nics=both)
     assert found(of, virbr0=bridge(confirmed=[at(OLD, MAC2)])) == [(OLD, "neighbour")]
 
 
-def test_declared_address_goes_to_the_bridge_whose_subnet_has_it() -> None:
+def test_declared_address_prefers_bridge_with_its_subnet() -> None:
     """The first NIC is on a bridge without a subnet, which takes any address."""
     of = guest(
         hosts=(HostAddress(ip_address(OLD)),), nics=(Nic(MAC2, "bridge", "br9"), Nic(MAC, "bridge", BRIDGE))
@@ -277,14 +275,14 @@ def test_declared_address_goes_to_the_bridge_whose_subnet_has_it() -> None:
     ] == [(OLD, BRIDGE)]
 
 
-def test_declared_address_without_mac_leaves_out_the_nic_that_has_its_own() -> None:
+def test_declared_address_without_mac_skips_nic_with_its_own() -> None:
     hosts = (HostAddress(ip_address(NEW)), HostAddress(ip_address(OLD), MAC))
     both = (Nic(MAC, "bridge", BRIDGE), Nic(MAC2, "bridge", BRIDGE))
     assert found(guest(hosts=hosts, nics=both), virbr0=bridge()) == [(OLD, "declared"), (NEW, "declared")]
 
 
 @pytest.mark.parametrize("prefix", ["198.51.100.8/31", "198.51.100.9/32", "2001:db8:77::8/127"])
-def test_every_address_of_the_smallest_subnets_is_usable(prefix: str) -> None:
+def test_all_addresses_of_smallest_subnets_are_usable(prefix: str) -> None:
     """A /31 and a /127 have no network or broadcast address (RFC 3021, RFC 6164)."""
     for ip in ip_network(prefix, strict=False):
         known = BridgeFacts((ip_interface(prefix),), (), lambda ip=ip: (at(str(ip)),))  # type: ignore[misc]

@@ -22,7 +22,7 @@ def reserved(*leases: Reservation) -> list[str]:
     return [str(endpoint.ip) for endpoint in endpoints(GUEST, find_attachments(GUEST.nics, facts), facts)]
 
 
-def test_reservation_by_name_is_the_guests() -> None:
+def test_reservation_by_name_is_assigned_to_guest() -> None:
     assert reserved() == [str(IP)]
     assert reserved(Reservation(IP, WEB)) == [str(IP)]
 

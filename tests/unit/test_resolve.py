@@ -73,7 +73,7 @@ def network(*reservations: Reservation) -> Network:
     return Network("default", UUID, BRIDGE, "nat", (ip_network("198.51.100.0/24"),), reservations)
 
 
-def test_a_guest_has_all_that_its_record_needs() -> None:
+def test_resolve_fills_all_fields_of_guest() -> None:
     declaration = Declaration(WEB, (host("198.51.100.9"),), isolate=True)
     assert made(declaration, facts()) == Guest(
         UUID,
@@ -103,7 +103,7 @@ SOURCES = [
 
 
 @pytest.mark.parametrize("first", range(len(SOURCES) + 1))
-def test_the_sources_are_asked_in_their_order(first: int) -> None:
+def test_sources_are_used_in_order_of_trust(first: int) -> None:
     def have(number: int) -> list[str]:
         return [SOURCES[number]] if number >= first else []
 
@@ -126,7 +126,7 @@ def test_the_sources_are_asked_in_their_order(first: int) -> None:
     assert ips(made(declaration, known, ON_NETWORK)) == SOURCES[first : first + 1]
 
 
-def test_the_families_are_asked_one_by_one() -> None:
+def test_families_are_resolved_independently() -> None:
     known = facts(
         bridges={
             BRIDGE: BridgeFacts(HOST, (lease("198.51.100.13"),), leased("198.51.100.14", "2001:db8:10::14"))
@@ -151,7 +151,7 @@ def test_the_families_are_asked_one_by_one() -> None:
         "ff02::1",
     ],
 )
-def test_a_lease_that_cannot_be_the_guests_is_passed_over(ip: str) -> None:
+def test_implausible_lease_is_ignored(ip: str) -> None:
     known = facts(
         own=frozenset(address.ip for address in HOST),
         bridges={BRIDGE: BridgeFacts(HOST, (), leased(ip, "198.51.100.14", "2001:db8:10::14"))},
@@ -159,17 +159,17 @@ def test_a_lease_that_cannot_be_the_guests_is_passed_over(ip: str) -> None:
     assert ips(made(Declaration(WEB), known)) == ["198.51.100.14", "2001:db8:10::14"]
 
 
-def test_an_unknown_address_is_no_error() -> None:
+def test_unknown_address_is_no_error() -> None:
     waiting = made(Declaration(WEB), facts())
     assert waiting.endpoints == ()
     assert waiting.forwards == (forward(80),)
 
 
-def test_a_network_that_is_not_there_yet_is_waited_for() -> None:
+def test_network_without_bridge_is_no_error() -> None:
     assert made(Declaration(WEB), facts(), ON_NETWORK).endpoints == ()
 
 
-def test_an_address_is_found_again_when_the_facts_change() -> None:
+def test_locate_follows_changed_facts() -> None:
     guest = made(Declaration(WEB), facts())
     known = facts(bridges={BRIDGE: BridgeFacts(HOST, (), leased("198.51.100.14"))})
     assert ips(locate(guest, known)) == ["198.51.100.14"]
@@ -195,14 +195,14 @@ def test_each_nic_has_its_own_address() -> None:
     )
 
 
-def test_one_address_is_given_to_one_nic() -> None:
+def test_address_is_assigned_to_one_nic_only() -> None:
     nics = (Nic(MAC, "bridge", BRIDGE), Nic(MAC2, "bridge", BRIDGE))
     assert made(Declaration(WEB, (host("198.51.100.9"),)), facts(), nics).endpoints == (
         Endpoint(ip_address("198.51.100.9"), BRIDGE, MAC),
     )
 
 
-def test_a_forward_goes_to_the_nic_it_names() -> None:
+def test_forward_with_mac_leads_to_that_nic() -> None:
     nics = (Nic(MAC, "bridge", BRIDGE), Nic(MAC2, "bridge", BRIDGE))
     hosts = (host("198.51.100.9", MAC), host("198.51.100.10", MAC2))
     item = PortForward("tcp", (Range(80, 80, 80),), mac=MAC2)
@@ -221,14 +221,14 @@ def test_a_forward_goes_to_the_nic_it_names() -> None:
         ("192.0.2.1", "is an address of the host itself; give the guest's"),
     ],
 )
-def test_a_strangers_address_is_refused(ip: str, said: str) -> None:
+def test_declared_address_outside_subnets_is_refused(ip: str, said: str) -> None:
     with pytest.raises(VirtForwardError) as caught:
         made(Declaration(WEB, (host(ip),)), facts(own=frozenset({ip_address("192.0.2.1")})))
     (message,) = caught.value.messages
     assert message.startswith(f'guest "web": <host ip="{ip}"> {said}')
 
 
-def test_any_address_will_do_where_the_host_has_no_subnet() -> None:
+def test_any_declared_address_is_accepted_without_subnet() -> None:
     pure = facts(bridges={})
     assert ips(made(Declaration(WEB, (host("203.0.113.9"),)), pure)) == ["203.0.113.9"]
     v4_only = facts(bridges={BRIDGE: BridgeFacts(HOST[:1])})
@@ -236,7 +236,7 @@ def test_any_address_will_do_where_the_host_has_no_subnet() -> None:
 
 
 @pytest.mark.parametrize("prefix", ["198.51.100.8/31", "198.51.100.9/32"])
-def test_the_smallest_networks_have_no_broadcast_address(prefix: str) -> None:
+def test_smallest_subnets_have_no_broadcast_address(prefix: str) -> None:
     known = facts(bridges={BRIDGE: BridgeFacts((ip_interface("198.51.100.1/24"), ip_interface(prefix)))})
     assert ips(made(Declaration(WEB, (host("198.51.100.77"),)), known)) == ["198.51.100.77"]
 
@@ -254,7 +254,7 @@ def test_the_smallest_networks_have_no_broadcast_address(prefix: str) -> None:
         ),
     ],
 )
-def test_a_guest_that_cannot_be_served_is_told_what_serves_it(nics: tuple[Nic, ...], said: str) -> None:
+def test_guest_without_usable_nic_is_refused_with_remedy(nics: tuple[Nic, ...], said: str) -> None:
     with pytest.raises(VirtForwardError, match=said):
         made(Declaration(WEB), facts(), nics)
 
@@ -270,7 +270,7 @@ def test_a_guest_that_cannot_be_served_is_told_what_serves_it(nics: tuple[Nic, .
         (Network("other", UUID, "", "bridge"), True),
     ],
 )
-def test_a_network_that_is_the_lan_itself(network: Network, served: bool) -> None:
+def test_network_on_the_lan_is_refused(network: Network, served: bool) -> None:
     known, nics = facts()._replace(networks=(network,)), (Nic(MAC, "network", "lan"),)
     if served:
         assert made(Declaration(WEB), known, nics).endpoints == ()
@@ -279,7 +279,7 @@ def test_a_network_that_is_the_lan_itself(network: Network, served: bool) -> Non
         made(Declaration(WEB), known, nics)
 
 
-def test_one_nic_that_can_be_served_is_enough() -> None:
+def test_one_usable_nic_is_enough() -> None:
     nics = (Nic(MAC2, "user"), *ON_BRIDGE)
     assert ips(made(Declaration(WEB, (host("198.51.100.9"),)), facts(), nics)) == ["198.51.100.9"]
 
@@ -299,7 +299,7 @@ def test_one_nic_that_can_be_served_is_enough() -> None:
         ),
     ],
 )
-def test_what_the_configuration_forbids(item: PortForward, config: Config, said: str) -> None:
+def test_forward_that_configuration_forbids_is_refused(item: PortForward, config: Config, said: str) -> None:
     with pytest.raises(VirtForwardError) as caught:
         made(Declaration((item,)), facts(), config=config)
     assert caught.value.messages == (f'guest "web": {said}',)
@@ -307,21 +307,21 @@ def test_what_the_configuration_forbids(item: PortForward, config: Config, said:
     assert made(Declaration((item,)), facts(), config=open_to_all).forwards
 
 
-def test_all_reasons_are_told() -> None:
+def test_all_errors_are_reported() -> None:
     item = PortForward("tcp", (Range(80, 80, 80),), ip_address("127.0.0.1"))
     with pytest.raises(VirtForwardError) as caught:
         made(Declaration((item,), (host("203.0.113.9"), host("203.0.113.10", MAC))), facts())
     assert len(caught.value.messages) == 3
 
 
-def test_a_bridge_with_the_uplink_in_it_is_no_network_of_guests() -> None:
+def test_bridge_with_uplink_has_no_subnets_or_gateways() -> None:
     known = facts(bridges={BRIDGE: BridgeFacts(HOST, uplink=True)})
     guest = made(Declaration(WEB, (host("198.51.100.9"),)), known)
     assert (guest.lans, guest.gateways) == ((), ())
     assert ips(guest) == ["198.51.100.9"]
 
 
-def test_places_are_the_nics_on_a_bridge_of_ours() -> None:
+def test_attachments_are_nics_on_host_bridges() -> None:
     nics = (*ON_BRIDGE, Nic(MAC2, "network", "default"), Nic("", "user"), Nic("", "network", "other"))
     known = facts(Network("default", UUID, "virbr9", "nat"))
     assert [(attachment.nic.mac, attachment.bridge) for attachment in find_attachments(nics, known)] == [
@@ -353,20 +353,22 @@ OLD6, NEW6 = "2001:db8:10::30", "2001:db8:10::31"
         ([NEW, NEW6], [], [NEW, NEW6]),
     ],
 )
-def test_a_neighbour_that_was_known(confirmed: list[str], others: list[str], expected: list[str]) -> None:
+def test_known_neighbour_stays_or_is_replaced(
+    confirmed: list[str], others: list[str], expected: list[str]
+) -> None:
     before = made(Declaration(WEB), seen([OLD, OLD6], []))
     assert ips(before) == [OLD, OLD6]
     assert ips(made(Declaration(WEB), seen(confirmed, others), before=before)) == expected
 
 
-def test_what_was_known_on_another_bridge_is_forgotten() -> None:
+def test_known_endpoint_on_another_bridge_is_dropped() -> None:
     before = made(Declaration(WEB), seen([OLD], []))
     moved = (Nic(MAC, "bridge", "br1"),)
     known = facts(bridges={"br1": BridgeFacts(HOST)})
     assert made(Declaration(WEB), known, moved, before=before).endpoints == ()
 
 
-def test_the_host_is_not_asked_where_the_answer_is_known() -> None:
+def test_bridge_facts_are_read_only_if_needed() -> None:
     def unasked() -> tuple[Reservation, ...]:
         raise AssertionError("leases were read")
 

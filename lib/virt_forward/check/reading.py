@@ -22,28 +22,28 @@ from virt_forward.state.store import Store
 HOOKS = "/etc/libvirt/hooks"
 MARK = "# virt-forward hook"
 RULESETS = ("/etc/sysconfig/nftables.conf", "/etc/nftables.conf")
-"""What nftables.service loads: the first on Fedora and its kin, the second elsewhere."""
+"""The ruleset that nftables.service loads: the first on Fedora and derivatives, the second elsewhere."""
 
 INCLUDES = "/etc"
-"""Where nft looks for what a ruleset includes by a relative path (nft(8), --includepath)."""
+"""The directory of relative includes (nft(8), --includepath)."""
 
 DROP_INS = ("/etc/systemd/system", "/run/systemd/system", "/usr/lib/systemd/system")
 DAEMONS = {"qemu": ("virtqemud", "libvirtd"), "network": ("virtnetworkd", "libvirtd")}
-RELOADED = "libvirt-reloaded"
-"""The file in the run directory that the installer touches when it has told libvirt to look for hooks."""
+RELOAD_MARK = "libvirt-reloaded"
+"""The file in the run directory that the installer touches after it has reloaded libvirt."""
 
 
-def read(config: Config, store: Store, domains: list[DomainState] | None) -> Facts:
-    """Return the facts; ``domains`` are all of libvirt's, None where it is not reachable."""
+def read_facts(config: Config, store: Store, domains: list[DomainState] | None) -> Facts:
+    """Return the facts; ``domains`` are all domains of libvirt, None if it is not reachable."""
     guests = tuple(store.guests()[0])
     include = table.whole(guests, config, 1)
-    should = nft.scratch_listing(table.text(include)) if include.paragraphs else None
+    expected = nft.scratch_listing(table.text(include)) if include.paragraphs else None
     return Facts(
         guests,
         tuple(store.networks()),
         None if domains is None else tuple(_declaring(domains)),
         nft.plain_listing(),
-        should,
+        expected,
         tuple(_hook(driver, store) for driver in DAEMONS),
         _flush(store),
         tuple(_forwarding()),
@@ -56,21 +56,21 @@ def read(config: Config, store: Store, domains: list[DomainState] | None) -> Fac
 
 
 def _vetoes(guests: Iterable[Guest], config: Config, store: Store) -> Iterator[Veto]:
-    """Yield what stands against forwards that running guests hold: it came after them."""
+    """Yield the host's vetoes against open forwards: their reasons are newer than the forwards."""
     running = [guest for guest in guests if guest.phase == "running"]
     facts = collect.host_facts(
         config, store.networks(), {name for guest in running for name in guest.networks}
     )
-    listening = hostports.socket_facts()
+    sockets = hostports.socket_facts()
     for guest in running:
-        attached = attachments.find_attachments(guest.nics, facts)
-        veto, _ = hostports.port_checks(config, attached, listening, hosts=guest.hosts)
+        nics = attachments.find_attachments(guest.nics, facts)
+        veto, _ = hostports.port_checks(config, nics, sockets, hosts=guest.hosts)
         found = ((forward, veto(forward)) for forward in guest.forwards)
         yield from (Veto(guest.uuid, forward, reason) for forward, reason in found if reason)
 
 
 def domains(config: Config) -> list[DomainState]:
-    """Return libvirt's domains."""
+    """Return all domains of libvirt. Raises VirtForwardError if it is not reachable."""
     with api.connection(config.uri) as opened:
         return api.domains(opened)
 
@@ -96,20 +96,20 @@ def _invalid(states: list[DomainState]) -> Iterator[MetadataError]:
 
 
 def _hook(driver: str, store: Store) -> Hook:
-    places = (f"{HOOKS}/{driver}", f"{HOOKS}/{driver}.d/virt-forward")
-    path = next((place for place in places if MARK in collect.read_text(place)[:400]), places[0])
+    paths = (f"{HOOKS}/{driver}", f"{HOOKS}/{driver}.d/virt-forward")
+    path = next((path for path in paths if MARK in collect.read_text(path)[:400]), paths[0])
     ours = MARK in collect.read_text(path)[:400]
     changed = os.stat(path).st_ctime if ours else 0.0
-    return Hook(driver, path, ours, os.access(path, os.X_OK), changed, _looked_at(driver, store))
+    return Hook(driver, path, ours, os.access(path, os.X_OK), changed, _loaded_at(driver, store))
 
 
-def _looked_at(driver: str, store: Store) -> float:
+def _loaded_at(driver: str, store: Store) -> float:
     started = max(_started(daemon) for daemon in DAEMONS[driver])
     try:
-        told = os.stat(os.path.join(store.path, RELOADED)).st_mtime
+        reloaded = os.stat(os.path.join(store.path, RELOAD_MARK)).st_mtime
     except OSError:
-        told = 0.0
-    return max(started, told, *map(_reloaded, DAEMONS[driver])) if started else 0.0
+        reloaded = 0.0
+    return max(started, reloaded, *map(_reloaded, DAEMONS[driver])) if started else 0.0
 
 
 def _started(daemon: str) -> float:
@@ -122,15 +122,15 @@ def _started(daemon: str) -> float:
         (line for line in collect.read_text("/proc/stat").splitlines() if line.startswith("btime ")),
         "btime 0",
     )
-    # Rounded up: a file made in the second of the start is taken for older.
+    # Rounded up: a file changed in the same second counts as older.
     return int(boot.split()[1]) + int(fields[19]) / os.sysconf("SC_CLK_TCK") + 1
 
 
 def _reloaded(daemon: str) -> float:
-    """Return when systemd last reloaded a daemon, in seconds since the epoch; 0 where it has not."""
+    """Return when systemd last reloaded a daemon, in seconds since the epoch; 0 if it never did."""
     shown = run(["systemctl", "show", f"{daemon}.service", "--property=ExecReload", "--timestamp=unix"])
     found = re.findall(r"start_time=\[@(\d+)\]", shown.stdout)
-    # systemd tells whole seconds; a file made in that second is taken for older.
+    # systemd prints whole seconds; a file changed in the same second counts as older.
     return max(map(int, found), default=-1) + 1.0
 
 
@@ -162,10 +162,10 @@ def _forwarding() -> Iterator[Forwarding]:
 
 
 def _switches(device: str, version: int) -> tuple[str, ...]:
-    """Return what makes the kernel forward what comes in by a device, any of them (ip-sysctl.rst).
+    """Return the sysctls, any of which makes the kernel forward packets from a device (ip-sysctl.rst).
 
-    With IPv4 it is the device's own switch. With IPv6 that one tells a router from a host; packets
-    are forwarded by the switch for all devices or, since Linux 6.17, by force_forwarding.
+    For IPv4 it is the one of the device. For IPv6 that one only makes the host a router there; packets
+    are forwarded by the one for all devices or, since Linux 6.17, by force_forwarding.
     """
     if version == 4:
         return (f"ipv4/conf/{device}/forwarding",)
