@@ -1,4 +1,4 @@
-"""Which address a NIC has: origins and their rank, addresses that others hold, and what may be learned."""
+"""The addresses of a NIC: ranks of origins, addresses in use elsewhere, and what may be learned."""
 
 from __future__ import annotations
 
@@ -130,29 +130,29 @@ def test_reservation_with_name_of_guest_but_other_mac_is_ignored() -> None:
 @pytest.mark.parametrize(
     ("known", "now", "expected"),
     [
-        # a second address, of which the kernel has learned
+        # a second address in the neighbour table
         ((OLD, "neighbour"), bridge(confirmed=[at(NEW)], stale=[at(OLD)]), (OLD, "neighbour")),
         ((OLD, "probed"), bridge(confirmed=[at(NEW), at(OLD)]), (OLD, "probed")),
         # a second lease for a client that has two identifiers
         ((OLD, "leased"), bridge(leased=[at(NEW), at(OLD)]), (OLD, "leased")),
         ((OLD, "leased"), bridge(sightings=[seen(NEW, "leased")], stale=[at(OLD)]), (OLD, "leased")),
-        # nothing speaks for the known one, and nothing against it
+        # no source confirms or contradicts the known one
         ((OLD, "probed"), bridge(), (OLD, "probed")),
         ((OLD, "probed"), bridge(stale=[at(NEW)]), (OLD, "probed")),
         # the server has given the NIC another address
         ((OLD, "leased"), bridge(leased=[at(NEW)], stale=[at(OLD)]), (NEW, "leased")),
-        # nobody answers at the known one, and there is another
+        # the known one has failed, and there is another
         ((OLD, "neighbour"), bridge(confirmed=[at(NEW)], failed=[OLD]), (NEW, "neighbour")),
         ((OLD, "neighbour"), bridge(stale=[at(NEW)], failed=[OLD]), (NEW, "neighbour")),
         ((OLD, "leased"), bridge(leased=[at(NEW), at(OLD)], failed=[OLD]), (NEW, "leased")),
         ((OLD, "neighbour"), bridge(failed=[OLD]), (OLD, "neighbour")),
         ((OLD, "neighbour"), bridge(confirmed=[at(NEW)]), (NEW, "neighbour")),
-        # what is known already is trusted more when a better source says the same
+        # a better source of the known one raises its origin
         ((OLD, "neighbour"), bridge(leased=[at(OLD)]), (OLD, "leased")),
         ((OLD, "neighbour"), bridge(sightings=[seen(OLD)]), (OLD, "probed")),
         ((OLD, "probed"), bridge(confirmed=[at(OLD)]), (OLD, "probed")),
         ((OLD6, "neighbour"), bridge(confirmed=[at(NEW6)], stale=[at(OLD6)]), (OLD6, "neighbour")),
-        # a person has taken the <host> away: what was declared is not remembered
+        # <host> was removed: a declared address is not kept
         ((OLD, "declared"), bridge(confirmed=[at(NEW)]), (NEW, "neighbour")),
     ],
 )  # fmt: skip
@@ -207,7 +207,7 @@ def test_neighbour_entry_counts_after_verification(kind: str) -> None:
         return [str(endpoint.ip) for endpoint in endpoints(of, find_attachments(of.nics, facts), facts)]
 
     assert first(guest()) == [NEW]
-    # What cannot be the guest's address is not asked for, and what is known not again.
+    # Implausible addresses are not verified, and the known one is not verified again.
     assert asked == [(OLD, NEW)]
     assert first(guest((OLD, "neighbour"))) == [OLD]
     assert first(guest(hosts=(HostAddress(ip_address(OLD)),))) == [OLD]
@@ -257,14 +257,14 @@ def test_reservation_by_name_follows_lease() -> None:
 
 
 def test_neighbour_entry_with_other_mac_of_same_guest_is_no_obstacle() -> None:
-    """A guest with two NICs on a bridge may answer for either address by either (arp_ignore)."""
+    """A guest with two NICs on a bridge may answer for either address on either NIC (arp_ignore)."""
     both = (Nic(MAC, "bridge", BRIDGE), Nic(MAC2, "bridge", BRIDGE))
     of = guest((OLD, "neighbour"), nics=both)
     assert found(of, virbr0=bridge(confirmed=[at(OLD, MAC2)])) == [(OLD, "neighbour")]
 
 
 def test_declared_address_prefers_bridge_with_its_subnet() -> None:
-    """The first NIC is on a bridge without a subnet, which takes any address."""
+    """The first NIC is on a bridge without a subnet, which accepts any address."""
     of = guest(
         hosts=(HostAddress(ip_address(OLD)),), nics=(Nic(MAC2, "bridge", "br9"), Nic(MAC, "bridge", BRIDGE))
     )

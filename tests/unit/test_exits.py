@@ -1,4 +1,4 @@
-"""What leaves the program for a person (terminal, journal, tables, JSON), whatever names are made of."""
+"""All output (terminal, journal, tables, JSON) is harmless whatever characters names have."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ XML_NAMES = st.text(st.characters(codec="utf-8", exclude_categories=("Cs", "Cc")
 
 @contextlib.contextmanager
 def printed() -> Iterator[Callable[[], list[str]]]:
-    """Give a function that returns the lines on stdout and stderr; only a newline parts two lines."""
+    """Yield a function that returns the lines on stdout and stderr, separated by newlines only."""
     out = io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
         yield lambda: out.getvalue().split("\n")[:-1]

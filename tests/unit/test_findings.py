@@ -1,4 +1,4 @@
-"""Each finding found where it is, and only there."""
+"""Each problem is found where it exists, and only there."""
 
 from ipaddress import ip_address, ip_network
 

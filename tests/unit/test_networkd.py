@@ -1,4 +1,4 @@
-"""systemd-networkd's files: which one is a bridge's, and what it says of addresses."""
+"""systemd-networkd's files: which one matches a bridge, and its addresses."""
 
 from __future__ import annotations
 
@@ -170,7 +170,7 @@ def test_ini_syntax() -> None:
 
 @pytest.fixture
 def etc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Stand a tree in for systemd's directories; the most important one is ``0``."""
+    """Replace systemd's directories by a tree; the first one is ``0``."""
     directories = tuple(str(tmp_path / str(number)) for number in range(3))
     monkeypatch.setattr(networkd, "DIRECTORIES", directories)
     return tmp_path

@@ -1,4 +1,4 @@
-"""Forwards in words: what is shown in messages and lists."""
+"""Forwards as text in messages and lists."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The look that spares a guest which is not ours everything else."""
+"""The first check of a hook, which ends it early for guests without our metadata."""
 
 from __future__ import annotations
 

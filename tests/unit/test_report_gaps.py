@@ -1,4 +1,4 @@
-"""``list`` tells which ports of a forward are not open."""
+"""``list`` shows which ports of a forward are not open."""
 
 from __future__ import annotations
 

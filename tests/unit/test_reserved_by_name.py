@@ -1,4 +1,4 @@
-"""A reservation by name: the DHCP server gives it to whichever client calls itself that."""
+"""Reservations by name, which the DHCP server gives to any client with that name."""
 
 from __future__ import annotations
 
@@ -28,5 +28,5 @@ def test_reservation_by_name_is_assigned_to_guest() -> None:
 
 
 def test_reservation_by_name_that_another_client_got_is_not_the_guests() -> None:
-    """A client chooses the name that it sends: the server has leased the address to another NIC."""
+    """A client chooses the name it sends, so the server may have leased the address to another NIC."""
     assert reserved(Reservation(IP, DB)) == []

@@ -1,4 +1,4 @@
-"""Where a guest sits: every source of addresses in its order, and addresses that cannot be its own."""
+"""Resolving a guest: the sources of addresses in their order, and addresses that are refused."""
 
 from __future__ import annotations
 
@@ -331,7 +331,7 @@ def test_attachments_are_nics_on_host_bridges() -> None:
 
 
 def seen(confirmed: list[str], others: list[str]) -> HostFacts:
-    """Return facts of a host that knows the guest from its neighbour table alone."""
+    """Return facts of a host that has the guest in its neighbour table only."""
     table = Neighbours(tuple(map(lease, confirmed)), tuple(map(lease, others)))
     return facts(bridges={BRIDGE: BridgeFacts(HOST, neighbours=lambda: table)})
 
