@@ -45,10 +45,10 @@ def connection(uri: str) -> Iterator[Any]:
 
 
 def daemon_runs(uri: str) -> bool:
-    """Tell whether a connection would start no daemon: systemd starts one as somebody connects to its socket.
+    """Tell whether a connection starts no daemon: systemd starts a stopped one on a connection to its socket.
 
-    Whoever has stopped libvirt means it, and its daemons end by themselves when idle. Where
-    systemd does not run, and for other than the host's own daemons, there is nothing to start.
+    An administrator may have stopped libvirt on purpose, and its daemons exit when they are idle.
+    Always true without systemd, and for URIs of other than the host's own daemons.
     """
     driver = re.match(r"(\w+):///system(?![^?])", uri)
     if not driver or not os.path.isdir(SYSTEMD):
@@ -72,7 +72,7 @@ def _module() -> Any:
         import libvirt
     except ImportError:
         raise VirtForwardError("libvirt-python not found", "install the package python3-libvirt") from None
-    # Errors come as exceptions; libvirt's own printing of them would be said twice.
+    # Errors are raised as exceptions; libvirt must not print them as well.
     libvirt.registerErrorHandler(lambda _context, _error: None, None)
     return libvirt
 
