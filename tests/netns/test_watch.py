@@ -206,8 +206,9 @@ def test_irrelevant_neighbours_cause_no_refresh(lab: Lab, watch: Callable[..., B
     before = calls()
     arp_request(lab, "db", "52:54:00:00:00:02", [f"10.10.0.{number}" for number in range(2, 100)], 0.04)
     arp_request(lab, "web", GUEST_MAC, [GUEST4] * 50, 0.04)
-    # Relevant ones would cause six, one a second; the answer to a probe of the service may cause one.
-    assert calls() - before <= 1
+    # Relevant ones would cause six, one a second. The service probes the guest for an IPv6 address with
+    # increasing intervals, and two answers at most (after 4 and 8 seconds) can be within this time.
+    assert calls() - before <= 2
     before = calls()
     # A new address is noticed.
     arp_request(lab, "web", GUEST_MAC, ["10.10.0.77"])
