@@ -1,4 +1,4 @@
-"""/etc/virt-forward/config.toml to a Config. Every key is optional; an unknown one is an error."""
+"""Parsing the configuration. Every key is optional; an unknown one is an error."""
 
 import re
 from collections.abc import Callable, Iterator
@@ -16,14 +16,14 @@ Learn = Literal["derived", "any", "never"]
 
 
 class ReservedPort(NamedTuple):
-    """A host port no guest may claim."""
+    """A port of the host that no guest may have."""
 
     proto: Proto
     port: int
 
 
 class Config(NamedTuple):
-    """The configuration; the fields bear the names of the keys."""
+    """The configuration; the fields are named after the keys."""
 
     uplinks: tuple[str, ...] = ()
     localhost: bool = False
@@ -148,7 +148,7 @@ def _read_section(
 
 
 def _line(text: str, section: str, key: str = "") -> int:
-    """Return the number of the line where a section or one of its keys stands.
+    """Return the line number of a section, or of one of its keys.
 
     tomllib keeps no positions. A key that is written in an unusual way (quoted, dotted)
     is reported at its section's line, or at line 1.

@@ -1,4 +1,4 @@
-"""The one error type of the package: sentences for a person, and a hint where there is one.
+"""The errors of the package: messages for users, with an optional hint.
 
 Only entry points (the hooks, the command) print it and choose an exit status.
 """
@@ -7,10 +7,10 @@ from collections.abc import Iterable
 
 
 class VirtForwardError(Exception):
-    """Something that a person can understand and mend.
+    """An error that a user can understand and fix.
 
-    ``messages`` holds one sentence for each thing that is wrong, without a trailing
-    full stop; ``hint`` says what to do about it, or is empty.
+    ``messages`` has one sentence for each error, without a full stop; ``hint`` is how to fix it, or
+    empty.
     """
 
     def __init__(self, messages: str | Iterable[str], hint: str = "") -> None:
@@ -20,19 +20,19 @@ class VirtForwardError(Exception):
 
 
 class UsageError(VirtForwardError):
-    """The words of a command line are wrong (exit status 2)."""
+    """A command line is wrong (exit status 2)."""
 
 
 class LockTimeout(VirtForwardError):  # noqa: N818 - named like TimeoutError
-    """Another process held the state for too long."""
+    """Another process held the lock of the state for too long."""
 
 
 class NftError(VirtForwardError):
-    """nft is missing, hung, or refused a transaction."""
+    """nft is missing, hangs, or has refused a transaction."""
 
 
 class NftUnusableError(NftError):
-    """nft is missing or hangs: another attempt with other words would be no better."""
+    """nft is missing or hangs, so that another transaction would fail as well."""
 
 
 class StateError(VirtForwardError):

@@ -40,13 +40,15 @@ def between(items: ByPort[T], proto: str, span: Span) -> Sequence[T]:
 
 
 def expand(
-    declaration: Declaration, spared: Callable[[PortForward], Iterable[Span]] = lambda _: ()
+    declaration: Declaration, excluded: Callable[[PortForward], Iterable[Span]] = lambda _: ()
 ) -> tuple[Forward, ...]:
     """Return the forwards of a declaration, excluded ports taken out, in document order.
 
-    ``spared`` tells which ports a ``<portForward>`` leaves to the host.
+    ``excluded`` returns the ports that a ``<portForward>`` leaves to the host.
     """
-    return tuple(forward for item in declaration.port_forwards for forward in expand_one(item, spared(item)))
+    return tuple(
+        forward for item in declaration.port_forwards for forward in expand_one(item, excluded(item))
+    )
 
 
 def names_no_port(item: PortForward) -> bool:
@@ -54,11 +56,14 @@ def names_no_port(item: PortForward) -> bool:
     return all(r.exclude for r in item.ranges)
 
 
-def expand_one(item: PortForward, spared: Iterable[Span] = ()) -> tuple[Forward, ...]:
-    """Return the contiguous pieces of one ``<portForward>``; a port named by itself is never spared."""
-    excluded = [r.span for r in item.ranges if r.exclude]
-    holes = merge(excluded)
-    wide = merge([*excluded, *spared])
+def expand_one(item: PortForward, excluded: Iterable[Span] = ()) -> tuple[Forward, ...]:
+    """Return the contiguous pieces of one ``<portForward>``, without the ``excluded`` ports.
+
+    A ``<range>`` of a single port keeps it even if it is ``excluded``.
+    """
+    declared = [r.span for r in item.ranges if r.exclude]
+    holes = merge(declared)
+    wide = merge([*declared, *excluded])
     mapped = [r for r in item.ranges if not r.exclude] or [Range(1, MAX_PORT, 1)]
     return tuple(
         Forward.of(item.listen, span, r.offset, item.mac)

@@ -1,4 +1,4 @@
-"""Forwards in the words people know from Docker and Podman: ``[address:]port[:guestport][/proto]``."""
+"""Forwards as text, in the syntax of Docker and Podman: ``[address:]port[:guestport][/proto]``."""
 
 from virt_forward.model import Forward, Span
 

@@ -1,24 +1,24 @@
-"""Foreign text in messages: names, file contents, and what other programs print.
+"""Untrusted text in messages: names, file contents, and the output of other programs.
 
-The one place where such text is made safe, in two layers. A value is quoted where it enters a
-message (``quote``, ``word``, ``output``), and every exit (stderr, the journal, a table) passes
-what it prints through ``line``, whatever the message was made of.
+Such text is escaped here only, in two layers. A value is quoted when it is added to a message
+(``quote``, ``word``, ``output``), and each output (stderr, the journal, a table) passes the whole
+message through ``line``.
 
-What is replaced is what ``str.isprintable`` rejects: the Unicode categories "Other" (control
-characters, bidirectional controls, surrogates, unassigned) and "Separator", but for the blank.
+The characters that ``str.isprintable`` rejects are replaced: the Unicode categories "Other" (control
+characters, bidirectional controls, surrogates, unassigned) and "Separator", except the space.
 """
 
 from collections.abc import Iterable, Iterator
 from itertools import islice
 
 MAX_VALUE = 60
-"""Characters of a value inside a message."""
+"""The most characters of a value in a message."""
 MAX_OUTPUT = 400
-"""Characters of what another program printed, inside a message."""
+"""The most characters of the output of another program in a message."""
 MAX_LINE = 1000
-"""Characters of a whole message."""
+"""The most characters of a message."""
 MAX_LINES = 100
-"""Messages of one error."""
+"""The most messages of one error that are printed."""
 
 
 def plain(value: str, limit: int = MAX_VALUE) -> str:
@@ -28,33 +28,33 @@ def plain(value: str, limit: int = MAX_VALUE) -> str:
 
 
 def quote(value: str) -> str:
-    """Return ``value`` in double quotes; the closing one is the second and the last."""
+    """Return ``value`` in double quotes, without double quotes inside."""
     return '"' + plain(value).replace('"', "'") + '"'
 
 
 def word(value: str) -> str:
-    """Return ``value`` as it stands where it is one plain word, and quoted otherwise."""
+    """Return ``value`` unchanged if it is one plain word, and quoted otherwise."""
     return value if is_word(value) else quote(value)
 
 
 def is_word(value: str) -> bool:
-    """Tell whether ``value`` is short, ASCII, and without a meaning to a shell or in a sentence."""
+    """Tell whether ``value`` is short, ASCII, and has no special characters for a shell or a sentence."""
     bare = value.translate({ord(c): "0" for c in "._+-@:"})
     return bare.isascii() and bare.isalnum() and value[0] not in "-.:" and len(value) <= MAX_VALUE
 
 
 def output(printed: str) -> str:
-    """Return what another program or library said, its lines joined into one."""
+    """Return the output of another program or library as one line."""
     return plain(" ".join(printed.split()), MAX_OUTPUT)
 
 
 def line(message: str) -> str:
-    """Return a message as an exit may print it, whatever it was made of."""
+    """Return a message as one printable line."""
     return plain(message, MAX_LINE)
 
 
 def lines(messages: Iterable[str]) -> Iterator[str]:
-    """Yield the messages of one error, as an exit may print them; the last says how many there were more."""
+    """Yield the messages of one error as printable lines; after MAX_LINES, the number of further ones."""
     rest = iter(messages)
     yield from map(line, islice(rest, MAX_LINES))
     more = sum(1 for _ in rest)

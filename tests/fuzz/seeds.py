@@ -12,8 +12,8 @@ from unit import test_flows, test_leases, test_network, test_networkd, test_reco
 from unit.build import MAC, domain_xml, forward, forwards_xml, guest
 from unit.golden.case import CASES
 from unit.test_admit import OURS
-from unit.test_asking import REPLY, dhcp, echo, framed
 from unit.test_forwards import CONTRADICTIONS, ERRORS
+from unit.test_probe import REPLY, dhcp, echo, framed
 from virt_forward.claims import index as claims
 from virt_forward.config import Config
 from virt_forward.ruleset import table

@@ -25,8 +25,8 @@ from fuzz.invariants import (
     is_told,
     is_wire_address,
 )
-from unit.test_asking import ECHO_ID, GATEWAYS
 from unit.test_nft_text import resolved
+from unit.test_probe import ECHO_ID, GATEWAYS
 from unit.test_schema import assert_agreement
 from virt_forward import config
 from virt_forward.addresses import leases, networkd, probe
@@ -162,13 +162,13 @@ def effects(data: bytes) -> None:
 def neighbour_events(data: bytes) -> None:
     for neighbour in kernel_events.neighbours(data):
         is_wire_address(neighbour.ip)
-        if neighbour.mac or not neighbour.gone:
+        if neighbour.mac or not neighbour.removed:
             is_mac(neighbour.mac)
 
 
 def monitor(data: bytes) -> None:
     assert plan.chain_changed(data) in (True, False)
-    assert all(isinstance(words, bytes) for words in kernel_events.TABLE_GONE if words in data)
+    assert all(isinstance(words, bytes) for words in kernel_events.TABLE_DELETED if words in data)
 
 
 def neighbour_table(data: bytes) -> None:
@@ -255,9 +255,9 @@ LEASE_TIME = 1795380000.0
 
 TARGETS = (
     # from the wire and from netlink
-    Target("arp", lambda data: are_sightings([probe.arp_answer(data, GATEWAYS)]), seeds.ARP),
-    Target("echo", lambda data: are_sightings([probe.echo_answer(data, GATEWAYS, ECHO_ID)]), seeds.ECHO),
-    Target("dhcp", lambda data: are_sightings([probe.dhcp_answer(data, GATEWAYS)]), seeds.DHCP),
+    Target("arp", lambda data: are_sightings([probe.parse_arp_reply(data, GATEWAYS)]), seeds.ARP),
+    Target("echo", lambda data: are_sightings([probe.parse_echo_reply(data, GATEWAYS, ECHO_ID)]), seeds.ECHO),
+    Target("dhcp", lambda data: are_sightings([probe.parse_dhcp_ack(data, GATEWAYS)]), seeds.DHCP),
     Target("netlink", neighbour_events, seeds.NETLINK),
     Target("nft-monitor", monitor, seeds.MONITOR),
     # what DHCP servers, networkd and libvirt write

@@ -97,41 +97,41 @@ def taken(cast: Cast, case: Case, more: str = "") -> dict[int, str]:
         port_forward(str(port), proto=case.kind, attributes=f"{limits} {more}")
         for port, limits in PORTS.items()
     ]
-    said = cast.scene.event("web", "prepare", *declared, check=False).err
-    return {port: line for port in PORTS for line in said.splitlines() if f"/{port} is taken by" in line}
+    errors = cast.scene.event("web", "prepare", *declared, check=False).err
+    return {port: line for port in PORTS for line in errors.splitlines() if f"/{port} is taken by" in line}
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.kind}-{case.host}")
-def test_a_listener_stands_against_what_would_take_its_connections(cast: Cast, case: Case) -> None:
+def test_listener_refuses_forwards_that_would_take_its_connections(cast: Cast, case: Case) -> None:
     with listening(cast, case):
-        said = taken(cast, case)
-    assert tuple(PORTS[port] for port in said) == case.against
-    for port, line in said.items():
+        errors = taken(cast, case)
+    assert tuple(PORTS[port] for port in errors) == case.against
+    for port, line in errors.items():
         expected = (
             f"host port {case.kind}/{port} is taken by mysshd on the host, which listens on {case.host}"
         )
         assert line.endswith(expected)
 
 
-def test_a_listener_on_ipv6_only_leaves_ipv4_alone(cast: Cast) -> None:
+def test_listener_on_ipv6_only_does_not_refuse_ipv4(cast: Cast) -> None:
     case = Case("::", (ANY, AT6, FROM6), "1")
     with listening(cast, case):
         assert tuple(PORTS[port] for port in taken(cast, case)) == case.against
 
 
-def test_the_other_protocol_is_no_conflict(cast: Cast) -> None:
+def test_listener_of_other_protocol_is_no_conflict(cast: Cast) -> None:
     with listening(cast, Case("0.0.0.0", ())):
         cast.scene.event("web", "prepare", *(port_forward("2222", proto=proto) for proto in ("udp", "sctp")))
 
 
-def test_a_range_around_the_listener_is_refused(cast: Cast) -> None:
+def test_range_with_listener_is_refused(cast: Cast) -> None:
     with listening(cast, Case("0.0.0.0", ())):
-        said = cast.scene.refused("web", port_forward("2000-3000"))
-        assert "is taken by mysshd on the host, which listens on 0.0.0.0" in said
+        errors = cast.scene.refused("web", port_forward("2000-3000"))
+        assert "is taken by mysshd on the host, which listens on 0.0.0.0" in errors
         cast.scene.event("web", "prepare", port_forward("2000-3000", "!2222-2227"))
 
 
-def test_what_is_connected_is_no_listener(cast: Cast) -> None:
+def test_connected_socket_is_no_listener(cast: Cast) -> None:
     with cast.client.serve("tcp", 9999), cast.host.conversation(V4.client, 9999, sport=2222) as talk:
         assert talk.ask() is not None
         cast.scene.event("web", "prepare", port_forward("2222"))
@@ -151,15 +151,15 @@ def test_what_is_connected_is_no_listener(cast: Cast) -> None:
     ],
     ids=str,
 )
-def test_a_listener_of_another_device_than_dev_is_no_conflict(
+def test_listener_on_other_device_than_dev_is_no_conflict(
     cast: Cast, case: Case, dev: str, against: tuple[str, ...]
 ) -> None:
     with listening(cast, case):
-        said = taken(cast, case, f'dev="{dev}"')
-    assert tuple(PORTS[port] for port in said) == against
+        errors = taken(cast, case, f'dev="{dev}"')
+    assert tuple(PORTS[port] for port in errors) == against
 
 
-def test_a_socket_on_another_device_keeps_its_connections_beside_a_forward_with_dev(cast: Cast) -> None:
+def test_socket_on_other_device_keeps_connections_with_dev(cast: Cast) -> None:
     with contextlib.closing(socket_in(cast.host.path, socket.AF_INET, "udp")) as server:
         server.settimeout(ANSWERED)
         server.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, UPLINK2.encode())
@@ -181,20 +181,20 @@ def test_a_socket_on_another_device_keeps_its_connections_beside_a_forward_with_
     ],
     ids=str,
 )
-def test_a_listener_on_ipv6_alone_is_no_conflict_with_a_guest_that_has_ipv4_alone(
+def test_listener_on_ipv6_only_is_no_conflict_for_ipv4_guest(
     cast: Cast, case: Case, against: tuple[str, ...]
 ) -> None:
     with bridge4(cast) as bridge, listening(cast, case):
         declared = (port_forward(str(port), attributes=limits) for port, limits in PORTS.items())
         text = domain("four", forwards(*declared), [Nic(bridge, "52:54:00:00:00:44")], "prepare")
-        said = cast.scene.lab.hook("qemu", "four", "prepare", xml=text, check=False).err
-    found = [limits for port, limits in PORTS.items() if f"/{port} is taken by" in said]
+        errors = cast.scene.lab.hook("qemu", "four", "prepare", xml=text, check=False).err
+    found = [limits for port, limits in PORTS.items() if f"/{port} is taken by" in errors]
     assert tuple(found) == against
 
 
 @contextlib.contextmanager
 def bridge4(cast: Cast) -> Iterator[str]:
-    """Make a bridge on which the host has IPv4 alone."""
+    """Create a bridge on which the host has IPv4 only."""
     cast.scene.lab.add_bridge("virbr4", "10.40.0.1/24")
     try:
         yield "virbr4"
@@ -207,7 +207,7 @@ CLIENT_PORT = 40000
 
 @pytest.fixture
 def client_socket(cast: Cast) -> Iterator[socket.socket]:
-    """A program of the host that asks somebody by UDP; the kernel chooses its port, of which there is one."""
+    """The socket of a UDP client on the host; the kernel chooses its port, of which there is only one."""
     before = cast.host.run(["sysctl", "-n", RANGE]).out.split()
     cast.host.sysctl(RANGE, f"{CLIENT_PORT} {CLIENT_PORT}")
     try:
@@ -224,27 +224,27 @@ def client_socket(cast: Cast) -> Iterator[socket.socket]:
 RANGE = "net.ipv4.ip_local_port_range"
 
 
-def asked(sock: socket.socket) -> bool:
-    """Ask the resolver from an unconnected socket, and tell whether its answer comes back."""
+def gets_answer(sock: socket.socket) -> bool:
+    """Send a request from an unconnected socket, and tell whether the answer arrives."""
     sock.sendto(b"who are you?\n", (V4.client, 9999))
     return b"resolver" in sock.recv(2048)
 
 
-def test_a_clients_udp_socket_refuses_no_start_and_goes_on_getting_its_answers(
+def test_udp_client_does_not_refuse_start_and_keeps_its_answers(
     cast: Cast, client_socket: socket.socket
 ) -> None:
-    assert asked(client_socket)
+    assert gets_answer(client_socket)
     assert client_socket.getsockname()[1] == CLIENT_PORT
     cast.scene.start("web", port_forward(f"{CLIENT_PORT}:80", proto="udp"))
     assert who(cast.client, V4.host, CLIENT_PORT, "udp") == "web"
-    assert asked(client_socket)
+    assert gets_answer(client_socket)
 
 
 @pytest.mark.parametrize("whole", [True, False])
-def test_a_wide_forward_leaves_a_client_its_port(
+def test_wide_forward_excludes_port_of_udp_client(
     cast: Cast, client_socket: socket.socket, whole: bool
 ) -> None:
-    assert asked(client_socket)
+    assert gets_answer(client_socket)
     declared = (
         port_forward("!1-79", "!82-39998", proto="udp", attributes=AT4)
         if whole
@@ -256,15 +256,15 @@ def test_a_wide_forward_leaves_a_client_its_port(
         assert silent(cast.client, V4.host, 40000, "udp", Crowd([server]))
 
 
-def test_a_client_takes_no_port_from_a_guest_that_has_it(cast: Cast, client_socket: socket.socket) -> None:
+def test_udp_client_does_not_take_port_of_running_guest(cast: Cast, client_socket: socket.socket) -> None:
     declared = port_forward(f"{CLIENT_PORT}-{CLIENT_PORT + 1}:80", proto="udp")
     cast.scene.start("web", declared)
-    assert asked(client_socket)
+    assert gets_answer(client_socket)
     cast.scene.event("web", "reconnect", declared)
     assert who(cast.client, V4.host, CLIENT_PORT, "udp") == "web"
 
 
-def test_a_server_on_a_port_of_the_kernels_range_is_a_listener(cast: Cast) -> None:
+def test_server_in_local_port_range_is_listener(cast: Cast) -> None:
     with contextlib.closing(socket_in(cast.host.path, socket.AF_INET, "udp")) as server:
         server.bind(("0.0.0.0", 51820))
         for ports in ("51820", "51000-52000"):

@@ -21,7 +21,8 @@ from support.xml import Nic, uuid_of
 PROGRAM = """\
 import sys
 import libvirt
-from virt_forward import cli, log
+from virt_forward import cli
+from virt_forward.host import log
 libvirt.virConnect.setKeepAlive = lambda *_: 0
 log._log = lambda _, message: print(message, flush=True)
 sys.exit(cli.main(["watch"]))

@@ -24,7 +24,7 @@ def test_a_forward_waits_for_its_guests_lease_and_sync_completes_it(empty: Host)
     empty.start(ANY)
     (row,) = empty.forwards()
     assert row["state"] == "waiting"
-    assert f"no address is known yet of {ANY.mac} on virbr0; asked were <host>" in str(row["reason"])
+    assert f"the address of {ANY.mac} on virbr0 is not known yet; searched: <host>" in str(row["reason"])
     assert empty.fetch(8080) is None
     lease = empty.wait_lease(ANY)
     # systemd 252 keeps no lease file, and the guest has not spoken with its host: it is asked.

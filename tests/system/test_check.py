@@ -75,7 +75,7 @@ class Case(NamedTuple):
     ],
     ids=["deleted", "flushed", "edited", "no include", "newer hook", "hook off"],
 )
-def test_what_is_broken_is_found_and_mended(web: Guest, empty: Host, case: Case) -> None:
+def test_problem_is_found_and_fixed(web: Guest, empty: Host, case: Case) -> None:
     if problems(empty):
         # The hooks were put there in the second in which libvirtd started.
         empty.restart_libvirtd()

@@ -27,7 +27,7 @@ def edit(host: Host, *ports: str) -> None:
     host.virsh("metadata", WEB.name, *URI, "--set", f"<forwards>{words}</forwards>")
 
 
-def test_a_waiting_forward_is_completed_within_a_second(service: Background, empty: Host) -> None:
+def test_waiting_forward_is_completed_within_a_second(service: Background, empty: Host) -> None:
     empty.start(ANY)
     lease = empty.wait_lease(ANY)
     # systemd 252 keeps no lease file, and the guest has not spoken with its host: the service heard DHCP.
@@ -35,7 +35,7 @@ def test_a_waiting_forward_is_completed_within_a_second(service: Background, emp
     eventually(lambda: empty.fetch(8080) == ANY.page, "the guest answers", timeout=10)
 
 
-def test_metadata_edited_on_a_running_guest(service: Background, web: Guest, empty: Host) -> None:
+def test_edited_metadata_of_running_guest_is_applied(service: Background, web: Guest, empty: Host) -> None:
     edit(empty, "8080:80", "8082:80")
     eventually(lambda: empty.fetch(8082) == WEB.page, "the port that was added answers", timeout=5)
     edit(empty, "8080:80")
@@ -45,14 +45,14 @@ def test_metadata_edited_on_a_running_guest(service: Background, web: Guest, emp
     eventually(lambda: empty.our_table() == "", "without metadata there is no rule", timeout=5)
 
 
-def test_a_broken_edit_leaves_what_was_there(service: Background, web: Guest, empty: Host) -> None:
+def test_invalid_edit_changes_nothing(service: Background, web: Guest, empty: Host) -> None:
     edit(empty, "0:80")
     edit(empty, "8080:80", "8082:80")
     eventually(lambda: empty.fetch(8082) == WEB.page, "the next good edit counts", timeout=5)
     assert empty.fetch(8080) == WEB.page
 
 
-def test_a_libvirtd_that_restarts_is_followed(service: Background, web: Guest, empty: Host) -> None:
+def test_service_reconnects_to_restarted_libvirtd(service: Background, web: Guest, empty: Host) -> None:
     empty.restart_libvirtd()
 
     def answers() -> bool:
@@ -62,7 +62,7 @@ def test_a_libvirtd_that_restarts_is_followed(service: Background, web: Guest, e
     eventually(answers, "an edit after the restart counts", timeout=10)
 
 
-def test_a_flushed_ruleset_comes_back(service: Background, web: Guest, empty: Host) -> None:
+def test_flushed_table_is_restored(service: Background, web: Guest, empty: Host) -> None:
     empty.run(["nft", "delete", "table", "inet", "virt-forward"])
     eventually(lambda: empty.fetch(8080) == WEB.page, "the table is back", timeout=3)
 
@@ -80,7 +80,7 @@ def hung(empty: Host) -> Iterator[Callable[[], None]]:
     empty.run(["kill", "-CONT", pid])
 
 
-def test_hung_libvirtd_keeps_nothing_from_being_restored(
+def test_table_is_restored_while_libvirtd_hangs(
     service: Background, web: Guest, empty: Host, hung: Callable[[], None]
 ) -> None:
     eventually(lambda: empty.fetch(8080) == WEB.page, "reached")
@@ -100,7 +100,7 @@ def test_hung_libvirtd_keeps_nothing_from_being_restored(
     eventually(answers, "an edit counts once libvirtd goes on", timeout=10)
 
 
-def test_service_ends_while_libvirtd_hangs(
+def test_service_stops_while_libvirtd_hangs(
     service: Background, empty: Host, hung: Callable[[], None]
 ) -> None:
     eventually(lambda: empty.run(["pgrep", "-f", "nft monitor"], check=False).out, "the service has begun")
@@ -110,7 +110,7 @@ def test_service_ends_while_libvirtd_hangs(
     time.sleep(0.5)
     empty.run(["kill", "-TERM", str(pid)])
     eventually(lambda: not service.alive(), "the service ends though libvirtd hangs", timeout=3)
-    assert empty.run(["pgrep", "-f", "watch.syncing"], check=False).out == ""
+    assert empty.run(["pgrep", "-f", "watch.sync_process"], check=False).out == ""
 
 
 LISTEN = """\
@@ -127,9 +127,7 @@ open("/run/lab/woken", "w").close()
 """
 
 
-def test_stopped_libvirtd_is_not_woken_through_its_socket(
-    service: Background, web: Guest, empty: Host
-) -> None:
+def test_stopped_libvirtd_is_not_started_by_socket(service: Background, web: Guest, empty: Host) -> None:
     """As systemd would start it for whoever connects; it is followed again once somebody has started it."""
     empty.run(["mkdir", "-p", "/run/systemd/system"])
     try:

@@ -1,4 +1,4 @@
-"""Which address a NIC has: origins and their rank, addresses that others hold, and what may be learned."""
+"""The addresses of a NIC: ranks of origins, addresses in use elsewhere, and what may be learned."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from ipaddress import ip_address, ip_interface, ip_network
 import pytest
 
 from unit.build import BRIDGE, MAC, UUID
-from virt_forward.addresses.attachments import Attachment, Bridge, Facts, attached
-from virt_forward.addresses.endpoints import doubted, endpoints, is_derived
+from virt_forward.addresses.attachments import Attachment, BridgeFacts, HostFacts, find_attachments
+from virt_forward.addresses.endpoints import doubtful_endpoints, endpoints, is_derived
 from virt_forward.addresses.leases import Neighbours
 from virt_forward.config import Learn
 from virt_forward.model import (
@@ -43,12 +43,12 @@ def bridge(
     *, reserved: Iterable[Reservation] = (), leased: Iterable[Reservation] = (),
     confirmed: Iterable[Reservation] = (), stale: Iterable[Reservation] = (), failed: Iterable[str] = (),
     permanent: Iterable[Reservation] = (), sightings: Iterable[Sighting] = (),
-) -> Bridge:  # fmt: skip
+) -> BridgeFacts:  # fmt: skip
     table = Neighbours(
         tuple(confirmed), tuple(stale), tuple(ip_address(ip) for ip in failed), tuple(permanent)
     )
     leases = tuple(leased)
-    return Bridge(HOST, tuple(reserved), lambda: leases, lambda: table, tuple(sightings))
+    return BridgeFacts(HOST, tuple(reserved), lambda: leases, lambda: table, tuple(sightings))
 
 
 def guest(*known: tuple[str, Origin], hosts: Iterable[HostAddress] = (), nics: Iterable[Nic] = ()) -> Guest:
@@ -63,15 +63,16 @@ def guest(*known: tuple[str, Origin], hosts: Iterable[HostAddress] = (), nics: I
 
 
 def found(
-    of: Guest, *networks: Network, learn: Learn = "derived", **bridges: Bridge
+    of: Guest, *networks: Network, learn: Learn = "derived", **bridges: BridgeFacts
 ) -> list[tuple[str, Origin]]:
-    facts = Facts(networks, lambda name: bridges.get(name, Bridge()), learn=learn)
+    facts = HostFacts(networks, lambda name: bridges.get(name, BridgeFacts()), learn=learn)
     return [
-        (str(endpoint.ip), endpoint.origin) for endpoint in endpoints(of, attached(of.nics, facts), facts)
+        (str(endpoint.ip), endpoint.origin)
+        for endpoint in endpoints(of, find_attachments(of.nics, facts), facts)
     ]
 
 
-def test_each_source_gives_its_origin() -> None:
+def test_source_sets_origin() -> None:
     declared = guest(hosts=(HostAddress(ip_address(OLD)),))
     assert found(declared, virbr0=bridge()) == [(OLD, "declared")]
     assert found(guest(), virbr0=bridge(reserved=[at(OLD)])) == [(OLD, "reserved")]
@@ -93,14 +94,14 @@ HELD_BY_ANOTHER = {
 
 @pytest.mark.parametrize("held", HELD_BY_ANOTHER.values(), ids=HELD_BY_ANOTHER)
 @pytest.mark.parametrize("origin", ["leased", "probed", "neighbour"])
-def test_known_address_that_another_mac_holds_is_given_up(held: Bridge, origin: Origin) -> None:
+def test_known_address_used_by_another_mac_is_dropped(held: BridgeFacts, origin: Origin) -> None:
     assert found(guest((OLD, origin)), virbr0=held) == []
 
 
 @pytest.mark.parametrize("held", HELD_BY_ANOTHER.values(), ids=HELD_BY_ANOTHER)
-def test_address_that_another_mac_holds_is_not_learned(held: Bridge) -> None:
+def test_address_used_by_another_mac_is_not_learned(held: BridgeFacts) -> None:
     for mine in (bridge(leased=[at(OLD)]), bridge(confirmed=[at(OLD)]), bridge(sightings=[seen(OLD)])):
-        both = Bridge(
+        both = BridgeFacts(
             HOST,
             held.reservations,
             lambda mine=mine: (*mine.leases(), *held.leases()),  # type: ignore[misc]
@@ -113,13 +114,13 @@ def test_address_that_another_mac_holds_is_not_learned(held: Bridge) -> None:
 
 
 @pytest.mark.parametrize("held", HELD_BY_ANOTHER.values(), ids=HELD_BY_ANOTHER)
-def test_declared_and_reserved_addresses_stay_whoever_else_answers_there(held: Bridge) -> None:
+def test_configured_address_stays_if_used_by_another_mac(held: BridgeFacts) -> None:
     assert found(guest(hosts=(HostAddress(ip_address(OLD)),)), virbr0=held) == [(OLD, "declared")]
     reserved = held._replace(reservations=(at(OLD),))
     assert found(guest(), virbr0=reserved) == [(OLD, "reserved")]
 
 
-def test_reservation_for_another_mac_under_the_name_of_the_guest_is_not_the_guests() -> None:
+def test_reservation_with_name_of_guest_but_other_mac_is_ignored() -> None:
     of = Reservation(ip_address(OLD), FOREIGN, "web")
     network = Network("default", UUID, BRIDGE, "nat", (ip_network("198.51.100.0/24"),), (of,))
     on_network = guest(nics=(Nic(MAC, "network", "default"),))
@@ -129,44 +130,44 @@ def test_reservation_for_another_mac_under_the_name_of_the_guest_is_not_the_gues
 @pytest.mark.parametrize(
     ("known", "now", "expected"),
     [
-        # a second address, of which the kernel has learned
+        # a second address in the neighbour table
         ((OLD, "neighbour"), bridge(confirmed=[at(NEW)], stale=[at(OLD)]), (OLD, "neighbour")),
         ((OLD, "probed"), bridge(confirmed=[at(NEW), at(OLD)]), (OLD, "probed")),
         # a second lease for a client that has two identifiers
         ((OLD, "leased"), bridge(leased=[at(NEW), at(OLD)]), (OLD, "leased")),
         ((OLD, "leased"), bridge(sightings=[seen(NEW, "leased")], stale=[at(OLD)]), (OLD, "leased")),
-        # nothing speaks for the known one, and nothing against it
+        # no source confirms or contradicts the known one
         ((OLD, "probed"), bridge(), (OLD, "probed")),
         ((OLD, "probed"), bridge(stale=[at(NEW)]), (OLD, "probed")),
         # the server has given the NIC another address
         ((OLD, "leased"), bridge(leased=[at(NEW)], stale=[at(OLD)]), (NEW, "leased")),
-        # nobody answers at the known one, and there is another
+        # the known one has failed, and there is another
         ((OLD, "neighbour"), bridge(confirmed=[at(NEW)], failed=[OLD]), (NEW, "neighbour")),
         ((OLD, "neighbour"), bridge(stale=[at(NEW)], failed=[OLD]), (NEW, "neighbour")),
         ((OLD, "leased"), bridge(leased=[at(NEW), at(OLD)], failed=[OLD]), (NEW, "leased")),
         ((OLD, "neighbour"), bridge(failed=[OLD]), (OLD, "neighbour")),
         ((OLD, "neighbour"), bridge(confirmed=[at(NEW)]), (NEW, "neighbour")),
-        # what is known already is trusted more when a better source says the same
+        # a better source of the known one raises its origin
         ((OLD, "neighbour"), bridge(leased=[at(OLD)]), (OLD, "leased")),
         ((OLD, "neighbour"), bridge(sightings=[seen(OLD)]), (OLD, "probed")),
         ((OLD, "probed"), bridge(confirmed=[at(OLD)]), (OLD, "probed")),
         ((OLD6, "neighbour"), bridge(confirmed=[at(NEW6)], stale=[at(OLD6)]), (OLD6, "neighbour")),
-        # a person has taken the <host> away: what was declared is not remembered
+        # <host> was removed: a declared address is not kept
         ((OLD, "declared"), bridge(confirmed=[at(NEW)]), (NEW, "neighbour")),
     ],
 )  # fmt: skip
-def test_known_address_stays_while_it_is_confirmed(
-    known: tuple[str, Origin], now: Bridge, expected: tuple[str, Origin]
+def test_known_address_stays_while_it_is_current(
+    known: tuple[str, Origin], now: BridgeFacts, expected: tuple[str, Origin]
 ) -> None:
     assert found(guest(known), virbr0=now) == [expected]
 
 
-def doubts(of: Guest, now: Bridge) -> list[str]:
-    facts = Facts((), lambda _: now)
-    return [str(endpoint.ip) for endpoint in doubted(of, attached(of.nics, facts), facts)]
+def doubts(of: Guest, now: BridgeFacts) -> list[str]:
+    facts = HostFacts((), lambda _: now)
+    return [str(endpoint.ip) for endpoint in doubtful_endpoints(of, find_attachments(of.nics, facts), facts)]
 
 
-def test_second_address_makes_the_known_one_doubted_unless_it_was_confirmed_just_now() -> None:
+def test_second_address_makes_known_endpoint_doubtful_unless_just_confirmed() -> None:
     known = guest((OLD, "neighbour"))
     assert doubts(known, bridge(confirmed=[at(NEW)], stale=[at(OLD)])) == [OLD]
     assert doubts(known, bridge(stale=[at(NEW), at(OLD)])) == [OLD]
@@ -180,9 +181,7 @@ def test_second_address_makes_the_known_one_doubted_unless_it_was_confirmed_just
 @pytest.mark.parametrize("learn", ["derived", "any", "never"])
 @pytest.mark.parametrize("ip", [OLD6, DERIVED6])
 @pytest.mark.parametrize("firm", [True, False])
-def test_address_of_the_other_family_comes_from_the_wire_only_where_it_derives_from_the_mac(
-    learn: Learn, ip: str, firm: bool
-) -> None:
+def test_other_family_is_learned_only_if_derived_from_mac(learn: Learn, ip: str, firm: bool) -> None:
     reserved = [at(OLD)] if firm else []
     expected = learn == "any" or (learn == "derived" and (not firm or ip == DERIVED6))
     for origin, one in (
@@ -194,7 +193,7 @@ def test_address_of_the_other_family_comes_from_the_wire_only_where_it_derives_f
 
 
 @pytest.mark.parametrize("kind", ["confirmed", "stale"])
-def test_address_of_the_neighbour_table_counts_once_the_nic_answers_there(kind: str) -> None:
+def test_neighbour_entry_counts_after_verification(kind: str) -> None:
     table = bridge(**{kind: [at(OLD), at(NEW), at("198.51.100.1"), at("203.0.113.9")]})  # type: ignore[arg-type]
     asked: list[tuple[str, ...]] = []
 
@@ -204,24 +203,24 @@ def test_address_of_the_neighbour_table_counts_once_the_nic_answers_there(kind: 
         return {ip for ip in addresses if str(ip) == NEW}
 
     def first(of: Guest) -> list[str]:
-        facts = Facts((), lambda _: table, frozenset({ip_address("198.51.100.1")}), verify=verify)
-        return [str(endpoint.ip) for endpoint in endpoints(of, attached(of.nics, facts), facts)]
+        facts = HostFacts((), lambda _: table, frozenset({ip_address("198.51.100.1")}), verify=verify)
+        return [str(endpoint.ip) for endpoint in endpoints(of, find_attachments(of.nics, facts), facts)]
 
     assert first(guest()) == [NEW]
-    # What cannot be the guest's address is not asked for, and what is known not again.
+    # Implausible addresses are not verified, and the known one is not verified again.
     assert asked == [(OLD, NEW)]
     assert first(guest((OLD, "neighbour"))) == [OLD]
     assert first(guest(hosts=(HostAddress(ip_address(OLD)),))) == [OLD]
     assert len(asked) == 1
 
 
-def test_permanent_neighbour_entry_is_the_administrators_word() -> None:
-    facts = Facts((), lambda _: bridge(permanent=[at(OLD)]), verify=lambda *_: ())
+def test_permanent_neighbour_entry_needs_no_verification() -> None:
+    facts = HostFacts((), lambda _: bridge(permanent=[at(OLD)]), verify=lambda *_: ())
     of = guest()
-    assert [str(endpoint.ip) for endpoint in endpoints(of, attached(of.nics, facts), facts)] == [OLD]
+    assert [str(endpoint.ip) for endpoint in endpoints(of, find_attachments(of.nics, facts), facts)] == [OLD]
 
 
-def test_lease_is_not_learned_from_the_wire() -> None:
+def test_lease_counts_with_every_learn_setting() -> None:
     firm = guest(hosts=(HostAddress(ip_address(OLD6)),))
     for learn in ("derived", "any", "never"):
         assert found(firm, learn=learn, virbr0=bridge(leased=[at(OLD)])) == [
@@ -230,7 +229,7 @@ def test_lease_is_not_learned_from_the_wire() -> None:
         ]
 
 
-def test_derived_address_is_known_by_its_interface_identifier() -> None:
+def test_derived_address_has_eui64_identifier() -> None:
     assert is_derived(ip_address(DERIVED6), MAC)
     assert is_derived(ip_address("2001:db8::202:3ff:fe04:506"), "00:02:03:04:05:06")
     assert not is_derived(ip_address(DERIVED6), MAC2)
@@ -245,45 +244,46 @@ NAMED = Network(
 )  # fmt: skip
 
 
-def test_reservation_by_name_is_that_of_one_nic() -> None:
+def test_reservation_by_name_is_assigned_to_one_nic() -> None:
     assert found(guest(nics=TWO), NAMED, virbr0=bridge()) == [(OLD, "reserved")]
 
 
-def test_reservation_by_name_is_that_of_the_nic_that_got_it() -> None:
+def test_reservation_by_name_follows_lease() -> None:
     of = guest(nics=TWO)
-    facts = Facts((NAMED,), lambda _: bridge(leased=[at(OLD, MAC2)]))
+    facts = HostFacts((NAMED,), lambda _: bridge(leased=[at(OLD, MAC2)]))
     assert [
-        (endpoint.mac, endpoint.origin) for endpoint in endpoints(of, attached(of.nics, facts), facts)
+        (endpoint.mac, endpoint.origin) for endpoint in endpoints(of, find_attachments(of.nics, facts), facts)
     ] == [(MAC2, "reserved")]
 
 
-def test_neighbour_entry_with_another_mac_of_the_guest_itself_holds_nothing() -> None:
-    """A guest with two NICs on a bridge may answer for either address by either (arp_ignore)."""
+def test_neighbour_entry_with_other_mac_of_same_guest_is_no_obstacle() -> None:
+    """A guest with two NICs on a bridge may answer for either address on either NIC (arp_ignore)."""
     both = (Nic(MAC, "bridge", BRIDGE), Nic(MAC2, "bridge", BRIDGE))
     of = guest((OLD, "neighbour"), nics=both)
     assert found(of, virbr0=bridge(confirmed=[at(OLD, MAC2)])) == [(OLD, "neighbour")]
 
 
-def test_declared_address_goes_to_the_bridge_whose_subnet_has_it() -> None:
-    """The first NIC is on a bridge without a subnet, which takes any address."""
+def test_declared_address_prefers_bridge_with_its_subnet() -> None:
+    """The first NIC is on a bridge without a subnet, which accepts any address."""
     of = guest(
         hosts=(HostAddress(ip_address(OLD)),), nics=(Nic(MAC2, "bridge", "br9"), Nic(MAC, "bridge", BRIDGE))
     )
-    facts = Facts((), lambda name: bridge() if name == BRIDGE else Bridge())
+    facts = HostFacts((), lambda name: bridge() if name == BRIDGE else BridgeFacts())
     assert [
-        (str(endpoint.ip), endpoint.bridge) for endpoint in endpoints(of, attached(of.nics, facts), facts)
+        (str(endpoint.ip), endpoint.bridge)
+        for endpoint in endpoints(of, find_attachments(of.nics, facts), facts)
     ] == [(OLD, BRIDGE)]
 
 
-def test_declared_address_without_mac_leaves_out_the_nic_that_has_its_own() -> None:
+def test_declared_address_without_mac_skips_nic_with_its_own() -> None:
     hosts = (HostAddress(ip_address(NEW)), HostAddress(ip_address(OLD), MAC))
     both = (Nic(MAC, "bridge", BRIDGE), Nic(MAC2, "bridge", BRIDGE))
     assert found(guest(hosts=hosts, nics=both), virbr0=bridge()) == [(OLD, "declared"), (NEW, "declared")]
 
 
 @pytest.mark.parametrize("prefix", ["198.51.100.8/31", "198.51.100.9/32", "2001:db8:77::8/127"])
-def test_every_address_of_the_smallest_subnets_is_usable(prefix: str) -> None:
+def test_all_addresses_of_smallest_subnets_are_usable(prefix: str) -> None:
     """A /31 and a /127 have no network or broadcast address (RFC 3021, RFC 6164)."""
     for ip in ip_network(prefix, strict=False):
-        known = Bridge((ip_interface(prefix),), (), lambda ip=ip: (at(str(ip)),))  # type: ignore[misc]
+        known = BridgeFacts((ip_interface(prefix),), (), lambda ip=ip: (at(str(ip)),))  # type: ignore[misc]
         assert found(guest(), virbr0=known) == [(str(ip), "leased")]

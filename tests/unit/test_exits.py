@@ -1,4 +1,4 @@
-"""What leaves the program for a person (terminal, journal, tables, JSON), whatever names are made of."""
+"""All output (terminal, journal, tables, JSON) is harmless whatever characters names have."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ XML_NAMES = st.text(st.characters(codec="utf-8", exclude_categories=("Cs", "Cc")
 
 @contextlib.contextmanager
 def printed() -> Iterator[Callable[[], list[str]]]:
-    """Give a function that returns the lines on stdout and stderr; only a newline parts two lines."""
+    """Yield a function that returns the lines on stdout and stderr, separated by newlines only."""
     out = io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
         yield lambda: out.getvalue().split("\n")[:-1]
@@ -58,7 +58,7 @@ def said(data: bytes) -> str:
 
 
 @given(ANYTHING)
-def test_the_journal_gets_one_harmless_line(message: str) -> None:
+def test_log_message_is_one_harmless_line(message: str) -> None:
     with mock.patch.object(log, "_send") as logged:
         log.error(message)
     (data,), _ = logged.call_args
@@ -66,16 +66,16 @@ def test_the_journal_gets_one_harmless_line(message: str) -> None:
 
 
 @given(st.lists(ANYTHING, min_size=1, max_size=3), ANYTHING)
-def test_complain_prints_a_line_a_message(messages: list[str], hint: str) -> None:
+def test_print_error_prints_one_line_per_message(messages: list[str], hint: str) -> None:
     with printed() as told:
-        cli.complain(VirtForwardError(messages, hint))
+        cli.print_error(VirtForwardError(messages, hint))
     assert len(told()) == len(messages) + bool(hint)
     for line in told():
         assert_harmless(line)
 
 
 @given(ANYTHING, ANYTHING, ANYTHING)
-def test_a_hook_that_refuses_prints_a_line_a_message(name: str, message: str, hint: str) -> None:
+def test_refusing_hook_prints_one_line_per_message(name: str, message: str, hint: str) -> None:
     error = VirtForwardError(message, hint)
     with (
         printed() as told,
@@ -91,7 +91,7 @@ def test_a_hook_that_refuses_prints_a_line_a_message(name: str, message: str, hi
 
 
 @given(st.lists(st.tuples(ANYTHING, ANYTHING), min_size=1, max_size=4))
-def test_a_table_is_harmless_and_its_columns_are_aligned(rows: list[tuple[str, str]]) -> None:
+def test_list_table_is_harmless_and_aligned(rows: list[tuple[str, str]]) -> None:
     lines = [
         report.Line(name, UUID, forward(), ("198.51.100.200",), ("leased",), "active", reason)
         for name, reason in rows
@@ -106,15 +106,15 @@ def test_a_table_is_harmless_and_its_columns_are_aligned(rows: list[tuple[str, s
     assert set(before) == {told()[0].index("STATE")}
 
 
-def test_a_wide_character_takes_two_columns_and_a_combining_one_none() -> None:
+def test_width_of_wide_and_combining_characters() -> None:
     assert [listing._width(cell) for cell in ("web", "東京", "e\u0301", "")] == [3, 4, 1, 0]
 
 
 @given(ANYTHING, ANYTHING)
-def test_check_prints_two_lines_a_finding_and_one_a_guest(name: str, word: str) -> None:
+def test_check_prints_two_lines_per_problem_and_one_per_guest(name: str, word: str) -> None:
     with printed() as told:
         check._print([Problem("no-address", "warning", name, word, word)])
-        cli.say(guests.line(guest("web", forward())._replace(name=name)))
+        cli.print_line(guests.line(guest("web", forward())._replace(name=name)))
     assert len(told()) == 3
     for line in told():
         assert_harmless(line)
@@ -124,7 +124,7 @@ def test_check_prints_two_lines_a_finding_and_one_a_guest(name: str, word: str) 
 
 
 @given(ANYTHING, ANYTHING)
-def test_sync_prints_a_line_a_forward_that_is_not_open(name: str, reason: str) -> None:
+def test_sync_prints_one_line_per_forward_that_is_not_open(name: str, reason: str) -> None:
     one = guest("web", forward(80), endpoints=())._replace(name=name, conflicts=((forward(81), reason),))
     with (
         printed() as told,
@@ -138,18 +138,18 @@ def test_sync_prints_a_line_a_forward_that_is_not_open(name: str, reason: str) -
 
 
 @given(ANYTHING)
-def test_a_wrong_command_line_is_repeated_harmlessly(word: str) -> None:
+def test_wrong_command_line_is_harmless_in_error(word: str) -> None:
     with printed() as told, contextlib.suppress(SystemExit):
         cli._parser().parse_args(["sync", "x" + word])
     for line in told():
         assert_harmless(line, 2 * text.MAX_LINE)
 
 
-def test_a_terminal_that_cannot_show_a_character_gets_an_escape(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unencodable_character_is_escaped(monkeypatch: pytest.MonkeyPatch) -> None:
     raw = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding="latin-1"))
-    cli._escape_what_cannot_be_encoded()
-    cli.say("☃")
+    cli._escape_unencodable()
+    cli.print_line("☃")
     sys.stdout.flush()
     assert raw.getvalue() == b"\\u2603\n"
 
@@ -157,7 +157,7 @@ def test_a_terminal_that_cannot_show_a_character_gets_an_escape(monkeypatch: pyt
 @pytest.mark.parametrize(("driver", "operation", "status"), [
     ("qemu", "prepare", 1), ("qemu", "reconnect", 0), ("network", "started", 0),
 ])  # fmt: skip
-def test_a_hook_without_a_usable_package_says_so_harmlessly(
+def test_hook_without_package_prints_harmless_error(
     driver: str, operation: str, status: int, tmp_path: Path
 ) -> None:
     package = tmp_path / "lib" / "virt_forward"
@@ -179,15 +179,15 @@ def test_a_hook_without_a_usable_package_says_so_harmlessly(
 
 
 @given(ANYTHING)
-def test_the_name_of_a_process_is_quoted_in_a_reason(name: str) -> None:
-    listening = hostports.listening_now()._replace(owners=lambda: {1: name})
-    reason = hostports._taken(Listener("tcp", ip_address("0.0.0.0"), 8080, 1), listening)
+def test_process_name_is_quoted_in_veto(name: str) -> None:
+    facts = hostports.socket_facts()._replace(owners=lambda: {1: name})
+    reason = hostports._listener_veto(Listener("tcp", ip_address("0.0.0.0"), 8080, 1), facts)
     assert_harmless(reason)
     assert vetoes.remedy(reason).startswith("stop that program (ss -Hlntp sport = :8080 shows it)")
 
 
 @given(ANYTHING)
-def test_the_name_of_a_guest_is_quoted_in_a_conflict(name: str) -> None:
+def test_guest_name_is_quoted_in_conflict(name: str) -> None:
     other = guest("db", forward())._replace(name=name)
     settled = claims.settle(
         claims.parse_index(claims.render_index(claims.rows(other))), guest("web", forward())
@@ -218,13 +218,13 @@ def test_names_in_xml_are_quoted_in_errors(name: str) -> None:
     assert_harmless(refused.value.messages[0])
 
 
-def test_the_hint_names_a_guest_by_its_uuid_where_its_name_means_something_to_a_shell() -> None:
+def test_hint_uses_uuid_if_name_is_unsafe_in_shell() -> None:
     assert MetadataError(Domain("web", UUID), ()).hint == "correct it with: virsh edit web"
     assert MetadataError(Domain("a;reboot", UUID), ()).hint == f"correct it with: virsh edit {UUID}"
 
 
 @pytest.mark.parametrize("tag", ["x" * 5000, "a\u0301b"])
-def test_the_names_of_elements_are_cut_in_errors(tag: str) -> None:
+def test_element_names_are_shortened_in_errors(tag: str) -> None:
     for parse in (parse_domain, parse_network):
         with pytest.raises(VirtForwardError) as caught:
             parse(f"<{tag}/>".encode())
@@ -234,14 +234,14 @@ def test_the_names_of_elements_are_cut_in_errors(tag: str) -> None:
 @pytest.mark.parametrize(
     "data", [b"<a>\xe2\x80\xae</b\xe2\x80\xae>", "<\u202e/>".encode(), b"<" + b"x" * 9000 + b">"]
 )
-def test_the_words_of_the_xml_parser_are_one_harmless_line(data: bytes) -> None:
+def test_xml_parser_error_is_one_harmless_line(data: bytes) -> None:
     with pytest.raises(VirtForwardError) as caught:
         parse_domain(data)
     assert_harmless(caught.value.messages[0])
 
 
 @given(ANYTHING)
-def test_what_a_guest_waits_for_is_told_harmlessly(name: str) -> None:
+def test_waiting_reason_is_harmless(name: str) -> None:
     for nic in (Nic(MAC, "bridge", name), Nic(MAC, "network", name), Nic(name, "bridge", BRIDGE)):
         for bridge in (BRIDGE, name):
             one = guest("web", forward(), endpoints=())._replace(nics=(nic,))
@@ -250,14 +250,14 @@ def test_what_a_guest_waits_for_is_told_harmlessly(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NASTY)
-def test_a_damaged_record_is_told_harmlessly(name: str) -> None:
+def test_damaged_record_error_is_harmless(name: str) -> None:
     with pytest.raises(VirtForwardError) as caught:
         load_guest(json.dumps({"version": name}), "/run/virt-forward/guests/x.json")
     assert_harmless(caught.value.messages[0])
 
 
 @given(ANYTHING)
-def test_findings_are_harmless(name: str) -> None:
+def test_problems_are_harmless(name: str) -> None:
     one = guest("web", forward())._replace(name=name)
     facts = Facts(
         guests=(one, guest("db", forward(81), endpoints=())._replace(nics=(Nic(MAC, "bridge", name),))),
@@ -276,24 +276,22 @@ def test_findings_are_harmless(name: str) -> None:
 
 
 @pytest.mark.parametrize("bridge", ["br 0", "br\x1b[1m", "ü", "x" * 16, "br,0", ".."])
-def test_a_bridge_that_cannot_be_served_is_told_as_such(bridge: str) -> None:
+def test_unusable_bridge_name_is_reported(bridge: str) -> None:
     networks = (Network("odd", UUID, bridge),)
     for nic in (Nic(MAC, "bridge", bridge), Nic(MAC, "network", "odd")):
-        (said,) = resolve.unserved(Domain("web", UUID, (nic,)), attachments.Facts(networks))
-        assert said.startswith(
-            f"its bridge has the name {text.quote(bridge)}, which cannot be served; rename it"
-        )
+        (said,) = resolve.unserved(Domain("web", UUID, (nic,)), attachments.HostFacts(networks))
+        assert said.startswith(f"the name of its bridge, {text.quote(bridge)}, is not supported; rename it")
         waits = guest("web", forward(), endpoints=())._replace(nics=(nic,))
         assert explain.reason(waits, forward(), networks) == said
-    assert resolve.unserved(Domain("web", UUID, (Nic(MAC, "bridge", BRIDGE),)), attachments.Facts()) == []
+    assert resolve.unserved(Domain("web", UUID, (Nic(MAC, "bridge", BRIDGE),)), attachments.HostFacts()) == []
 
 
-def test_endpoint_is_shown_with_its_origin() -> None:
+def test_guest_line_has_endpoint_with_origin() -> None:
     one = guest(
         "web", forward(), endpoints=(endpoint()._replace(origin="reserved"), endpoint("2001:db8:10::2"))
     )
     assert guests.line(one) == "web: 198.51.100.200 on virbr0 (reserved), 2001:db8:10::2 on virbr0 (declared)"
-    assert guests.line(one._replace(endpoints=())) == "web: no address is known"
+    assert guests.line(one._replace(endpoints=())) == "web: no known address"
     assert guests.as_json(one)["addresses"][0] == {
         "ip": "198.51.100.200", "bridge": BRIDGE, "mac": MAC, "origin": "reserved",
     }  # fmt: skip

@@ -1,4 +1,4 @@
-"""Each finding found where it is, and only there."""
+"""Each problem is found where it exists, and only there."""
 
 import os
 from ipaddress import ip_address, ip_network
@@ -34,15 +34,15 @@ LATE = Veto(WEB.uuid, WEB.forwards[0], vetoes.listening("tcp", 8080, ip_address(
 GOOD = Facts(
     guests=(WEB,),
     running=(Domain("web", WEB.uuid),),
-    table_is=TABLE,
-    table_should_be=TABLE.replace('"b", "a"', '"a", "b"'),
+    table=TABLE,
+    expected_table=TABLE.replace('"b", "a"', '"a", "b"'),
     hooks=(HOOK, HOOK._replace(driver="network")),
     flush=FLUSH,
     forwarding=(Forwarding("enp1s0", 4, True), Forwarding("enp1s0", 6, False)),
 )
 
 
-def test_nothing_is_found_where_all_is_well() -> None:
+def test_healthy_host_has_no_problems() -> None:
     assert findings.problems(GOOD) == []
 
 
@@ -52,10 +52,10 @@ def test_nothing_is_found_where_all_is_well() -> None:
         (GOOD._replace(hooks=(HOOK._replace(ours=False),)), "hook-missing", None),
         (GOOD._replace(hooks=(HOOK._replace(executable=False),)), "hook-missing", None),
         (GOOD._replace(hooks=(HOOK._replace(changed=201.0),)), "hook-not-loaded", None),
-        (GOOD._replace(table_is=None), "table-missing", None),
+        (GOOD._replace(table=None), "table-missing", None),
         (GOOD._replace(running=(Domain("db", "2"), Domain("web", WEB.uuid))), "table-missing", "db"),
-        (GOOD._replace(table_is=TABLE.replace('"a"', '"c"')), "table-differs", None),
-        (GOOD._replace(table_should_be=None), "table-differs", None),
+        (GOOD._replace(table=TABLE.replace('"a"', '"c"')), "table-differs", None),
+        (GOOD._replace(expected_table=None), "table-differs", None),
         (GOOD._replace(flush=FLUSH._replace(included_after=False)), "flush-unprotected", None),
         (GOOD._replace(forwarding=(Forwarding("enp1s0", 4, False),)), "ip-forwarding-off", None),
         (GOOD._replace(networkd_ipforward=("98-virbr0.network",)), "networkd-ipforward", None),
@@ -77,14 +77,14 @@ def test_nothing_is_found_where_all_is_well() -> None:
         ),
     ],
 )
-def test_each_is_found_with_its_fix(facts: Facts, found: str, domain: str | None) -> None:
+def test_problem_is_found_with_fix(facts: Facts, found: str, domain: str | None) -> None:
     (problem,) = findings.problems(facts)
     assert (problem.id, problem.domain) == (found, domain)
     assert problem.message
     assert problem.fix
 
 
-def test_invalid_metadata_of_any_domain_is_read() -> None:
+def test_invalid_metadata_of_any_domain_is_found() -> None:
     broken = domain_xml('<forwards xmlns="urn:virt-forward:1"><portForward/></forwards>')
     states = [
         DomainState("web", UUID, False, broken),
@@ -97,14 +97,14 @@ def test_invalid_metadata_of_any_domain_is_read() -> None:
     assert problem.fix == "correct it with: virsh edit web"
 
 
-def test_a_late_listener_is_told_with_program_port_and_guest() -> None:
+def test_late_listener_problem_names_program_port_and_guest() -> None:
     (problem,) = findings.problems(GOOD._replace(vetoes=(LATE,)))
     assert (problem.severity, problem.domain) == ("warning", "web")
     assert "tcp/8080 is taken by nginx on the host" in problem.message
     assert "ss -Hlntp sport = :8080" in problem.fix
 
 
-def test_what_the_host_does_not_have_is_told_once_for_all_forwards() -> None:
+def test_absent_address_is_one_problem_for_all_forwards() -> None:
     many = tuple(Forward("tcp", port, port, 80, ip_address("203.0.113.7")) for port in range(8001, 8010))
     (problem,) = findings.problems(GOOD._replace(guests=(WEB._replace(forwards=many),), host=HOST))
     assert problem.severity == "warning"
@@ -113,7 +113,7 @@ def test_what_the_host_does_not_have_is_told_once_for_all_forwards() -> None:
     assert "virsh edit web" in problem.fix
 
 
-def test_what_the_host_has_is_no_finding() -> None:
+def test_present_address_and_device_are_no_problem() -> None:
     present = (
         Forward("tcp", 8080, 8080, 80, ip_address("192.0.2.1"), "enp1s0"),
         Forward("tcp", 8081, 8081, 80, ip_address("127.0.0.9")),
@@ -132,40 +132,40 @@ def test_what_the_host_has_is_no_finding() -> None:
         ("lan;reboot", 'sysctl -w net.ipv4.conf."lan;reboot".forwarding=1;'),
     ],
 )
-def test_the_fix_names_a_setting_that_sysctl_finds(device: str, fix: str) -> None:
+def test_forwarding_fix_has_valid_sysctl_key(device: str, fix: str) -> None:
     (problem,) = findings.problems(GOOD._replace(forwarding=(Forwarding(device, 4, False),)))
     assert problem.fix.startswith(fix)
 
 
-def test_the_fix_for_an_address_that_is_not_known_fits_the_reason() -> None:
+def test_no_address_fix_depends_on_reason() -> None:
     (unknown,) = findings.problems(GOOD._replace(guests=(UNKNOWN,)))
-    assert unknown.fix.startswith("wait for its DHCP and run virt-forward sync")
+    assert unknown.fix.startswith("wait for its DHCP lease and run virt-forward sync")
     misnamed = UNKNOWN._replace(nics=(Nic("52:54:00:00:00:01", "bridge", "br 0"),))
     (nowhere,) = findings.problems(GOOD._replace(guests=(misnamed,)))
-    assert 'its bridge has the name "br 0", which cannot be served' in nowhere.message
+    assert 'the name of its bridge, "br 0", is not supported' in nowhere.message
     assert nowhere.fix == "correct its interfaces, or mac= in its metadata (virsh edit web)"
 
 
-def test_a_guest_that_cannot_be_served_is_not_told_to_sync() -> None:
+def test_fix_for_guest_without_usable_nic_is_not_sync() -> None:
     facts = GOOD._replace(running=(Domain("web", WEB.uuid), Domain("db", "2", (Nic("", "bridge", "br 0"),))))
     (problem,) = findings.problems(facts)
-    assert 'its bridge has the name "br 0", which cannot be served' in problem.message
+    assert 'the name of its bridge, "br 0", is not supported' in problem.message
     assert problem.fix == "virsh edit db"
 
 
-def test_without_libvirt_nothing_is_said_of_its_guests() -> None:
+def test_guests_are_not_checked_without_libvirt() -> None:
     assert findings.problems(GOOD._replace(running=None)) == []
 
 
-def test_a_daemon_that_does_not_run_will_look_when_it_starts() -> None:
-    assert findings.problems(GOOD._replace(hooks=(HOOK._replace(changed=900.0, looked_at=0.0),))) == []
+def test_new_hook_is_no_problem_if_daemon_is_stopped() -> None:
+    assert findings.problems(GOOD._replace(hooks=(HOOK._replace(changed=900.0, loaded_at=0.0),))) == []
 
 
 def test_hook_changed_in_the_second_of_the_last_look_is_loaded() -> None:
     """libvirt's last look is known in whole seconds only: in doubt nobody is bothered."""
-    same = HOOK._replace(changed=HOOK.looked_at)
+    same = HOOK._replace(changed=HOOK.loaded_at)
     assert findings.problems(GOOD._replace(hooks=(same,))) == []
-    later = HOOK._replace(changed=HOOK.looked_at + 0.01)
+    later = HOOK._replace(changed=HOOK.loaded_at + 0.01)
     assert [found.id for found in findings.problems(GOOD._replace(hooks=(later,)))] == ["hook-not-loaded"]
 
 
@@ -176,7 +176,7 @@ def test_last_look_is_rounded_up_to_the_next_second(monkeypatch: pytest.MonkeyPa
         "/proc/77/stat": f"77 (a) b) S {' '.join(['0'] * 18)} {500 * ticks} 0 0",
         "/proc/stat": "cpu 1\nbtime 1000\n",
     }
-    monkeypatch.setattr(collect, "text", lambda path: files.get(path, ""))
+    monkeypatch.setattr(collect, "read_text", lambda path: files.get(path, ""))
     assert reading._started("virtqemud") == 1501.0
     assert reading._started("libvirtd") == 0.0
     shown = "ExecReload={ path=x ; start_time=[@2000] }\nExecReload={ path=y ; start_time=[@1990] }\n"
@@ -216,7 +216,7 @@ def test_guest_that_is_only_isolated_is_not_expected_to_have_open_forwards() -> 
         FLUSH._replace(included_after=False, service=True),
     ],
 )
-def test_one_protection_is_enough(flush: Flush) -> None:
+def test_one_flush_protection_is_enough(flush: Flush) -> None:
     assert findings.problems(GOOD._replace(flush=flush)) == []
 
 
@@ -248,7 +248,7 @@ def test_includes_are_followed(text: str, flushes: bool, included: bool) -> None
     assert includes.included_after(text, OURS, read) is included
 
 
-def test_files_that_include_each_other_are_read_once_each() -> None:
+def test_circular_includes_are_read_once() -> None:
     asked: list[str] = []
     everything = "".join(f"include '{number}.nft'\n" for number in range(10))
 
@@ -261,7 +261,7 @@ def test_files_that_include_each_other_are_read_once_each() -> None:
     assert len(asked) <= 2 * 11 * 10
 
 
-def test_a_listing_is_compared_by_its_parts() -> None:
+def test_listings_are_compared_by_parts() -> None:
     other = TABLE.replace("set own", "set other")
     assert listing.differences(listing.parse(TABLE), listing.parse(other)) == [
         "set other is missing",

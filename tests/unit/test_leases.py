@@ -56,11 +56,11 @@ def lease(ip: str) -> Reservation:
     return Reservation(ip_address(ip), MAC)
 
 
-def test_networkd() -> None:
+def test_networkd_leases_are_parsed() -> None:
     assert leases.networkd(NETWORKD % 1795387461264995, NOW) == (lease("10.10.0.95"),)
 
 
-def test_a_lease_that_has_expired_is_none() -> None:
+def test_expired_lease_is_ignored() -> None:
     assert leases.networkd(NETWORKD % 1795370000000000, NOW) == ()
 
 
@@ -75,16 +75,16 @@ def test_networkd_lease_without_end_is_valid_and_comes_first(end: str) -> None:
     assert leases.networkd(json.dumps(document), NOW)[0] == lease("10.10.0.96")
 
 
-def test_dnsmasq_newest_first() -> None:
+def test_dnsmasq_leases_are_newest_first() -> None:
     assert leases.dnsmasq(DNSMASQ, NOW) == (lease("fd10:10::5"), lease("192.168.122.45"))
 
 
-def test_a_lease_without_end_comes_first() -> None:
+def test_infinite_lease_comes_first() -> None:
     text = DNSMASQ.replace('"expiry-time": 1795370000', '"expiry-time": 0')
     assert leases.dnsmasq(text, NOW)[0] == lease("192.168.122.99")
 
 
-def test_neighbours() -> None:
+def test_neighbours_are_parsed() -> None:
     found = leases.neighbours(NEIGHBOURS)
     assert found.confirmed == (lease("10.10.0.96"),)
     assert found.others == (lease("10.10.0.95"), lease("fd10:10::77"))
@@ -95,7 +95,7 @@ def test_neighbours() -> None:
 @pytest.mark.parametrize(
     "text", ["", "{", "null", "[]", "[1]", '{"Leases": 5}', "[" * 100000, '[{"state": 1}]']
 )
-def test_damaged_text_tells_nothing(text: str) -> None:
+def test_damaged_text_has_no_leases(text: str) -> None:
     assert leases.networkd(text, NOW) == ()
     assert leases.dnsmasq(text, NOW) == ()
     assert leases.neighbours(text) == leases.Neighbours()
@@ -113,7 +113,7 @@ JSON = st.recursive(
 
 
 @given(JSON)
-def test_no_document_raises(document: object) -> None:
+def test_any_json_is_accepted(document: object) -> None:
     text = json.dumps(document)
     for found in (leases.networkd(text, NOW), leases.dnsmasq(text, NOW), *leases.neighbours(text)[:2]):
         assert all(item.mac and not item.ip.is_link_local for item in found)

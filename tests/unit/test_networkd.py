@@ -1,4 +1,4 @@
-"""systemd-networkd's files: which one is a bridge's, and what it says of addresses."""
+"""systemd-networkd's files: which one matches a bridge, and its addresses."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ Address=10.10.0.201
 """
 
 
-def test_a_persons_own_file() -> None:
+def test_typical_network_file_is_parsed() -> None:
     assert bridge_config({"98-virbr0.network": PERSONS_FILE}, "virbr0") == BridgeConfig(
         (ip_interface("10.10.0.1/24"), ip_interface("fd10:10::1/64")),
         (
@@ -86,17 +86,17 @@ BRIDGE_MAC = "52:54:00:9a:8a:d1"
         ("", False),
     ],
 )
-def test_which_file_matches(match: str, matches: bool) -> None:
+def test_match_section_conditions(match: str, matches: bool) -> None:
     text = f"[Match]\n{match}\n[Network]\nAddress=192.0.2.1/24\n"
     found = bridge_config({"a.network": text}, "virbr0", BRIDGE_MAC)
     assert found == (BridgeConfig((ip_interface("192.0.2.1/24"),)) if matches else BridgeConfig())
 
 
-def test_a_file_without_a_match_section_is_nobodys() -> None:
+def test_file_without_match_section_matches_nothing() -> None:
     assert bridge_config({"a.network": "[Network]\nAddress=192.0.2.1/24\n"}, "virbr0") == BridgeConfig()
 
 
-def test_the_first_match_in_the_order_of_names_is_the_one() -> None:
+def test_first_match_by_name_wins() -> None:
     def text(number: int, name: str) -> str:
         return f"[Match]\nName={name}\n[Network]\nAddress=192.0.2.{number}/24\n"
 
@@ -124,7 +124,7 @@ def test_the_first_match_in_the_order_of_names_is_the_one() -> None:
         ("[Network]\nGateway=192.0.2.1\n[Route]\nDestination=192.0.2.0/24", []),
     ],
 )
-def test_addresses(text: str, addresses: list[str]) -> None:
+def test_addresses_are_parsed(text: str, addresses: list[str]) -> None:
     found = bridge_config({"a.network": f"[Match]\nName=virbr0\n{text}\n"}, "virbr0").addresses
     assert found == tuple(map(ip_interface, addresses))
 
@@ -139,12 +139,12 @@ def test_addresses(text: str, addresses: list[str]) -> None:
         f"MACAddress={MAC}\nAddress=2001:db8::1%x; drop",
     ],
 )
-def test_a_lease_that_is_not_whole_is_passed_over(lease: str) -> None:
+def test_incomplete_static_lease_is_ignored(lease: str) -> None:
     text = f"[Match]\nName=virbr0\n[DHCPServerStaticLease]\n{lease}\n"
     assert bridge_config({"a.network": text}, "virbr0").leases == ()
 
 
-def test_syntax() -> None:
+def test_ini_syntax() -> None:
     text = """
     no section = yet
     [A]
@@ -170,7 +170,7 @@ def test_syntax() -> None:
 
 @pytest.fixture
 def etc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Stand a tree in for systemd's directories; the most important one is ``0``."""
+    """Replace systemd's directories by a tree; the first one is ``0``."""
     directories = tuple(str(tmp_path / str(number)) for number in range(3))
     monkeypatch.setattr(networkd, "DIRECTORIES", directories)
     return tmp_path
@@ -189,14 +189,14 @@ def addresses() -> list[str]:
     return [str(address.ip) for address in bridge_config(collect.networkd_files(), "virbr0").addresses]
 
 
-def test_a_file_hides_one_of_the_same_name_in_a_lesser_directory(etc: Path) -> None:
+def test_file_hides_same_name_in_later_directory(etc: Path) -> None:
     write(etc / "2/50-a.network", matching("Address=192.0.2.2/24"))
     write(etc / "1/50-a.network", matching("Address=192.0.2.1/24"))
     write(etc / "2/60-b.network", matching("Address=192.0.2.60/24"))
     assert addresses() == ["192.0.2.1"]
 
 
-def test_a_link_to_dev_null_masks_a_file(etc: Path) -> None:
+def test_link_to_dev_null_masks_file(etc: Path) -> None:
     write(etc / "2/50-a.network", matching("Address=192.0.2.2/24"))
     write(etc / "2/60-b.network", matching("Address=192.0.2.60/24"))
     (etc / "0").mkdir()
@@ -204,7 +204,7 @@ def test_a_link_to_dev_null_masks_a_file(etc: Path) -> None:
     assert addresses() == ["192.0.2.60"]
 
 
-def test_dropins_of_every_directory_are_added_in_the_order_of_names(etc: Path) -> None:
+def test_dropins_of_all_directories_are_appended_by_name(etc: Path) -> None:
     write(etc / "1/50-a.network", matching("Address=192.0.2.1/24"))
     write(etc / "0/50-a.network.d/20-second.conf", "[Network]\nAddress=192.0.2.20/24\n")
     write(etc / "2/50-a.network.d/10-first.conf", "[Network]\nAddress=192.0.2.10/24\n")
@@ -214,7 +214,7 @@ def test_dropins_of_every_directory_are_added_in_the_order_of_names(etc: Path) -
     assert addresses() == ["192.0.2.1", "192.0.2.10", "192.0.2.20"]
 
 
-def test_a_masked_dropin_says_nothing(etc: Path) -> None:
+def test_masked_dropin_is_ignored(etc: Path) -> None:
     write(etc / "1/50-a.network", matching("Address=192.0.2.1/24"))
     write(etc / "2/50-a.network.d/10-x.conf", "[Network]\nAddress=192.0.2.10/24\n")
     (etc / "0/50-a.network.d").mkdir(parents=True)
@@ -222,13 +222,13 @@ def test_a_masked_dropin_says_nothing(etc: Path) -> None:
     assert addresses() == ["192.0.2.1"]
 
 
-def test_a_dropin_can_change_what_the_file_matches(etc: Path) -> None:
+def test_dropin_can_change_match(etc: Path) -> None:
     write(etc / "1/50-a.network", matching("Address=192.0.2.1/24"))
     write(etc / "0/50-a.network.d/10-x.conf", "[Match]\nName=\nName=br9\n")
     assert addresses() == []
 
 
-def test_nothing_there_and_nothing_readable(etc: Path) -> None:
+def test_missing_and_unreadable_directories_are_empty(etc: Path) -> None:
     assert addresses() == []
     (etc / "0/50-a.network").mkdir(parents=True)
     write(etc / "1/60-b.network", matching("Address=192.0.2.60/24"))

@@ -14,7 +14,7 @@ from unit.build import domain_xml, forward, guest
 from unit.nft_grammar import assert_spoken
 from unit.test_records import DELETE, EVIL, FULL, changed, paths
 from unit.world import Event, World, events
-from virt_forward.addresses.attachments import Bridge, Facts
+from virt_forward.addresses.attachments import BridgeFacts, HostFacts
 from virt_forward.addresses.resolve import resolve
 from virt_forward.config import Config
 from virt_forward.errors import StateError, VirtForwardError
@@ -40,16 +40,16 @@ def test_what_guests_come_to(happenings: list[Event]) -> None:
         spoken(list(world.guests.values()))
 
 
-def bridges(_: str) -> Bridge:
+def bridges(_: str) -> BridgeFacts:
     from ipaddress import ip_interface
 
-    return Bridge((ip_interface("198.51.100.1/24"), ip_interface("2001:db8:10::1/64")))
+    return BridgeFacts((ip_interface("198.51.100.1/24"), ip_interface("2001:db8:10::1/64")))
 
 
 def resolved(xml: bytes, networks: tuple[Network, ...] = ()) -> Guest | None:
     try:
         domain = parse_domain(xml)
-        return resolve(domain, Facts(networks, bridges), Config(), "running", lambda _: [])
+        return resolve(domain, HostFacts(networks, bridges), Config(), "running", lambda _: [])
     except VirtForwardError:
         return None
 

@@ -59,7 +59,7 @@ def mapped(found: tuple[Forward, ...]) -> dict[int, int]:
 def test_expand_maps_each_port_as_its_range_says(
     included: list[tuple[Span, int]],
     excluded: list[Span],
-    spared: list[Span],
+    excluded_by_host: list[Span],
 ) -> None:
     ranges = [Range(*span, span[0] + shift) for span, shift in included]
     ranges += [Range(*span, span[0], exclude=True) for span in excluded]
@@ -68,9 +68,9 @@ def test_expand_maps_each_port_as_its_range_says(
     if not included:
         whole = {port: port for port in range(1, MAX_PORT + 1)}
     alone = any(start == end for (start, end), _ in included)
-    taken = members(excluded) | members([] if alone else spared)
+    taken = members(excluded) | members([] if alone else excluded_by_host)
     expected = {port: to for port, to in whole.items() if port not in taken}
-    found = ports.expand(Declaration((item,)), lambda _: spared)
+    found = ports.expand(Declaration((item,)), lambda _: excluded_by_host)
     assert mapped(found) == expected
     assert all(f[4:] == item[2:] and f.proto == "udp" for f in found)
 

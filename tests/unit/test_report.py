@@ -30,7 +30,7 @@ def only_line(record: Guest, host: absent.Host | None = HOST) -> report.Line:
         item.proto, (Range(item.start, item.end, item.to),), item.address, item.dev, item.source, item.mac
     )
     domain = Domain(record.name, record.uuid, declaration=Declaration((declared,)))
-    (line,) = report.lines(domain, True, record, report.Seen(counted(record), (), host))
+    (line,) = report.lines(domain, True, record, report.HostState(counted(record), (), host))
     return line
 
 
@@ -48,13 +48,13 @@ def only_line(record: Guest, host: absent.Host | None = HOST) -> report.Line:
         ),
     ],
 )
-def test_an_active_forward_tells_what_the_host_does_not_have(wanted: Forward, reason: str | None) -> None:
+def test_active_forward_has_missing_address_or_device_as_reason(wanted: Forward, reason: str | None) -> None:
     line = only_line(guest("web", wanted))
     assert (line.state, line.reason) == ("active", reason)
     assert only_line(guest("web", wanted), None).reason is None
 
 
-def test_origins_stand_beside_the_addresses() -> None:
+def test_line_has_origin_of_each_address() -> None:
     endpoints = (
         endpoint("2001:db8:10::2")._replace(origin="neighbour"),
         endpoint()._replace(origin="leased"),
@@ -64,9 +64,9 @@ def test_origins_stand_beside_the_addresses() -> None:
     assert shown["origins"] == ["leased", "neighbour"]
 
 
-def test_the_addresses_of_a_guest_that_does_not_run_are_declared_ones() -> None:
+def test_inactive_guest_has_declared_addresses() -> None:
     declaration = DECLARED._replace(hosts=(HostAddress(ip_address("198.51.100.9")),))
-    (line,) = report.lines(Domain("web", UUID, (), declaration), False, None, report.Seen({}))
+    (line,) = report.lines(Domain("web", UUID, (), declaration), False, None, report.HostState({}))
     shown = report.as_json(line)
     assert (shown["guest"], shown["origins"], shown["state"]) == (["198.51.100.9"], ["declared"], "inactive")
 
@@ -74,13 +74,13 @@ def test_the_addresses_of_a_guest_that_does_not_run_are_declared_ones() -> None:
 @pytest.mark.parametrize(
     ("nics", "reason"),
     [
-        ((Nic(MAC, "bridge", BRIDGE),), "declared since the guest started; virt-forward sync opens it"),
-        ((Nic(MAC, "bridge", "br\n0"),), 'its bridge has the name "br?0", which cannot be served'),
+        ((Nic(MAC, "bridge", BRIDGE),), "declared since the guest started; run virt-forward sync to open it"),
+        ((Nic(MAC, "bridge", "br\n0"),), 'the name of its bridge, "br?0", is not supported'),
         ((Nic(MAC, "direct", "enp1s0"),), "its NIC is of type direct (macvtap)"),
     ],
 )
-def test_a_forward_without_a_record_tells_why_it_is_missing(nics: tuple[Nic, ...], reason: str) -> None:
-    (line,) = report.lines(Domain("web", UUID, nics, DECLARED), True, None, report.Seen({}))
+def test_forward_without_record_has_reason(nics: tuple[Nic, ...], reason: str) -> None:
+    (line,) = report.lines(Domain("web", UUID, nics, DECLARED), True, None, report.HostState({}))
     assert line.state == "missing"
     assert line.reason
     assert line.reason.startswith(reason)
@@ -95,5 +95,5 @@ def test_a_forward_without_a_record_tells_why_it_is_missing(nics: tuple[Nic, ...
         ('[{"type":"local","dst":"::1"},{"type":"local","dst":"default"}]', ("::1/128",)),
     ],
 )
-def test_local_routes_are_read(text: str, found: tuple[str, ...]) -> None:
+def test_local_routes_are_parsed(text: str, found: tuple[str, ...]) -> None:
     assert absent.parse_local_routes(text) == tuple(map(ip_network, found))

@@ -1,4 +1,4 @@
-"""``list`` tells which ports of a forward are not open."""
+"""``list`` shows which ports of a forward are not open."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ def told(declared: PortForward, *parts: Forward) -> list[tuple[int, int, str, st
     chain = guest_block.count_chain(names.suffix("web", UUID))
     kernel = {(chain, guest_block.counter_comment(number)): (1, 60) for number in range(len(parts))}
     domain = Domain("web", UUID, (), Declaration((declared,)))
-    lines = report.lines(domain, True, record, report.Seen(kernel))
+    lines = report.lines(domain, True, record, report.HostState(kernel))
     return [(line.forward.start, line.forward.end, line.state, line.reason) for line in lines]
 
 
 RANGE = PortForward("udp", (Range(40000, 40010, 50000),))
-LOOK = "used by the host, or declared since; virt-forward sync looks again"
+LOOK = "used by the host, or declared since the guest started; run virt-forward sync to check again"
 
 
-def test_a_forward_that_is_open_as_declared_has_no_reason() -> None:
+def test_open_forward_has_no_reason() -> None:
     whole = forward(40000, 40010, 50000, proto="udp")
     assert told(RANGE, whole) == [(40000, 40010, "active", None)]
 
 
-def test_the_first_part_of_a_range_names_the_ports_between_its_parts() -> None:
+def test_first_piece_of_range_has_gaps_as_reason() -> None:
     first, last = forward(40000, 40002, 50000, proto="udp"), forward(40004, 40010, 50004, proto="udp")
     assert told(RANGE, first, last) == [
         (40000, 40002, "active", f"without 40003: {LOOK}"),
@@ -56,13 +56,13 @@ def test_many_gaps_are_counted() -> None:
         (forward(39999, 40010, 49999, proto="udp"), ["active", "missing"]),
     ],
 )
-def test_another_forward_on_the_same_ports_is_no_part(part: Forward, states: list[str]) -> None:
+def test_other_forward_on_same_ports_is_no_piece(part: Forward, states: list[str]) -> None:
     found = told(RANGE, part)
     assert [state for *_, state, _ in found] == states
-    assert found[0][3] == "no longer declared; virt-forward sync closes it"
+    assert found[0][3] == "no longer declared; run virt-forward sync to close it"
 
 
-def test_parts_cost_no_look_at_all_others() -> None:
+def test_search_for_pieces_does_not_scan_all_forwards() -> None:
     looks, number = Looks(), 1000
     parts = report._Parts(looks.forwards(forward(port) for port in range(1, number + 1)))
     assert all(

@@ -1,10 +1,10 @@
-"""A reservation by name: the DHCP server gives it to whichever client calls itself that."""
+"""Reservations by name, which the DHCP server gives to any client with that name."""
 
 from __future__ import annotations
 
 from ipaddress import ip_address, ip_interface, ip_network
 
-from virt_forward.addresses.attachments import Bridge, Facts, attached
+from virt_forward.addresses.attachments import BridgeFacts, HostFacts, find_attachments
 from virt_forward.addresses.endpoints import endpoints
 from virt_forward.model import Guest, Network, Nic, Reservation
 
@@ -17,16 +17,16 @@ GUEST = Guest("uuid", "web", nics=(Nic(WEB, "network", "default"),))
 
 
 def reserved(*leases: Reservation) -> list[str]:
-    bridge = Bridge((ip_interface("192.168.122.1/24"),), leases=lambda: leases)
-    facts = Facts((NETWORK,), lambda _: bridge)
-    return [str(endpoint.ip) for endpoint in endpoints(GUEST, attached(GUEST.nics, facts), facts)]
+    bridge = BridgeFacts((ip_interface("192.168.122.1/24"),), leases=lambda: leases)
+    facts = HostFacts((NETWORK,), lambda _: bridge)
+    return [str(endpoint.ip) for endpoint in endpoints(GUEST, find_attachments(GUEST.nics, facts), facts)]
 
 
-def test_reservation_by_name_is_the_guests() -> None:
+def test_reservation_by_name_is_assigned_to_guest() -> None:
     assert reserved() == [str(IP)]
     assert reserved(Reservation(IP, WEB)) == [str(IP)]
 
 
 def test_reservation_by_name_that_another_client_got_is_not_the_guests() -> None:
-    """A client chooses the name that it sends: the server has leased the address to another NIC."""
+    """A client chooses the name it sends, so the server may have leased the address to another NIC."""
     assert reserved(Reservation(IP, DB)) == []

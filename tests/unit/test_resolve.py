@@ -1,4 +1,4 @@
-"""Where a guest sits: every source of addresses in its order, and addresses that cannot be its own."""
+"""Resolving a guest: the sources of addresses in their order, and addresses that are refused."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from ipaddress import ip_address, ip_interface, ip_network
 import pytest
 
 from unit.build import BRIDGE, MAC, UUID, forward
-from virt_forward.addresses.attachments import Bridge, Facts, attached
+from virt_forward.addresses.attachments import BridgeFacts, HostFacts, find_attachments
 from virt_forward.addresses.leases import Neighbours
 from virt_forward.addresses.resolve import locate, locate_known, resolve
 from virt_forward.config import Config
@@ -47,15 +47,15 @@ def host(ip: str, mac: str | None = None) -> HostAddress:
 
 
 def facts(
-    *networks: Network, own: frozenset[Address] = frozenset(), bridges: dict[str, Bridge] | None = None
-) -> Facts:
-    known = bridges if bridges is not None else {BRIDGE: Bridge(HOST)}
-    return Facts(networks, lambda name: known.get(name, Bridge()), own)
+    *networks: Network, own: frozenset[Address] = frozenset(), bridges: dict[str, BridgeFacts] | None = None
+) -> HostFacts:
+    known = bridges if bridges is not None else {BRIDGE: BridgeFacts(HOST)}
+    return HostFacts(networks, lambda name: known.get(name, BridgeFacts()), own)
 
 
 def made(
     declaration: Declaration,
-    known: Facts,
+    known: HostFacts,
     nics: tuple[Nic, ...] = ON_BRIDGE,
     config: Config | None = None,
     before: Guest | None = None,
@@ -73,7 +73,7 @@ def network(*reservations: Reservation) -> Network:
     return Network("default", UUID, BRIDGE, "nat", (ip_network("198.51.100.0/24"),), reservations)
 
 
-def test_a_guest_has_all_that_its_record_needs() -> None:
+def test_resolve_fills_all_fields_of_guest() -> None:
     declaration = Declaration(WEB, (host("198.51.100.9"),), isolate=True)
     assert made(declaration, facts()) == Guest(
         UUID,
@@ -103,7 +103,7 @@ SOURCES = [
 
 
 @pytest.mark.parametrize("first", range(len(SOURCES) + 1))
-def test_the_sources_are_asked_in_their_order(first: int) -> None:
+def test_sources_are_used_in_order_of_trust(first: int) -> None:
     def have(number: int) -> list[str]:
         return [SOURCES[number]] if number >= first else []
 
@@ -114,7 +114,7 @@ def test_the_sources_are_asked_in_their_order(first: int) -> None:
             lease("198.51.100.99", MAC2),
         ),
         bridges={
-            BRIDGE: Bridge(
+            BRIDGE: BridgeFacts(
                 HOST,
                 tuple(lease(ip) for ip in have(3)),
                 lambda: tuple(lease(ip) for ip in have(4)),
@@ -126,9 +126,11 @@ def test_the_sources_are_asked_in_their_order(first: int) -> None:
     assert ips(made(declaration, known, ON_NETWORK)) == SOURCES[first : first + 1]
 
 
-def test_the_families_are_asked_one_by_one() -> None:
+def test_families_are_resolved_independently() -> None:
     known = facts(
-        bridges={BRIDGE: Bridge(HOST, (lease("198.51.100.13"),), leased("198.51.100.14", "2001:db8:10::14"))}
+        bridges={
+            BRIDGE: BridgeFacts(HOST, (lease("198.51.100.13"),), leased("198.51.100.14", "2001:db8:10::14"))
+        }
     )
     assert ips(made(Declaration(WEB), known)) == ["198.51.100.13", "2001:db8:10::14"]
     assert ips(made(Declaration(WEB, (host("2001:db8:10::9"),)), known)) == [
@@ -149,27 +151,27 @@ def test_the_families_are_asked_one_by_one() -> None:
         "ff02::1",
     ],
 )
-def test_a_lease_that_cannot_be_the_guests_is_passed_over(ip: str) -> None:
+def test_implausible_lease_is_ignored(ip: str) -> None:
     known = facts(
         own=frozenset(address.ip for address in HOST),
-        bridges={BRIDGE: Bridge(HOST, (), leased(ip, "198.51.100.14", "2001:db8:10::14"))},
+        bridges={BRIDGE: BridgeFacts(HOST, (), leased(ip, "198.51.100.14", "2001:db8:10::14"))},
     )
     assert ips(made(Declaration(WEB), known)) == ["198.51.100.14", "2001:db8:10::14"]
 
 
-def test_an_unknown_address_is_no_error() -> None:
+def test_unknown_address_is_no_error() -> None:
     waiting = made(Declaration(WEB), facts())
     assert waiting.endpoints == ()
     assert waiting.forwards == (forward(80),)
 
 
-def test_a_network_that_is_not_there_yet_is_waited_for() -> None:
+def test_network_without_bridge_is_no_error() -> None:
     assert made(Declaration(WEB), facts(), ON_NETWORK).endpoints == ()
 
 
-def test_an_address_is_found_again_when_the_facts_change() -> None:
+def test_locate_follows_changed_facts() -> None:
     guest = made(Declaration(WEB), facts())
-    known = facts(bridges={BRIDGE: Bridge(HOST, (), leased("198.51.100.14"))})
+    known = facts(bridges={BRIDGE: BridgeFacts(HOST, (), leased("198.51.100.14"))})
     assert ips(locate(guest, known)) == ["198.51.100.14"]
     # and not given up because the lease has gone
     assert ips(locate(locate(guest, known), facts())) == ["198.51.100.14"]
@@ -179,8 +181,8 @@ def test_each_nic_has_its_own_address() -> None:
     nics = (Nic(MAC, "bridge", BRIDGE), Nic(MAC2, "bridge", "br1"))
     known = facts(
         bridges={
-            BRIDGE: Bridge(HOST),
-            "br1": Bridge((ip_interface("192.0.2.1/24"),), (), leased("192.0.2.7", mac=MAC2)),
+            BRIDGE: BridgeFacts(HOST),
+            "br1": BridgeFacts((ip_interface("192.0.2.1/24"),), (), leased("192.0.2.7", mac=MAC2)),
         }
     )
     assert made(Declaration(WEB, (host("198.51.100.9"),)), known, nics).endpoints == (
@@ -193,14 +195,14 @@ def test_each_nic_has_its_own_address() -> None:
     )
 
 
-def test_one_address_is_given_to_one_nic() -> None:
+def test_address_is_assigned_to_one_nic_only() -> None:
     nics = (Nic(MAC, "bridge", BRIDGE), Nic(MAC2, "bridge", BRIDGE))
     assert made(Declaration(WEB, (host("198.51.100.9"),)), facts(), nics).endpoints == (
         Endpoint(ip_address("198.51.100.9"), BRIDGE, MAC),
     )
 
 
-def test_a_forward_goes_to_the_nic_it_names() -> None:
+def test_forward_with_mac_leads_to_that_nic() -> None:
     nics = (Nic(MAC, "bridge", BRIDGE), Nic(MAC2, "bridge", BRIDGE))
     hosts = (host("198.51.100.9", MAC), host("198.51.100.10", MAC2))
     item = PortForward("tcp", (Range(80, 80, 80),), mac=MAC2)
@@ -219,17 +221,17 @@ def test_a_forward_goes_to_the_nic_it_names() -> None:
         ("192.0.2.1", "is an address of the host itself; give the guest's"),
     ],
 )
-def test_a_strangers_address_is_refused(ip: str, said: str) -> None:
+def test_declared_address_outside_subnets_is_refused(ip: str, said: str) -> None:
     with pytest.raises(VirtForwardError) as caught:
         made(Declaration(WEB, (host(ip),)), facts(own=frozenset({ip_address("192.0.2.1")})))
     (message,) = caught.value.messages
     assert message.startswith(f'guest "web": <host ip="{ip}"> {said}')
 
 
-def test_any_address_will_do_where_the_host_has_no_subnet() -> None:
+def test_any_declared_address_is_accepted_without_subnet() -> None:
     pure = facts(bridges={})
     assert ips(made(Declaration(WEB, (host("203.0.113.9"),)), pure)) == ["203.0.113.9"]
-    v4_only = facts(bridges={BRIDGE: Bridge(HOST[:1])})
+    v4_only = facts(bridges={BRIDGE: BridgeFacts(HOST[:1])})
     assert ips(made(Declaration(WEB, (host("2001:db8:77::9"),)), v4_only)) == ["2001:db8:77::9"]
 
 
@@ -244,7 +246,7 @@ def test_any_address_will_do_where_the_host_has_no_subnet() -> None:
 )
 def test_smallest_subnet_has_no_network_and_no_broadcast_address(own: str, guest_ip: str) -> None:
     """RFC 3021 and RFC 6164."""
-    known = facts(bridges={BRIDGE: Bridge((ip_interface(own),))})
+    known = facts(bridges={BRIDGE: BridgeFacts((ip_interface(own),))})
     assert ips(made(Declaration(WEB, (host(guest_ip),)), known)) == [guest_ip]
 
 
@@ -258,7 +260,7 @@ def test_smallest_subnet_has_no_network_and_no_broadcast_address(own: str, guest
     ],
 )
 def test_network_and_broadcast_address_of_larger_subnets_are_refused(own: str, guest_ip: str) -> None:
-    known = facts(bridges={BRIDGE: Bridge((ip_interface(own),))})
+    known = facts(bridges={BRIDGE: BridgeFacts((ip_interface(own),))})
     with pytest.raises(VirtForwardError, match="is not on the guest's network"):
         made(Declaration(WEB, (host(guest_ip),)), known)
 
@@ -272,11 +274,11 @@ def test_network_and_broadcast_address_of_larger_subnets_are_refused(own: str, g
         ((Nic(MAC, "hostdev"),), "it has no NIC on a bridge or libvirt network"),
         (
             (Nic(MAC, "bridge", "no such name!"),),
-            'its bridge has the name "no such name!", which cannot be served; rename it',
+            'the name of its bridge, "no such name!", is not supported; rename it',
         ),
     ],
 )
-def test_a_guest_that_cannot_be_served_is_told_what_serves_it(nics: tuple[Nic, ...], said: str) -> None:
+def test_guest_without_usable_nic_is_refused_with_remedy(nics: tuple[Nic, ...], said: str) -> None:
     with pytest.raises(VirtForwardError, match=said):
         made(Declaration(WEB), facts(), nics)
 
@@ -292,7 +294,7 @@ def test_a_guest_that_cannot_be_served_is_told_what_serves_it(nics: tuple[Nic, .
         (Network("other", UUID, "", "bridge"), True),
     ],
 )
-def test_a_network_that_is_the_lan_itself(network: Network, served: bool) -> None:
+def test_network_on_the_lan_is_refused(network: Network, served: bool) -> None:
     known, nics = facts()._replace(networks=(network,)), (Nic(MAC, "network", "lan"),)
     if served:
         assert made(Declaration(WEB), known, nics).endpoints == ()
@@ -301,7 +303,7 @@ def test_a_network_that_is_the_lan_itself(network: Network, served: bool) -> Non
         made(Declaration(WEB), known, nics)
 
 
-def test_one_nic_that_can_be_served_is_enough() -> None:
+def test_one_usable_nic_is_enough() -> None:
     nics = (Nic(MAC2, "user"), *ON_BRIDGE)
     assert ips(made(Declaration(WEB, (host("198.51.100.9"),)), facts(), nics)) == ["198.51.100.9"]
 
@@ -321,7 +323,7 @@ def test_one_nic_that_can_be_served_is_enough() -> None:
         ),
     ],
 )
-def test_what_the_configuration_forbids(item: PortForward, config: Config, said: str) -> None:
+def test_forward_that_configuration_forbids_is_refused(item: PortForward, config: Config, said: str) -> None:
     with pytest.raises(VirtForwardError) as caught:
         made(Declaration((item,)), facts(), config=config)
     assert caught.value.messages == (f'guest "web": {said}',)
@@ -329,33 +331,33 @@ def test_what_the_configuration_forbids(item: PortForward, config: Config, said:
     assert made(Declaration((item,)), facts(), config=open_to_all).forwards
 
 
-def test_all_reasons_are_told() -> None:
+def test_all_errors_are_reported() -> None:
     item = PortForward("tcp", (Range(80, 80, 80),), ip_address("127.0.0.1"))
     with pytest.raises(VirtForwardError) as caught:
         made(Declaration((item,), (host("203.0.113.9"), host("203.0.113.10", MAC))), facts())
     assert len(caught.value.messages) == 3
 
 
-def test_a_bridge_with_the_uplink_in_it_is_no_network_of_guests() -> None:
-    known = facts(bridges={BRIDGE: Bridge(HOST, uplink=True)})
+def test_bridge_with_uplink_has_no_subnets_or_gateways() -> None:
+    known = facts(bridges={BRIDGE: BridgeFacts(HOST, uplink=True)})
     guest = made(Declaration(WEB, (host("198.51.100.9"),)), known)
     assert (guest.lans, guest.gateways) == ((), ())
     assert ips(guest) == ["198.51.100.9"]
 
 
-def test_places_are_the_nics_on_a_bridge_of_ours() -> None:
+def test_attachments_are_nics_on_host_bridges() -> None:
     nics = (*ON_BRIDGE, Nic(MAC2, "network", "default"), Nic("", "user"), Nic("", "network", "other"))
     known = facts(Network("default", UUID, "virbr9", "nat"))
-    assert [(attachment.nic.mac, attachment.bridge) for attachment in attached(nics, known)] == [
+    assert [(attachment.nic.mac, attachment.bridge) for attachment in find_attachments(nics, known)] == [
         (MAC, BRIDGE),
         (MAC2, "virbr9"),
     ]
 
 
-def seen(confirmed: list[str], others: list[str]) -> Facts:
-    """Return facts of a host that knows the guest from its neighbour table alone."""
+def seen(confirmed: list[str], others: list[str]) -> HostFacts:
+    """Return facts of a host that has the guest in its neighbour table only."""
     table = Neighbours(tuple(map(lease, confirmed)), tuple(map(lease, others)))
-    return facts(bridges={BRIDGE: Bridge(HOST, neighbours=lambda: table)})
+    return facts(bridges={BRIDGE: BridgeFacts(HOST, neighbours=lambda: table)})
 
 
 OLD, NEW = "198.51.100.30", "198.51.100.31"
@@ -375,20 +377,22 @@ OLD6, NEW6 = "2001:db8:10::30", "2001:db8:10::31"
         ([NEW, NEW6], [], [NEW, NEW6]),
     ],
 )
-def test_a_neighbour_that_was_known(confirmed: list[str], others: list[str], expected: list[str]) -> None:
+def test_known_neighbour_stays_or_is_replaced(
+    confirmed: list[str], others: list[str], expected: list[str]
+) -> None:
     before = made(Declaration(WEB), seen([OLD, OLD6], []))
     assert ips(before) == [OLD, OLD6]
     assert ips(made(Declaration(WEB), seen(confirmed, others), before=before)) == expected
 
 
-def test_what_was_known_on_another_bridge_is_forgotten() -> None:
+def test_known_endpoint_on_another_bridge_is_dropped() -> None:
     before = made(Declaration(WEB), seen([OLD], []))
     moved = (Nic(MAC, "bridge", "br1"),)
-    known = facts(bridges={"br1": Bridge(HOST)})
+    known = facts(bridges={"br1": BridgeFacts(HOST)})
     assert made(Declaration(WEB), known, moved, before=before).endpoints == ()
 
 
-def test_the_host_is_not_asked_where_the_answer_is_known() -> None:
+def test_bridge_facts_are_read_only_if_needed() -> None:
     def unasked() -> tuple[Reservation, ...]:
         raise AssertionError("leases were read")
 
@@ -396,5 +400,5 @@ def test_the_host_is_not_asked_where_the_answer_is_known() -> None:
         raise AssertionError("neighbours were read")
 
     reserved = (lease("198.51.100.13"), lease("2001:db8:10::13"))
-    known = facts(bridges={BRIDGE: Bridge(HOST, reserved, unasked, unseen)})
+    known = facts(bridges={BRIDGE: BridgeFacts(HOST, reserved, unasked, unseen)})
     assert ips(made(Declaration(WEB), known)) == ["198.51.100.13", "2001:db8:10::13"]

@@ -1,4 +1,4 @@
-"""The service's parts without its loop: events as the kernel words them, what matters of them, and when."""
+"""The parts of the service without its main loop: kernel events, schedules, jobs, monitors."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ from virt_forward.watch.kernel_events import (
     NUD_FAILED,
     RTM_DELNEIGH,
     RTM_NEWNEIGH,
-    TABLE_GONE,
+    TABLE_DELETED,
     Neighbour,
     TableMonitor,
     neighbours,
 )
-from virt_forward.watch.prober import ASK_AFTER, LEASED_AFTER, Search
-from virt_forward.watch.watched import Watched
+from virt_forward.watch.prober import PROBE_AFTER, VERIFY_LEASE_AFTER, ProbeSchedule
+from virt_forward.watch.running_guests import RunningGuests
 
 OTHER = "52:54:00:00:00:02"
 IP, NEW = ip_address("198.51.100.200"), ip_address("198.51.100.201")
@@ -70,26 +70,26 @@ def attribute(kind: int, data: bytes) -> bytes:
         (message(24, REACHABLE, "10.10.0.95", MAC), None),
     ],
 )
-def test_rtnetlink_neighbours(data: bytes, expected: Neighbour | None) -> None:
+def test_neighbour_events_are_parsed(data: bytes, expected: Neighbour | None) -> None:
     assert list(neighbours(data * 2)) == ([expected] * 2 if expected else [])
     for cut in range(len(data)):
         assert list(neighbours(data[:cut])) == []
 
 
 @given(st.binary(max_size=200), st.integers(0, 60), st.binary(max_size=4))
-def test_no_netlink_message_breaks_it(data: bytes, at: int, patch: bytes) -> None:
+def test_neighbour_parser_accepts_any_data(data: bytes, at: int, patch: bytes) -> None:
     whole = message(RTM_NEWNEIGH, REACHABLE, "10.10.0.95", MAC)
     list(neighbours(data))
     list(neighbours(whole[:at] + patch + whole[at + len(patch) :]))
 
 
 @pytest.fixture
-def watched() -> Watched:
-    made = Watched()
+def guests() -> RunningGuests:
+    made = RunningGuests()
     running = guest("web", forward(), endpoints=[endpoint(str(IP))])._replace(
         nics=(Nic(MAC, "bridge", BRIDGE),)
     )
-    made.set([running], [])
+    made.update([running], [])
     return made
 
 
@@ -100,92 +100,96 @@ def watched() -> Watched:
         (Neighbour(NEW, MAC), True),
         (Neighbour(NEW, OTHER), False),
         (Neighbour(LINK_LOCAL, MAC), False),
-        (Neighbour(IP, OTHER), True),  # somebody else has it now
-        (Neighbour(IP, MAC, gone=True), True),
-        (Neighbour(IP, "", gone=True), True),
-        (Neighbour(NEW, MAC, gone=True), False),
-        (Neighbour(NEW, "", gone=True), False),
+        (Neighbour(IP, OTHER), True),  # another NIC has it now
+        (Neighbour(IP, MAC, removed=True), True),
+        (Neighbour(IP, "", removed=True), True),
+        (Neighbour(NEW, MAC, removed=True), False),
+        (Neighbour(NEW, "", removed=True), False),
     ],
 )
-def test_neighbour_matters_where_an_address_of_a_guest_may_change(
-    watched: Watched, neighbour: Neighbour, expected: bool
+def test_neighbour_affects_guest_if_its_address_may_change(
+    guests: RunningGuests, neighbour: Neighbour, expected: bool
 ) -> None:
-    assert watched.matters(neighbour) is expected
+    assert guests.affects_guest(neighbour) is expected
 
 
-def test_neighbours_are_judged_without_reading_any_file(
-    watched: Watched, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_neighbour_check_reads_no_file(guests: RunningGuests, monkeypatch: pytest.MonkeyPatch) -> None:
     def forbidden(*_: object, **__: object) -> None:
         raise AssertionError("a file is read")
 
     monkeypatch.setattr("builtins.open", forbidden)
     monkeypatch.setattr(os, "stat", forbidden)
     monkeypatch.setattr(os, "listdir", forbidden)
-    assert not watched.matters(Neighbour(IP, MAC))
-    assert watched.matters(Neighbour(NEW, MAC))
+    assert not guests.affects_guest(Neighbour(IP, MAC))
+    assert guests.affects_guest(Neighbour(NEW, MAC))
 
 
-def asked(search: Search, times: range, news: Callable[[int], object] = lambda _: None) -> list[int]:
-    """Return the seconds of ``times`` at which a NIC is asked."""
+def probe_times(
+    schedule: ProbeSchedule, times: range, event: Callable[[int], object] = lambda _: None
+) -> list[int]:
+    """Return the seconds of ``times`` at which a NIC is probed."""
     found = []
     for now in times:
-        news(now)
-        if search.due() <= now:
-            search.ask(now)
+        event(now)
+        if schedule.due_at() <= now:
+            schedule.record_probe(now)
             found.append(now)
     return found
 
 
-def test_search_ends_with_its_schedule() -> None:
-    search = Search(0)
-    assert asked(search, range(1000)) == [int(at) for at in ASK_AFTER]
-    assert search.due() == math.inf
-    assert search.over(1000)
+def test_schedule_ends() -> None:
+    schedule = ProbeSchedule(0)
+    assert probe_times(schedule, range(1000)) == [int(at) for at in PROBE_AFTER]
+    assert schedule.due_at() == math.inf
+    assert schedule.is_finished(1000)
 
 
-def test_first_news_begins_the_schedule_again() -> None:
-    search = Search(0)
-    asked(search, range(40))
-    search.seen(40, LINK_LOCAL)
-    assert asked(search, range(40, 1000)) == [40 + int(at) for at in ASK_AFTER]
+def test_schedule_restarts_on_first_event() -> None:
+    schedule = ProbeSchedule(0)
+    probe_times(schedule, range(40))
+    schedule.add_link_local(40, LINK_LOCAL)
+    assert probe_times(schedule, range(40, 1000)) == [40 + int(at) for at in PROBE_AFTER]
 
 
-def test_known_link_local_address_is_no_news() -> None:
-    """An IPv6-only guest speaks from it for as long as it runs."""
-    search = Search(0)
-    search.seen(0, LINK_LOCAL)
-    assert len(asked(search, range(1000), lambda now: search.seen(now, LINK_LOCAL))) == len(ASK_AFTER)
+def test_schedule_ignores_known_link_local_address() -> None:
+    """An IPv6-only guest sends from it for as long as it runs."""
+    schedule = ProbeSchedule(0)
+    schedule.add_link_local(0, LINK_LOCAL)
+    assert len(
+        probe_times(schedule, range(1000), lambda now: schedule.add_link_local(now, LINK_LOCAL))
+    ) == len(PROBE_AFTER)
 
 
-def test_whatever_a_guest_does_it_is_asked_once_a_minute_at_most() -> None:
-    search = Search(0)
-    asked(search, range(200), search.again)
-    later = asked(search, range(200, 2000), search.again)
+def test_schedule_probes_once_a_minute_at_most_after_many_events() -> None:
+    schedule = ProbeSchedule(0)
+    probe_times(schedule, range(200), schedule.restart)
+    later = probe_times(schedule, range(200, 2000), schedule.restart)
     assert later
     assert min(b - a for a, b in itertools.pairwise(later)) >= 60
 
 
-def test_addresses_that_a_guest_makes_up_do_not_keep_it_being_asked() -> None:
-    search = Search(0)
-    times = asked(search, range(20000), lambda now: search.seen(now, ip_address(f"fe80::{now + 1:x}")))
+def test_schedule_ends_despite_ever_new_link_local_addresses() -> None:
+    schedule = ProbeSchedule(0)
+    times = probe_times(
+        schedule, range(20000), lambda now: schedule.add_link_local(now, ip_address(f"fe80::{now + 1:x}"))
+    )
     assert times[-1] < 2000
 
 
 @pytest.fixture
-def never_asks(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[float]]:
-    """A clock that the test sets; bridges that exist, and hear nothing."""
-    clock = [0.0]
-    monkeypatch.setattr("virt_forward.watch.prober.time", SimpleNamespace(monotonic=lambda: clock[0]))
-    monkeypatch.setattr(prober, "Ear", FakeEar)
-    FakeEar.asked.clear()
-    monkeypatch.setattr(prober, "ask", lambda questions, _: FakeEar.asked.extend(questions))
-    yield clock
+def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[float]]:
+    """A clock that the test sets; sockets that record the probes."""
+    made = [0.0]
+    monkeypatch.setattr("virt_forward.watch.prober.time", SimpleNamespace(monotonic=lambda: made[0]))
+    monkeypatch.setattr(prober, "ProbeSocket", FakeSocket)
+    FakeSocket.sent.clear()
+    monkeypatch.setattr(prober, "send", lambda probes, _: FakeSocket.sent.extend(probes))
+    yield made
 
 
-class FakeEar:
-    asked: ClassVar[list[object]] = []
-    heard: ClassVar[list[Sighting]] = []
+class FakeSocket:
+    sent: ClassVar[list[object]] = []
+    received: ClassVar[list[Sighting]] = []
 
     def __init__(self, bridge: str, version: int) -> None:
         self.bridge, self.version = bridge, version
@@ -194,58 +198,58 @@ class FakeEar:
     def fileno(self) -> int:
         return self._fd
 
-    def read(self, _questions: object) -> list[Sighting]:
-        found = list(self.heard)
-        self.heard.clear()
+    def read(self, _probes: object) -> list[Sighting]:
+        found = list(self.received)
+        self.received.clear()
         return found
 
     def close(self) -> None:
         os.close(self._fd)
 
 
-def test_other_guests_questions_do_not_restart_a_search(never_asks: list[float]) -> None:
-    from unit.test_asking import FOUR
+def test_prober_keeps_schedule_while_other_guests_change(clock: list[float]) -> None:
+    from unit.test_probe import FOUR
 
-    made = prober.Seeker(select.poll())
+    made = prober.Prober(select.poll())
     other = FOUR._replace(mac=OTHER)
     try:
         for now in range(600):
-            never_asks[0] = float(now)
-            made.seek([FOUR, other] if now % 3 else [FOUR])
+            clock[0] = float(now)
+            made.set_probes([FOUR, other] if now % 3 else [FOUR])
             made.work()
     finally:
         made.close()
-    assert FakeEar.asked.count(FOUR) == len(ASK_AFTER)
-    assert FakeEar.asked.count(other) <= 2 * len(ASK_AFTER) + 600 // 60
+    assert FakeSocket.sent.count(FOUR) == len(PROBE_AFTER)
+    assert FakeSocket.sent.count(other) <= 2 * len(PROBE_AFTER) + 600 // 60
 
 
-def test_nic_is_asked_for_the_address_that_it_was_leased_until_it_is_known(never_asks: list[float]) -> None:
-    from unit.test_asking import FOUR
+def test_prober_verifies_leased_address_until_it_is_known(clock: list[float]) -> None:
+    from unit.test_probe import FOUR
 
-    made, lease = prober.Seeker(select.poll()), Sighting(IP, FOUR.mac, "leased")
+    made, lease = prober.Prober(select.poll()), Sighting(IP, FOUR.mac, "leased")
     wanted = FOUR._replace(subnet=ip_network(IP))
     try:
-        made.seek([FOUR])
+        made.set_probes([FOUR])
         for now in range(1200):
-            never_asks[0] = now / 10
-            # Others may make the server give it as often as they like.
-            FakeEar.heard.extend([lease] * (now > 800))
+            clock[0] = now / 10
+            # Other clients can make the server repeat the lease at any rate.
+            FakeSocket.received.extend([lease] * (now > 800))
             made.work()
             if now == 700:
-                assert wanted not in FakeEar.asked
-        assert made.heard == {FOUR.bridge: (lease,)}
-        made.forget()
-        assert made.heard == {FOUR.bridge: (lease,)}
-        asked = FakeEar.asked.count(wanted)
-        assert len(LEASED_AFTER) <= asked <= 40 // LEASED_AFTER[-1] * len(LEASED_AFTER)
-        made.seek([])
-        made.forget()
-        assert made.heard == {}
-        never_asks[0] += 100
+                assert wanted not in FakeSocket.sent
+        assert made.sightings == {FOUR.bridge: (lease,)}
+        made.clear_sightings()
+        assert made.sightings == {FOUR.bridge: (lease,)}
+        count = FakeSocket.sent.count(wanted)
+        assert len(VERIFY_LEASE_AFTER) <= count <= 40 // VERIFY_LEASE_AFTER[-1] * len(VERIFY_LEASE_AFTER)
+        made.set_probes([])
+        made.clear_sightings()
+        assert made.sightings == {}
+        clock[0] += 100
         made.work()
-        assert FakeEar.asked.count(wanted) == asked
+        assert FakeSocket.sent.count(wanted) == count
     finally:
-        FakeEar.heard.clear()
+        FakeSocket.received.clear()
         made.close()
 
 
@@ -264,37 +268,37 @@ def logged(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return lines
 
 
-def test_failed_job_is_tried_again_after_a_while_whatever_happens(logged: list[str]) -> None:
+def test_failed_job_waits_before_retry(logged: list[str]) -> None:
     job = Job()
-    job.failed(100, "no")
+    job.fail(100, "no")
     for _ in range(3):
-        job.wanted = True
-        assert job.at() == 100 + RETRY_SECONDS
+        job.pending = True
+        assert job.due_at() == 100 + RETRY_SECONDS
 
 
-def test_failure_is_told_once_until_it_changes_or_ends(logged: list[str]) -> None:
+def test_job_logs_failure_once_until_it_changes_or_ends(logged: list[str]) -> None:
     job = Job()
     for message_ in ("no", "no", "never", "never", "no"):
-        job.failed(0, message_)
-    job.done(0)
-    job.failed(0, "no")
+        job.fail(0, message_)
+    job.finish(0)
+    job.fail(0, "no")
     assert logged == ["watch: no", "watch: never", "watch: no", "watch: no"]
 
 
-def test_paced_job_is_done_at_once_and_then_at_its_pace() -> None:
+def test_job_with_pause_is_due_immediately_then_after_pause() -> None:
     job = Job(pause=1)
-    assert job.at() == math.inf
-    job.wanted = True
-    assert job.at() <= 0
-    job.wanted = False
-    job.done(50)
-    job.wanted = True
-    assert job.at() == 51
+    assert job.due_at() == math.inf
+    job.pending = True
+    assert job.due_at() <= 0
+    job.pending = False
+    job.finish(50)
+    job.pending = True
+    assert job.due_at() == 51
 
 
 @pytest.fixture
 def monitor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[TableMonitor, Path]]:
-    """A monitor, and the file that is its nft."""
+    """A monitor, and the path of the program it runs as nft."""
     monkeypatch.setattr(kernel_events, "ENVIRONMENT", {"PATH": f"{tmp_path}:/usr/bin:/bin"})
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     made = TableMonitor(select.poll())
@@ -320,30 +324,30 @@ def printed(made: TableMonitor, what: bytes) -> bytes:
     return text
 
 
-def test_monitor_tells_lines_as_a_whole(monitor: tuple[TableMonitor, Path]) -> None:
+def test_monitor_returns_complete_lines(monitor: tuple[TableMonitor, Path]) -> None:
     made, nft = monitor
     program(nft, "printf 'delete table inet vi'; sleep 0.2; echo rt-forward; exec sleep 60")
     made.start()
-    assert TABLE_GONE[0] in printed(made, b"virt-forward\n")
+    assert TABLE_DELETED[0] in printed(made, b"virt-forward\n")
 
 
-def test_monitor_that_lost_events_counts_as_a_vanished_table(monitor: tuple[TableMonitor, Path]) -> None:
+def test_monitor_reports_lost_events_as_deleted_table(monitor: tuple[TableMonitor, Path]) -> None:
     made, nft = monitor
     program(nft, "echo '# ERROR: We lost some netlink events!'; exec sleep 60")
     made.start()
     text = printed(made, b"\n")
-    assert any(words in text for words in TABLE_GONE)
+    assert any(words in text for words in TABLE_DELETED)
 
 
-def test_monitor_keeps_little_of_a_line_without_end(monitor: tuple[TableMonitor, Path]) -> None:
+def test_monitor_limits_incomplete_line(monitor: tuple[TableMonitor, Path]) -> None:
     made, nft = monitor
     program(nft, "head -c 300000 /dev/zero | tr '\\0' x; echo; echo end; exec sleep 60")
     made.start()
     assert len(printed(made, b"end\n")) < 400000
-    assert len(made._rest) <= kernel_events.LONGEST_LINE
+    assert len(made._incomplete) <= kernel_events.MAX_LINE
 
 
-def test_monitor_that_cannot_stay_up_is_started_less_and_less_often_and_told_once(
+def test_monitor_that_keeps_ending_is_restarted_with_backoff_and_logged_once(
     monitor: tuple[TableMonitor, Path], logged: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made, nft = monitor
@@ -370,7 +374,7 @@ def printed_end(made: TableMonitor) -> None:
     eventually(ended, "the monitor has ended")
 
 
-def test_monitor_without_nft_waits(monitor: tuple[TableMonitor, Path], logged: list[str]) -> None:
+def test_monitor_without_nft_retries_later(monitor: tuple[TableMonitor, Path], logged: list[str]) -> None:
     made, nft = monitor
     program(nft, "")
     nft.chmod(0o644)
@@ -388,10 +392,10 @@ def systemd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_stopped_daemon_is_not_woken(systemd: Path) -> None:
+def test_stopped_daemon_is_not_running(systemd: Path) -> None:
     assert not api.daemon_runs("qemu:///system")
     assert not api.daemon_runs("qemu:///system?socket=/run/x")
-    # Left behind by a daemon that was killed; the number is another process's by now.
+    # The PID file of a killed daemon; the PID is that of another process.
     (systemd / "libvirtd.pid").write_text(f"{os.getpid()}\n")
     assert not api.daemon_runs("qemu:///system")
     (systemd / "libvirtd.pid").write_text("nonsense")
@@ -399,7 +403,7 @@ def test_stopped_daemon_is_not_woken(systemd: Path) -> None:
 
 
 @pytest.mark.parametrize("daemon", ["libvirtd", "virtqemud"])
-def test_daemon_that_runs_is_asked(systemd: Path, daemon: str) -> None:
+def test_daemon_with_pid_file_is_running(systemd: Path, daemon: str) -> None:
     import subprocess
 
     program = systemd / daemon
@@ -413,10 +417,10 @@ def test_daemon_that_runs_is_asked(systemd: Path, daemon: str) -> None:
 
 
 @pytest.mark.parametrize("uri", ["qemu:///session", "qemu+ssh://host/system", "test:///default"])
-def test_libvirt_elsewhere_is_asked(systemd: Path, uri: str) -> None:
+def test_other_uri_counts_as_running(systemd: Path, uri: str) -> None:
     assert api.daemon_runs(uri)
 
 
-def test_without_systemd_libvirt_is_asked(systemd: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_host_without_systemd_counts_as_running(systemd: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(api, "SYSTEMD", str(systemd / "none"))
     assert api.daemon_runs("qemu:///system")

@@ -1,9 +1,10 @@
-"""Where a guest's address can be learned from: one module a source, each a pure function.
+"""Finding a guest's addresses. All modules are pure: the host's facts come in as values.
 
 networkd          static leases and subnets in systemd-networkd's .network files
-leases            what networkd's and libvirt's DHCP servers have given out
-neighbours        the kernel's neighbour table
-attachments       the NICs that are on a bridge of the host
-endpoints         all sources in their order, to the addresses of a guest's NICs
-resolve           a domain and the host's facts to a guest
+leases            the leases of networkd's and libvirt's DHCP servers, and the neighbour table
+attachments       the NICs of a guest that are on a bridge of the host
+endpoints         the addresses of the NICs, from all sources in order of trust
+probe             ARP and ICMPv6 requests for an address that no source has, and their answers
+resolve           from a domain and the host's facts to a guest
+explain           why a forward has no endpoint
 """

@@ -1,4 +1,4 @@
-"""Where guests are attached: the NICs that are on a bridge of the host, and what the host knows of it."""
+"""Attachments: the NICs of a guest that are on a bridge of the host, with the host's facts about it."""
 
 from collections.abc import Callable, Container, Iterable
 from ipaddress import IPv4Interface, IPv6Interface
@@ -11,13 +11,12 @@ from virt_forward.metadata import values
 from virt_forward.model import Address, Network, Nic, Reservation, Sighting, Subnet
 
 
-class Bridge(NamedTuple):
-    """What the host knows of a bridge.
+class BridgeFacts(NamedTuple):
+    """The host's facts about a bridge.
 
-    ``addresses`` are the host's own on it, with their prefix; ``reservations`` are fixed
-    leases. ``leases`` (given out by DHCP) and ``neighbours`` are read only when asked for.
-    ``sightings`` came in just now, the newest first. ``uplink`` tells whether the host's
-    default route is through it.
+    ``addresses`` are the host's own on it, with their prefix; ``reservations`` are networkd's static
+    leases. ``leases`` (of DHCP servers) and ``neighbours`` are read only when called. ``sightings``
+    are recent ones, the newest first. ``uplink`` tells whether a default route is through the bridge.
     """
 
     addresses: tuple[IPv4Interface | IPv6Interface, ...] = ()
@@ -28,16 +27,17 @@ class Bridge(NamedTuple):
     uplink: bool = False
 
 
-class Facts(NamedTuple):
-    """What the host knows. ``own`` are all its addresses; the bridges are asked for by name.
+class HostFacts(NamedTuple):
+    """The host's facts that resolving a guest needs.
 
-    ``learn`` is what the configuration says of addresses learned from the wire. ``verify`` asks a
-    NIC for some addresses and returns those at which it answers.
+    ``networks`` are libvirt's; ``bridges`` returns the facts about a bridge by its name;
+    ``own_addresses`` are all addresses of the host. ``learn`` is the setting ``learn`` of the
+    configuration. ``verify`` probes a NIC at some addresses and returns those at which it answers.
     """
 
     networks: tuple[Network, ...] = ()
-    bridges: Callable[[str], Bridge] = lambda _: Bridge()
-    own: frozenset[Address] = frozenset()
+    bridges: Callable[[str], BridgeFacts] = lambda _: BridgeFacts()
+    own_addresses: frozenset[Address] = frozenset()
     learn: Learn = "derived"
     verify: "Verify" = lambda _, addresses: addresses
 
@@ -51,21 +51,21 @@ class Attachment(NamedTuple):
     nic: Nic
     bridge: str
     network: Network | None
-    facts: Bridge
+    facts: BridgeFacts
 
-    def lans(self) -> tuple[Subnet, ...]:
-        """Return the subnets the host has on the bridge, without link-local ones."""
+    def subnets(self) -> tuple[Subnet, ...]:
+        """Return the host's and libvirt's subnets on the bridge, each once, without link-local ones."""
         found = [address.network for address in self.facts.addresses if not address.is_link_local]
         found += self.network.subnets if self.network else ()
         return tuple(dict.fromkeys(found))
 
-    def gateways(self) -> tuple[Address, ...]:
+    def host_addresses(self) -> tuple[Address, ...]:
         """Return the host's own addresses on the bridge, without link-local ones."""
         return tuple(address.ip for address in self.facts.addresses if not address.is_link_local)
 
 
-def attached(nics: Iterable[Nic], facts: Facts) -> list[Attachment]:
-    """Return the NICs that are on a bridge of the host, in document order."""
+def find_attachments(nics: Iterable[Nic], facts: HostFacts) -> list[Attachment]:
+    """Return the NICs that are on a bridge of the host, in the order of ``nics``."""
     found = []
     for nic in nics:
         bridge = _bridge(nic, facts)
@@ -74,38 +74,36 @@ def attached(nics: Iterable[Nic], facts: Facts) -> list[Attachment]:
     return found
 
 
-def misnamed(nics: Iterable[Nic], facts: Facts) -> list[str]:
-    """Return in words which bridges of a guest have a name that nft or this program cannot take."""
+def bridge_name_errors(nics: Iterable[Nic], facts: HostFacts) -> list[str]:
+    """Return an error message for each bridge of a guest whose name nft or this program does not accept."""
     bridges = dict.fromkeys(
         bridge for nic in nics if (bridge := _bridge(nic, facts)) and not values.is_dev(bridge)
     )
-    right = "rename it to 1 to 15 letters, digits or _.@+-"
-    return [
-        f"its bridge has the name {text.quote(bridge)}, which cannot be served; {right}" for bridge in bridges
-    ]
+    remedy = "rename it to 1 to 15 letters, digits or _.@+-"
+    return [f"the name of its bridge, {text.quote(bridge)}, is not supported; {remedy}" for bridge in bridges]
 
 
-def _bridge(nic: Nic, facts: Facts) -> str:
+def _bridge(nic: Nic, facts: HostFacts) -> str:
     network = network_of(nic, facts.networks)
     return network.bridge if network else nic.source if nic.type == "bridge" else ""
 
 
 def network_of(nic: Nic, networks: Iterable[Network]) -> Network | None:
-    """Return the libvirt network that a NIC is plugged into, where it is known."""
+    """Return the libvirt network that a NIC is on; None for another kind of NIC or an unknown network."""
     if nic.type != "network":
         return None
     return next((network for network in networks if network.name == nic.source), None)
 
 
 def belongs(ip: Address, attachment: Attachment) -> bool:
-    """Tell whether an address is a usable one of the bridge; any is where the host has no subnet there."""
-    return inside(ip, attachment) or not any(subnet.version == ip.version for subnet in attachment.lans())
+    """Tell whether an address is usable on the bridge; without a subnet of its family there, any is."""
+    return inside(ip, attachment) or not any(subnet.version == ip.version for subnet in attachment.subnets())
 
 
 def inside(ip: Address, attachment: Attachment) -> bool:
-    """Tell whether an address is a usable one of a subnet that the host has on the bridge."""
-    lans = (subnet for subnet in attachment.lans() if subnet.version == ip.version)
-    return any(ip in subnet and _usable(ip, subnet) for subnet in lans)
+    """Tell whether an address is usable in one of the host's subnets on the bridge."""
+    subnets = (subnet for subnet in attachment.subnets() if subnet.version == ip.version)
+    return any(ip in subnet and _usable(ip, subnet) for subnet in subnets)
 
 
 def _usable(ip: Address, subnet: Subnet) -> bool:
@@ -114,7 +112,7 @@ def _usable(ip: Address, subnet: Subnet) -> bool:
     return ip not in (subnet.network_address, subnet.broadcast_address if subnet.version == 4 else None)
 
 
-def plausible(ip: Address, attachment: Attachment, facts: Facts) -> bool:
-    """Tell whether an address that was learned can be a guest's on the bridge."""
+def plausible(ip: Address, attachment: Attachment, facts: HostFacts) -> bool:
+    """Tell whether a learned address can be that of a guest on the bridge."""
     foreign = ip.is_link_local or ip.is_loopback or ip.is_multicast or ip.is_unspecified
-    return not foreign and ip not in facts.own and belongs(ip, attachment)
+    return not foreign and ip not in facts.own_addresses and belongs(ip, attachment)

@@ -1,57 +1,60 @@
-"""The endpoints of a guest: which address each of its NICs has, and where that was learned.
+"""The endpoints of a guest: the address of each of its NICs, and its origin.
 
-Origins rank (model.ORIGINS). Declared and reserved addresses are what a person wrote down;
-they are taken as they are. Leased, probed and neighbour addresses are learned: one that
-another hardware address holds is nobody's, and one that is known and still confirmed is
-never exchanged for another.
+Origins are ranked (model.ORIGINS). Declared and reserved addresses are configured by a person and
+used as they are. Leased, probed and neighbour addresses are learned: one that another MAC address
+uses as well is refused, and a known one that is still current is never replaced by another.
 """
 
 from collections.abc import Iterable, Iterator
 from functools import cached_property
 
-from virt_forward.addresses.attachments import Attachment, Facts, belongs, inside, plausible
+from virt_forward.addresses.attachments import Attachment, HostFacts, belongs, inside, plausible
 from virt_forward.addresses.leases import Neighbours
 from virt_forward.model import LEARNED, Address, Endpoint, Guest, HostAddress, Origin, Reservation, rank
 
-MOST_VERIFIED = 64
-"""The most addresses at which one NIC is asked: a guest may fill the neighbour table."""
+MAX_VERIFIED = 64
+"""The most addresses that are verified at one NIC: a guest can fill the neighbour table."""
 
-Firm = dict[tuple[int, int], tuple[Address, Origin]]
-"""The declared and reserved addresses, by the number of the attachment and the IP version."""
+ConfiguredAddresses = dict[tuple[int, int], tuple[Address, Origin]]
+"""The declared and reserved addresses, by the index of the attachment and the IP version."""
 
 
-def endpoints(guest: Guest, found: list[Attachment], facts: Facts) -> Iterator[Endpoint]:
-    """Yield the endpoints of a guest, at most one an attachment and family, in document order."""
-    firm = _firm(guest, found, facts)
-    used = {(ip, found[number].bridge) for (number, _), (ip, _) in firm.items()}
-    for number, attachment in enumerate(found):
+def endpoints(guest: Guest, attachments: list[Attachment], facts: HostFacts) -> Iterator[Endpoint]:
+    """Yield the endpoints of a guest, at most one for each attachment and IP version, in their order."""
+    configured = _configured_addresses(guest, attachments, facts)
+    used = {(ip, attachments[number].bridge) for (number, _), (ip, _) in configured.items()}
+    for number, attachment in enumerate(attachments):
         for version in (4, 6):
-            address = firm.get((number, version))
+            address = configured.get((number, version))
             if address is None:
-                other = (number, 10 - version) in firm
-                address = Learning(guest, attachment, version, facts, other_is_firm=other).best(used)
+                other = (number, 10 - version) in configured
+                address = LearnedAddresses(guest, attachment, version, facts, other_is_configured=other).best(
+                    used
+                )
             if address:
                 used.add((address[0], attachment.bridge))
                 yield Endpoint(address[0], attachment.bridge, attachment.nic.mac, address[1])
 
 
-def doubted(guest: Guest, found: list[Attachment], facts: Facts) -> Iterator[Endpoint]:
-    """Yield the learned endpoints beside which another address of the same NIC has shown up.
+def doubtful_endpoints(guest: Guest, attachments: list[Attachment], facts: HostFacts) -> Iterator[Endpoint]:
+    """Yield the learned endpoints of NICs that have another address as well, unless just confirmed.
 
-    The kernel has to find out whether the guest still answers there.
+    For these the kernel has to find out whether the guest still answers (collect.confirm_neighbour).
     """
-    for attachment in found:
+    for attachment in attachments:
         for version in (4, 6):
-            known = Learning(guest, attachment, version, facts).doubted()
+            known = LearnedAddresses(guest, attachment, version, facts).doubtful_endpoint()
             if known:
                 yield known
 
 
-def _firm(guest: Guest, found: list[Attachment], facts: Facts) -> Firm:
-    chosen = _declared(guest.hosts, found)
-    used = {(ip, found[number].bridge) for (number, _), (ip, _) in chosen.items()}
-    for number, attachment in enumerate(found):
-        for ip in _reserved(guest, attachment):
+def _configured_addresses(
+    guest: Guest, attachments: list[Attachment], facts: HostFacts
+) -> ConfiguredAddresses:
+    chosen = _declared_addresses(guest.hosts, attachments)
+    used = {(ip, attachments[number].bridge) for (number, _), (ip, _) in chosen.items()}
+    for number, attachment in enumerate(attachments):
+        for ip in _reserved_addresses(guest, attachment):
             taken = (number, ip.version) in chosen or (ip, attachment.bridge) in used
             if not taken and plausible(ip, attachment, facts):
                 chosen[number, ip.version] = (ip, "reserved")
@@ -59,107 +62,117 @@ def _firm(guest: Guest, found: list[Attachment], facts: Facts) -> Firm:
     return chosen
 
 
-def _declared(hosts: Iterable[HostAddress], found: list[Attachment]) -> Firm:
-    chosen: Firm = {}
+def _declared_addresses(hosts: Iterable[HostAddress], attachments: list[Attachment]) -> ConfiguredAddresses:
+    chosen: ConfiguredAddresses = {}
     for host in sorted(hosts, key=lambda host: host.mac is None):
-        fitting = [
+        candidates = [
             number
-            for number, attachment in enumerate(found)
+            for number, attachment in enumerate(attachments)
             if host.mac in (None, attachment.nic.mac)
             and (number, host.ip.version) not in chosen
             and belongs(host.ip, attachment)
         ]
-        # A bridge without a subnet takes any address, but the one whose subnet has it comes first.
-        for number in sorted(fitting, key=lambda number: not inside(host.ip, found[number]))[:1]:
+        # A bridge without a subnet accepts any address, but one whose subnet contains it comes first.
+        for number in sorted(candidates, key=lambda number: not inside(host.ip, attachments[number]))[:1]:
             chosen[number, host.ip.version] = (host.ip, "declared")
     return chosen
 
 
-def _reserved(guest: Guest, attachment: Attachment) -> Iterator[Address]:
+def _reserved_addresses(guest: Guest, attachment: Attachment) -> Iterator[Address]:
     """Yield the reserved addresses of a NIC: by its MAC address, then by the guest's name."""
     mac = attachment.nic.mac
     of_network = attachment.network.reservations if attachment.network else ()
     yield from (lease.ip for lease in of_network if lease.mac == mac)
     named = [lease.ip for lease in of_network if lease.mac is None and lease.name == guest.name]
     if named:
-        # The server gives it to whichever client calls itself that: who has it counts.
+        # The server gives it to any client with that name, so what counts is which NIC has the lease.
         elsewhere = {lease.ip for lease in attachment.facts.leases() if lease.mac != mac}
         yield from (ip for ip in named if ip not in elsewhere)
     yield from (lease.ip for lease in attachment.facts.reservations if lease.mac == mac)
 
 
-class Learning:
-    """What a NIC's address in one family can be learned from."""
+class LearnedAddresses:
+    """The addresses of one IP version that can be learned for a NIC, from all sources."""
 
     def __init__(
-        self, guest: Guest, attachment: Attachment, version: int, facts: Facts, *, other_is_firm: bool = False
+        self,
+        guest: Guest,
+        attachment: Attachment,
+        version: int,
+        facts: HostFacts,
+        *,
+        other_is_configured: bool = False,
     ) -> None:
         self.guest, self.attachment, self.version, self.facts = guest, attachment, version, facts
         self.mac = attachment.nic.mac
-        self.other_is_firm = other_is_firm
+        self.other_is_configured = other_is_configured
 
     def best(self, used: set[tuple[Address, str]]) -> tuple[Address, Origin] | None:
-        """Return the address that the NIC has, as far as one may trust that; None for none."""
-        if not any(subnet.version == self.version for subnet in self.attachment.lans()):
+        """Return the most trusted address that is acceptable and not in ``used``, and its origin, or None."""
+        if not any(subnet.version == self.version for subnet in self.attachment.subnets()):
             return None
         for ip, origin in self._candidates():
             if (ip, self.attachment.bridge) not in used and self._acceptable(ip, origin):
                 return ip, origin
         return None
 
-    def doubted(self) -> Endpoint | None:
-        """Return the known endpoint where another address has shown up and it was not confirmed just now."""
-        known = self._known()
-        if known is None or known.ip in self._mine(self._neighbours.confirmed):
+    def doubtful_endpoint(self) -> Endpoint | None:
+        """Return the known endpoint if the NIC has another address; None if it was just confirmed."""
+        known = self._known_endpoint()
+        if known is None or known.ip in self._of_this_nic(self._neighbours.confirmed):
             return None
-        others = (*self._leased, *(ip for ip, _ in self._seen()), *self._listed)
+        others = (*self._leases, *(ip for ip, _ in self._sightings()), *self._in_neighbour_table)
         return known if any(ip != known.ip for ip in others) else None
 
     def _candidates(self) -> Iterator[tuple[Address, Origin]]:
-        known = self._known()
+        known = self._known_endpoint()
         failed = known is not None and known.ip in self._neighbours.failed
-        if known and self._is_confirmed(known):
-            yield self._with_origin(known)
-        leased = (*self._leased, *(ip for ip, origin in self._seen() if origin == "leased"))
-        yield from ((ip, "leased") for ip in leased if ip in self._answered)
-        yield from ((ip, origin) for ip, origin in self._seen() if origin == "probed")
+        if known and self._is_current(known):
+            yield self._with_best_origin(known)
+        leased = (*self._leases, *(ip for ip, origin in self._sightings() if origin == "leased"))
+        yield from ((ip, "leased") for ip in leased if ip in self._verified)
+        yield from ((ip, origin) for ip, origin in self._sightings() if origin == "probed")
         table = self._neighbours
-        yield from ((ip, "neighbour") for ip in self._mine(table.permanent))
-        yield from ((ip, "neighbour") for ip in self._mine(table.confirmed) if ip in self._answered)
+        yield from ((ip, "neighbour") for ip in self._of_this_nic(table.permanent))
+        yield from ((ip, "neighbour") for ip in self._of_this_nic(table.confirmed) if ip in self._verified)
         if known and not failed:
-            yield self._with_origin(known)
-        yield from ((ip, "neighbour") for ip in self._mine(table.others) if ip in self._answered)
+            yield self._with_best_origin(known)
+        yield from ((ip, "neighbour") for ip in self._of_this_nic(table.others) if ip in self._verified)
         if known and failed:
-            yield self._with_origin(known)
+            yield self._with_best_origin(known)
 
-    def _seen(self) -> Iterator[tuple[Address, Origin]]:
-        """Yield what the NIC was just given or has answered, the most trusted first, then the newest."""
-        for seen in sorted(self.attachment.facts.sightings, key=rank):
-            if seen.mac == self.mac and seen.ip.version == self.version:
-                yield seen.ip, seen.origin
+    def _sightings(self) -> Iterator[tuple[Address, Origin]]:
+        """Yield the addresses in recent sightings of the NIC, the most trusted first, then the newest."""
+        for sighting in sorted(self.attachment.facts.sightings, key=rank):
+            if sighting.mac == self.mac and sighting.ip.version == self.version:
+                yield sighting.ip, sighting.origin
 
     @cached_property
-    def _answered(self) -> frozenset[Address]:
-        """The addresses at which the NIC has answered just now, of those that were told of it.
+    def _verified(self) -> frozenset[Address]:
+        """The addresses of all sources at which the NIC answers a probe, and those that need none.
 
-        The kernel believes whoever writes another's MAC address into an ARP or ND packet, and a
-        DHCP server whoever asks in another's name.
+        The kernel accepts any MAC address in an ARP or ND packet, and a DHCP server any client's, so
+        neither proves that the NIC has the address.
         """
-        certain = {ip for ip, origin in self._seen() if origin == "probed"}
-        certain.update(self._mine(self._neighbours.permanent))
-        told: dict[Address, Origin] = dict.fromkeys(self._listed, "neighbour")
-        told |= dict(self._seen()) | dict.fromkeys(self._leased, "leased")
-        wanted = [ip for ip, origin in told.items() if ip not in certain and self._acceptable(ip, origin)]
-        asked = tuple(sorted(wanted, key=lambda ip: LEARNED.index(told[ip]))[:MOST_VERIFIED])
-        answered = self.facts.verify(self.attachment, asked) if asked else ()
-        return frozenset((*certain, *(ip for ip in asked if ip in answered)))
+        certain = {ip for ip, origin in self._sightings() if origin == "probed"}
+        certain.update(self._of_this_nic(self._neighbours.permanent))
+        origins: dict[Address, Origin] = dict.fromkeys(self._in_neighbour_table, "neighbour")
+        origins |= dict(self._sightings()) | dict.fromkeys(self._leases, "leased")
+        wanted = [ip for ip, origin in origins.items() if ip not in certain and self._acceptable(ip, origin)]
+        to_verify = tuple(sorted(wanted, key=lambda ip: LEARNED.index(origins[ip]))[:MAX_VERIFIED])
+        answered = self.facts.verify(self.attachment, to_verify) if to_verify else ()
+        return frozenset((*certain, *(ip for ip in to_verify if ip in answered)))
 
     @cached_property
-    def _listed(self) -> list[Address]:
+    def _in_neighbour_table(self) -> list[Address]:
         table = self._neighbours
-        return [ip for group in (table.permanent, table.confirmed, table.others) for ip in self._mine(group)]
+        return [
+            ip
+            for group in (table.permanent, table.confirmed, table.others)
+            for ip in self._of_this_nic(group)
+        ]
 
-    def _known(self) -> Endpoint | None:
+    def _known_endpoint(self) -> Endpoint | None:
         attachment = (self.mac, self.attachment.bridge, self.version)
         endpoints = (
             endpoint
@@ -168,44 +181,44 @@ class Learning:
         )
         return next((endpoint for endpoint in endpoints if endpoint.origin in LEARNED), None)
 
-    def _is_confirmed(self, known: Endpoint) -> bool:
-        # The server has another lease for the NIC now, or the kernel has asked in vain.
-        over = known.origin == "leased" and self._leased and known.ip not in self._leased
-        if over or known.ip in self._neighbours.failed:
+    def _is_current(self, known: Endpoint) -> bool:
+        # Replaced by another lease, or the kernel has got no answer there.
+        replaced = known.origin == "leased" and self._leases and known.ip not in self._leases
+        if replaced or known.ip in self._neighbours.failed:
             return False
-        return known.ip in (*self._leased, *self._listed, *(ip for ip, _ in self._seen()))
+        return known.ip in (*self._leases, *self._in_neighbour_table, *(ip for ip, _ in self._sightings()))
 
-    def _with_origin(self, known: Endpoint) -> tuple[Address, Origin]:
-        origins: list[Origin] = [origin for ip, origin in self._seen() if ip == known.ip]
-        origins += ["leased"] if known.ip in self._leased else []
+    def _with_best_origin(self, known: Endpoint) -> tuple[Address, Origin]:
+        origins: list[Origin] = [origin for ip, origin in self._sightings() if ip == known.ip]
+        origins += ["leased"] if known.ip in self._leases else []
         return known.ip, min((known.origin, *origins), key=LEARNED.index)
 
     def _acceptable(self, ip: Address, origin: Origin) -> bool:
         return (
             plausible(ip, self.attachment, self.facts)
-            and ip not in self._held_by_others
-            and (origin == "leased" or self._may_come_from_the_wire(ip))
+            and ip not in self._foreign
+            and (origin == "leased" or self._allowed_from_wire(ip))
         )
 
-    def _may_come_from_the_wire(self, ip: Address) -> bool:
+    def _allowed_from_wire(self, ip: Address) -> bool:
         if self.facts.learn != "derived":
             return self.facts.learn == "any"
-        return not self.other_is_firm or is_derived(ip, self.mac)
+        return not self.other_is_configured or is_derived(ip, self.mac)
 
     @cached_property
     def _neighbours(self) -> Neighbours:
         return self.attachment.facts.neighbours()
 
     @cached_property
-    def _leased(self) -> list[Address]:
-        return self._mine(self.attachment.facts.leases())
+    def _leases(self) -> list[Address]:
+        return self._of_this_nic(self.attachment.facts.leases())
 
-    def _mine(self, leases: Iterable[Reservation]) -> list[Address]:
+    def _of_this_nic(self, leases: Iterable[Reservation]) -> list[Address]:
         return [lease.ip for lease in leases if lease.mac == self.mac and lease.ip.version == self.version]
 
     @cached_property
-    def _held_by_others(self) -> frozenset[Address]:
-        """Addresses that are reserved for, leased to or answered by a NIC that is not the guest's."""
+    def _foreign(self) -> frozenset[Address]:
+        """Addresses that are reserved for, leased to or used by a NIC that is not the guest's."""
         own = {nic.mac for nic in self.guest.nics}
         reserved = self.attachment.network.reservations if self.attachment.network else ()
         held = (
@@ -215,7 +228,7 @@ class Learning:
             *self._neighbours.permanent,
             *self._neighbours.confirmed,
             *self._neighbours.others,
-            *(Reservation(seen.ip, seen.mac) for seen in self.attachment.facts.sightings),
+            *(Reservation(sighting.ip, sighting.mac) for sighting in self.attachment.facts.sightings),
         )
         return frozenset(
             lease.ip
@@ -225,7 +238,7 @@ class Learning:
 
 
 def is_derived(ip: Address, mac: str) -> bool:
-    """Tell whether an IPv6 address has the interface identifier made of a MAC (RFC 4291, appendix A)."""
+    """Tell whether an IPv6 address has the interface identifier derived from a MAC (RFC 4291, appendix A)."""
     octets = bytes.fromhex(mac.replace(":", ""))
     identifier = bytes([octets[0] ^ 2]) + octets[1:3] + b"\xff\xfe" + octets[3:]
     return ip.version == 6 and ip.packed[8:] == identifier

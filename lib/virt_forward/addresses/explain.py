@@ -1,56 +1,58 @@
-"""Why a forward waits: which attached were asked for the guest's address, or why there is none to ask."""
+"""Why a forward waits: the sources that do not have the guest's address, or why it has none."""
 
 from collections.abc import Iterable
 
 from virt_forward import text
-from virt_forward.addresses.attachments import Attachment, Facts, attached, misnamed
+from virt_forward.addresses.attachments import Attachment, HostFacts, bridge_name_errors, find_attachments
 from virt_forward.model import LEARNED, Forward, Guest, Network, fits
 
 
 def reason(guest: Guest, forward: Forward, networks: Iterable[Network]) -> str:
-    """Return one sentence on why no endpoint of ``guest`` serves ``forward``."""
-    facts = Facts(tuple(networks))
+    """Return why no endpoint of ``guest`` serves ``forward``, as one line."""
+    facts = HostFacts(tuple(networks))
     found = [
-        attachment for attachment in attached(guest.nics, facts) if forward.mac in (None, attachment.nic.mac)
+        attachment
+        for attachment in find_attachments(guest.nics, facts)
+        if forward.mac in (None, attachment.nic.mac)
     ]
     if not found:
-        return _nowhere(guest, forward, facts)
+        return _no_attachment(guest, forward, facts)
     versions = [version for version in (4, 6) if fits(forward, version)]
     served = {(subnet.version, bridge) for subnet, bridge in guest.lans}
-    asked = [
+    searched = [
         attachment
         for attachment in found
         if any((version, attachment.bridge) in served for version in versions)
     ]
-    if not asked:
+    if not searched:
         family = f"IPv{versions[0]}" if len(versions) == 1 else "IP"
         bridges = ", ".join(dict.fromkeys(attachment.bridge for attachment in found))
         return f"the host has no {family} subnet on {bridges}, and the metadata has no <host> for the guest"
-    return "; ".join((*map(_asked, asked), *_not_from_the_wire(guest, asked)))
+    return "; ".join((*map(_sources, searched), *_untrusted_sources(guest, searched)))
 
 
-def _not_from_the_wire(guest: Guest, asked: Iterable[Attachment]) -> list[str]:
-    """Return the sources that do not count, as the NIC has a trusted address of the other family."""
-    nics = {(attachment.nic.mac, attachment.bridge) for attachment in asked}
-    trusted = [
+def _untrusted_sources(guest: Guest, attachments: Iterable[Attachment]) -> list[str]:
+    """Return which sources are not used because a NIC has a configured address of the other family."""
+    nics = {(attachment.nic.mac, attachment.bridge) for attachment in attachments}
+    configured = [
         endpoint
         for endpoint in guest.endpoints
         if endpoint.origin not in LEARNED and (endpoint.mac, endpoint.bridge) in nics
     ]
     return [
-        f"beside its {endpoint.origin} address {endpoint.ip} the guest's own answers and the neighbour table "
-        "count only for an address that derives from its MAC address ([addresses] learn in the configuration)"
-        for endpoint in trusted[:1]
+        f"as it has the {endpoint.origin} address {endpoint.ip}, the guest's answers and the neighbour table "
+        "count only for an address derived from its MAC address ([addresses] learn in the configuration)"
+        for endpoint in configured[:1]
     ]
 
 
-def _nowhere(guest: Guest, forward: Forward, facts: Facts) -> str:
+def _no_attachment(guest: Guest, forward: Forward, facts: HostFacts) -> str:
     nics = [nic for nic in guest.nics if forward.mac in (None, nic.mac)]
     if forward.mac and not nics:
         return f"the guest has no NIC with the MAC address {forward.mac}"
-    wrong = misnamed(nics, facts)
-    if wrong:
-        return "; ".join(wrong)
+    errors = bridge_name_errors(nics, facts)
+    if errors:
+        return "; ".join(errors)
     bridges = {network.name: network.bridge for network in facts.networks}
     for nic in nics:
         if nic.type == "network":
@@ -59,10 +61,10 @@ def _nowhere(guest: Guest, forward: Forward, facts: Facts) -> str:
     return "the guest has no NIC on a bridge of this host"
 
 
-def _asked(attachment: Attachment) -> str:
-    asked = ["<host> in its metadata"]
+def _sources(attachment: Attachment) -> str:
+    sources = ["<host> in its metadata"]
     if attachment.network:
-        asked.append(f"the reservations of network {text.quote(attachment.network.name)}")
-    asked += ["networkd's static leases", "the DHCP leases of networkd and dnsmasq", "the neighbour table"]
+        sources.append(f"the reservations of network {text.quote(attachment.network.name)}")
+    sources += ["networkd's static leases", "the DHCP leases of networkd and dnsmasq", "the neighbour table"]
     nic = f"{text.word(attachment.nic.mac)} on {attachment.bridge}"
-    return f"no address is known yet of {nic}; asked were {', '.join(asked)}"
+    return f"the address of {nic} is not known yet; searched: {', '.join(sources)}"

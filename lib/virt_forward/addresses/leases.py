@@ -1,7 +1,7 @@
-"""Addresses that are known once a guest runs: what DHCP servers gave out, and the neighbour table.
+"""Parsers for DHCP leases and the neighbour table.
 
-Each function takes a source's text, which may be damaged or half written, and returns
-leases, the newest first; what it cannot read it passes over.
+Each function takes the text of a source, which may be damaged or incomplete, and returns leases,
+the newest first. Invalid entries are ignored, and nothing is raised.
 """
 
 import json
@@ -12,7 +12,7 @@ from virt_forward.metadata import values
 from virt_forward.model import Address, Reservation
 
 UNUSABLE = {"FAILED", "INCOMPLETE", "NONE"}
-"""States of a neighbour that say nothing of its address (ip-neighbour(8))."""
+"""States in which an entry has no valid MAC address (ip-neighbour(8))."""
 
 ETHERNET = 1
 
@@ -33,7 +33,7 @@ def _networkd_lease(item: dict[str, Any], now: float) -> tuple[float, Reservatio
     kind = (item.get("HardwareAddressType"), item.get("HardwareAddressLength"))
     if (expires and expires < now) or kind != (ETHERNET, 6):
         return None
-    # The address is padded to the 16 bytes that DHCP has for it.
+    # The address is padded to the 16 bytes of chaddr (RFC 2131).
     mac = _octets(item.get("HardwareAddress"))[:6]
     ip = _octets(item.get("Address"))
     return _lease(expires, ".".join(map(str, ip)), ":".join(f"{octet:02x}" for octet in mac))
@@ -56,10 +56,10 @@ def _dnsmasq_lease(item: dict[str, Any], now: float) -> tuple[float, Reservation
 
 
 class Neighbours(NamedTuple):
-    """What the neighbour table knows: entries confirmed a moment ago, and those that were so once.
+    """The neighbour table of a bridge, by state.
 
-    ``failed`` are addresses that the kernel has asked for in vain, ``permanent`` those that the
-    administrator has entered.
+    ``confirmed`` are reachable entries, ``others`` stale ones and the like. ``failed`` are addresses
+    that did not answer the kernel; ``permanent`` entries were added by the administrator.
     """
 
     confirmed: tuple[Reservation, ...] = ()
@@ -69,7 +69,7 @@ class Neighbours(NamedTuple):
 
 
 def neighbours(text: str) -> Neighbours:
-    """Return what is in the output of ``ip -j neighbour show dev BRIDGE``."""
+    """Return the neighbour table from the output of ``ip -j neighbour show dev BRIDGE`` (ip-neighbour(8))."""
     confirmed: list[Reservation] = []
     others: list[Reservation] = []
     permanent: list[Reservation] = []
@@ -108,7 +108,7 @@ def _usable(ip: Address) -> Address:
 
 def _newest(found: Iterator[tuple[float, Reservation] | None]) -> tuple[Reservation, ...]:
     leases = [item for item in found if item]
-    # A lease without end is the newest of all.
+    # A lease that does not expire counts as the newest.
     leases.sort(key=lambda item: item[0] or float("inf"), reverse=True)
     return tuple(lease for _, lease in leases)
 
@@ -125,7 +125,7 @@ def _dicts(value: object) -> list[dict[str, Any]]:
 
 
 def _number(value: object) -> float:
-    # No time has more digits; a larger number could not even be made a float.
+    # Any valid time is smaller; a much larger number could not be converted to float.
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1e18:
         return 0.0
     return float(value)

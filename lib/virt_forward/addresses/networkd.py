@@ -1,6 +1,6 @@
-"""systemd-networkd's configuration, as far as it tells where guests sit (systemd.network(5)).
+"""The parts of systemd-networkd's configuration that have addresses of guests (systemd.network(5)).
 
-A ``.network`` file of a bridge gives its subnets (Address=) and its static leases
+A ``.network`` file of a bridge has its subnets (Address=) and its static leases
 ([DHCPServerStaticLease] MACAddress=, Address=).
 """
 
@@ -18,20 +18,20 @@ DIRECTORIES = (
     "/usr/local/lib/systemd/network",
     "/usr/lib/systemd/network",
 )
-"""Where the files are, the most important first: systemd.network(5)."""
+"""The directories of the files, in order of precedence (systemd.network(5))."""
 
 Section = tuple[str, list[tuple[str, str]]]
 
 
 class BridgeConfig(NamedTuple):
-    """What networkd is configured to do on a bridge."""
+    """The addresses and static leases that networkd has configured on a bridge."""
 
     addresses: tuple[IPv4Interface | IPv6Interface, ...] = ()
     leases: tuple[Reservation, ...] = ()
 
 
 def parse_ini(text: str) -> list[Section]:
-    """Return sections with their assignments in order, after systemd.syntax(7)."""
+    """Return the sections with their assignments, in order (systemd.syntax(7))."""
     sections: list[Section] = []
     for line in _logical_lines(text):
         if line.startswith("[") and line.endswith("]"):
@@ -59,11 +59,10 @@ def _logical_lines(text: str) -> Iterable[str]:
 
 
 def bridge_config(files: Mapping[str, str], bridge: str, mac: str = "") -> BridgeConfig:
-    """Return the configuration of ``bridge`` out of the ``.network`` files that could be its.
+    """Return the configuration of ``bridge`` from the first ``.network`` file that matches it.
 
-    ``files`` maps file names (drop-ins already appended to their main text) to their text;
-    the first in lexical order that matches is the one, as in systemd. ``mac`` is the
-    bridge's own.
+    ``files`` maps the names of the files to their text with drop-ins appended; they are tried in
+    lexical order, as by systemd. ``mac`` is the MAC address of the bridge.
     """
     for name in sorted(files):
         sections = parse_ini(files[name])
@@ -86,13 +85,13 @@ def _matches(sections: list[Section], bridge: str, mac: str) -> bool:
 
 
 def _patterns(value: str) -> list[str]:
-    """Return the patterns of one assignment; a "!" before the first is meant for each of them."""
+    """Return the patterns of one assignment; a "!" before the first one applies to all of them."""
     mark = "!" if value.startswith("!") else ""
     return [f"{mark}{pattern}" for pattern in value.removeprefix("!").split()]
 
 
 def _match_words(patterns: list[str], fact: str) -> bool:
-    # As net_condition_test_strv() in systemd: what is excluded stays out, whatever else matches.
+    # As net_condition_test_strv() in systemd: an excluded name never matches.
     wanted = [pattern for pattern in patterns if not pattern.startswith("!")]
     excluded = [pattern[1:] for pattern in patterns if pattern.startswith("!")]
     if any(fnmatchcase(fact, pattern) for pattern in excluded):
@@ -118,7 +117,7 @@ def _interface(text: str) -> list[IPv4Interface | IPv6Interface]:
         found = ip_interface(f"{values.address(address)}{slash}{prefix}")
     except ValueError:
         return []
-    # The unspecified address asks networkd to choose one, which the kernel will tell.
+    # With the unspecified address networkd chooses one, which the kernel then has.
     return [] if found.ip.is_unspecified else [found]
 
 

@@ -1,34 +1,41 @@
-"""A domain and the facts of the host to a Guest: where it sits, and what may be forwarded to it."""
+"""From a domain and the host's facts to a Guest: its endpoints, and its forwards."""
 
 from collections.abc import Callable, Iterator
 
 from virt_forward import ports, text
-from virt_forward.addresses.attachments import Attachment, Facts, attached, belongs, misnamed, network_of
+from virt_forward.addresses.attachments import (
+    Attachment,
+    HostFacts,
+    belongs,
+    bridge_name_errors,
+    find_attachments,
+    network_of,
+)
 from virt_forward.addresses.endpoints import endpoints
 from virt_forward.config import Config
 from virt_forward.errors import VirtForwardError
 from virt_forward.model import Declaration, Domain, Guest, Phase, PortForward, Span
 
 DIRECT = ("bridge", "private", "vepa", "passthrough", "hostdev")
-"""Modes of libvirt networks that make no bridge of their own (formatnetwork.html)."""
+"""Modes of libvirt networks without a bridge of their own (formatnetwork.html)."""
 
 
 def resolve(
     domain: Domain,
-    facts: Facts,
+    facts: HostFacts,
     config: Config,
     phase: Phase,
-    spared: Callable[[PortForward], list[Span]],
+    excluded: Callable[[PortForward], list[Span]],
 ) -> Guest:
     """Return the guest of a domain that declares forwards.
 
-    ``spared`` tells which ports a forward that names none leaves to the host. Raises
-    VirtForwardError, with every reason, where the declaration cannot be served as it is.
+    ``excluded`` returns the ports that a ``<portForward>`` leaves to the host. Raises
+    VirtForwardError with all reasons why the declaration cannot be served.
     """
     declaration = domain.declaration or Declaration()
-    found = attached(domain.nics, facts)
-    errors = [*_unserved(domain, found, facts), *_fenced(declaration, config)]
-    errors += _strangers(declaration, found, facts)
+    found = find_attachments(domain.nics, facts)
+    errors = [*_unserved(domain, found, facts), *_not_allowed(declaration, config)]
+    errors += _host_address_errors(declaration, found, facts)
     if errors:
         raise VirtForwardError(f"guest {text.quote(domain.name)}: {error}" for error in errors)
     guest = Guest(
@@ -36,43 +43,43 @@ def resolve(
         name=domain.name,
         phase=phase,
         isolate=declaration.isolate,
-        forwards=ports.expand(declaration, spared),
+        forwards=ports.expand(declaration, excluded),
         nics=domain.nics,
         hosts=declaration.hosts,
     )
     return locate(guest, facts)
 
 
-def locate(guest: Guest, facts: Facts) -> Guest:
-    """Return ``guest`` with its endpoints and subnets as the facts have them now."""
-    found = attached(guest.nics, facts)
-    # A bridge that the host's own uplink is part of has no gateway address to be kept from forwards.
+def locate(guest: Guest, facts: HostFacts) -> Guest:
+    """Return ``guest`` with the endpoints, subnets and gateways that follow from the facts."""
+    found = find_attachments(guest.nics, facts)
+    # The host's address on a bridge with an uplink is no gateway, so forwards listen on it.
     inner = [attachment for attachment in found if not attachment.facts.uplink]
     return guest._replace(
         endpoints=tuple(endpoints(guest, found, facts)),
-        lans=tuple((subnet, attachment.bridge) for attachment in inner for subnet in attachment.lans()),
-        gateways=tuple(dict.fromkeys(ip for attachment in inner for ip in attachment.gateways())),
+        lans=tuple((subnet, attachment.bridge) for attachment in inner for subnet in attachment.subnets()),
+        gateways=tuple(dict.fromkeys(ip for attachment in inner for ip in attachment.host_addresses())),
     )
 
 
-def locate_known(guest: Guest, known: Guest | None, facts: Facts) -> Guest:
-    """Return ``guest`` located with what was known of it before, where no source tells otherwise."""
+def locate_known(guest: Guest, known: Guest | None, facts: HostFacts) -> Guest:
+    """Return ``guest`` located; endpoints of ``known`` remain where no source contradicts them."""
     return locate(guest._replace(endpoints=known.endpoints), facts) if known else guest
 
 
-def unserved(domain: Domain, facts: Facts) -> list[str]:
-    """Return why a domain is on no bridge of the host where it could be served; empty where it is on one."""
-    return list(_unserved(domain, attached(domain.nics, facts), facts))
+def unserved(domain: Domain, facts: HostFacts) -> list[str]:
+    """Return why a domain has no attachment that forwards can lead to; empty if it has one."""
+    return list(_unserved(domain, find_attachments(domain.nics, facts), facts))
 
 
-def _unserved(domain: Domain, found: list[Attachment], facts: Facts) -> Iterator[str]:
+def _unserved(domain: Domain, found: list[Attachment], facts: HostFacts) -> Iterator[str]:
     networks = {nic.source: network_of(nic, facts.networks) for nic in domain.nics if nic.type == "network"}
-    # A network that is not known, or has no bridge yet, may have one by the time the guest runs.
+    # A network that is unknown or has no bridge yet may have one when the guest runs.
     if found:
         return
-    wrong = misnamed(domain.nics, facts)
-    if wrong:
-        yield from wrong
+    errors = bridge_name_errors(domain.nics, facts)
+    if errors:
+        yield from errors
         return
     if any(network is None or network.mode not in DIRECT for network in networks.values()):
         return
@@ -89,7 +96,7 @@ def _unserved(domain: Domain, found: list[Attachment], facts: Facts) -> Iterator
         yield "it has no NIC on a bridge or libvirt network; add an <interface type='bridge'>"
 
 
-def _fenced(declaration: Declaration, config: Config) -> Iterator[str]:
+def _not_allowed(declaration: Declaration, config: Config) -> Iterator[str]:
     for item in declaration.port_forwards:
         if item.dev and config.uplinks and item.dev not in config.uplinks:
             allowed = ", ".join(config.uplinks)
@@ -98,9 +105,11 @@ def _fenced(declaration: Declaration, config: Config) -> Iterator[str]:
             yield f'address="{item.address}" needs localhost = true in section [forward] of the configuration'
 
 
-def _strangers(declaration: Declaration, found: list[Attachment], facts: Facts) -> Iterator[str]:
+def _host_address_errors(
+    declaration: Declaration, found: list[Attachment], facts: HostFacts
+) -> Iterator[str]:
     for host in declaration.hosts:
-        if host.ip in facts.own or any(
+        if host.ip in facts.own_addresses or any(
             host.ip == own.ip for attachment in found for own in attachment.facts.addresses
         ):
             yield f'<host ip="{host.ip}"> is an address of the host itself; give the guest\'s'
@@ -110,6 +119,6 @@ def _strangers(declaration: Declaration, found: list[Attachment], facts: Facts) 
             listed = ", ".join(
                 f"{subnet} on {attachment.bridge}"
                 for attachment in candidates
-                for subnet in attachment.lans()
+                for subnet in attachment.subnets()
             )
             yield f'<host ip="{host.ip}"> is not on the guest\'s network; the host has {listed}'

@@ -1,1 +1,1 @@
-"""What would stop a forward from working: each finding a function of facts, read at one edge."""
+"""Finding what stops a forward from working: pure functions of facts that reading.py collects."""

@@ -1,4 +1,4 @@
-"""What the findings are made of."""
+"""The facts from which problems are found."""
 
 from typing import NamedTuple
 
@@ -8,9 +8,9 @@ from virt_forward.model import Domain, Forward, Guest, Network
 
 
 class Hook(NamedTuple):
-    """A hook of ours as it is on the disk; ``changed`` and ``looked_at`` are seconds since the epoch.
+    """A hook file; ``changed`` is its ctime, in seconds since the epoch as ``loaded_at``.
 
-    ``looked_at`` is when libvirt's daemon last looked which hooks there are, 0 where none runs.
+    ``loaded_at`` is when libvirt's daemon last looked for hooks, 0 if no daemon is running.
     """
 
     driver: str
@@ -18,11 +18,11 @@ class Hook(NamedTuple):
     ours: bool
     executable: bool
     changed: float
-    looked_at: float
+    loaded_at: float
 
 
 class Flush(NamedTuple):
-    """What happens to the table when somebody reloads their ruleset."""
+    """What a reload of the ruleset at ``path`` does to our table."""
 
     path: str
     flushes: bool
@@ -32,7 +32,7 @@ class Flush(NamedTuple):
 
 
 class Forwarding(NamedTuple):
-    """Whether the kernel forwards what comes in by an interface, per family."""
+    """Whether the kernel forwards packets of an IP version that arrive on an interface."""
 
     device: str
     version: int
@@ -40,7 +40,7 @@ class Forwarding(NamedTuple):
 
 
 class Veto(NamedTuple):
-    """What the host has against a forward that a running guest holds."""
+    """The host's reason against a forward that is open already."""
 
     uuid: str
     forward: Forward
@@ -48,18 +48,19 @@ class Veto(NamedTuple):
 
 
 class Facts(NamedTuple):
-    """All of them.
+    """All facts about the host and its guests.
 
-    ``running`` are the running domains that declare forwards, None without libvirt; ``host`` is
-    what forwards can listen on, ``uplinks`` the interfaces that the configuration limits them to;
-    ``invalid`` are the domains, running or not, whose metadata is wrong.
+    ``running`` are the running domains that declare forwards, None if libvirt is not reachable;
+    ``table`` and ``expected_table`` are listings by nft, None if there is no table. ``host`` is what
+    forwards can listen on, ``uplinks`` the interfaces that the configuration limits them to;
+    ``invalid`` are the errors in the metadata of domains, running or not.
     """
 
     guests: tuple[Guest, ...] = ()
     networks: tuple[Network, ...] = ()
     running: tuple[Domain, ...] | None = None
-    table_is: str | None = None
-    table_should_be: str | None = None
+    table: str | None = None
+    expected_table: str | None = None
     hooks: tuple[Hook, ...] = ()
     flush: Flush | None = None
     forwarding: tuple[Forwarding, ...] = ()

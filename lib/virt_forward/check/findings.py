@@ -1,4 +1,4 @@
-"""The findings: each a function of the facts."""
+"""The checks: each a function from the facts to problems."""
 
 from collections.abc import Callable, Iterator
 
@@ -16,16 +16,20 @@ LINKS = "ip -br link lists the interfaces"
 
 
 def problems(facts: Facts) -> list[Problem]:
-    """Return everything that is found, the host's before the guests'."""
+    """Return all problems, those of the host before those of the guests."""
     return [problem for finding in FINDINGS for problem in finding(facts)]
 
 
 def hook_missing(facts: Facts) -> Iterator[Problem]:
-    """Find hooks that libvirt cannot run, as they are not there or not ours."""
+    """Find hooks that are missing, not ours or not executable."""
     for hook in facts.hooks:
         if not hook.ours:
             yield Problem(
-                "hook-missing", "error", None, f"there is no hook of ours at {hook.path}", "sudo ./install.sh"
+                "hook-missing",
+                "error",
+                None,
+                f"the hook of virt-forward is missing at {hook.path}",
+                "sudo ./install.sh",
             )
         elif not hook.executable:
             yield Problem(
@@ -34,9 +38,9 @@ def hook_missing(facts: Facts) -> Iterator[Problem]:
 
 
 def hook_not_loaded(facts: Facts) -> Iterator[Problem]:
-    """Find hooks newer than libvirt's last look, which it takes at its start and on a reload."""
+    """Find hooks newer than the last start or reload of libvirt's daemon, when it looks for hooks."""
     for hook in facts.hooks:
-        if hook.ours and hook.looked_at and hook.changed > hook.looked_at:
+        if hook.ours and hook.loaded_at and hook.changed > hook.loaded_at:
             yield _not_loaded(hook)
 
 
@@ -46,13 +50,13 @@ def _not_loaded(hook: Hook) -> Problem:
         "hook-not-loaded",
         "warning",
         None,
-        f"{hook.path} is newer than libvirt's daemon, which may not know of it yet",
+        f"{hook.path} is newer than the last reload of libvirt's daemon, which may not have seen it",
         f"systemctl reload libvirtd (or {daemon})",
     )
 
 
 def metadata_invalid(facts: Facts) -> Iterator[Problem]:
-    """Find domains whose metadata is wrong: one that runs keeps what it had, another is refused its start."""
+    """Find domains with wrong metadata: a running one keeps its forwards, another does not start."""
     for error in facts.invalid:
         named = f"guest {text.quote(error.domain.name)}: "
         few = "; ".join(message.removeprefix(named) for message in error.messages[:3])
@@ -61,16 +65,16 @@ def metadata_invalid(facts: Facts) -> Iterator[Problem]:
 
 
 def table_missing(facts: Facts) -> Iterator[Problem]:
-    """Find a table that should be there, and running guests that have nothing in it."""
-    if facts.table_should_be and facts.table_is is None:
+    """Find a missing table, and running guests that have nothing in it."""
+    if facts.expected_table and facts.table is None:
         yield Problem(
             "table-missing", "error", None, "the table inet virt-forward is not in the kernel", SYNC
         )
     known = {guest.uuid for guest in facts.guests}
     for domain in facts.running or ():
         if domain.uuid not in known:
-            unserved = resolve.unserved(domain, attachments.Facts(facts.networks))
-            message = "the guest runs and declares forwards, but none is open"
+            unserved = resolve.unserved(domain, attachments.HostFacts(facts.networks))
+            message = "the guest is running and declares forwards, but none is open"
             message, fix = (
                 (f"{message}: {'; '.join(unserved)}", _edit(domain)) if unserved else (message, SYNC)
             )
@@ -78,43 +82,43 @@ def table_missing(facts: Facts) -> Iterator[Problem]:
 
 
 def table_differs(facts: Facts) -> Iterator[Problem]:
-    """Find what is otherwise in the kernel than it should be."""
-    if facts.table_is is None:
+    """Find differences between the table in the kernel and the expected one."""
+    if facts.table is None:
         return
-    if not facts.table_should_be:
+    if not facts.expected_table:
         message = "the table inet virt-forward is in the kernel, though no running guest has forwards"
         yield Problem("table-differs", "error", None, message, SYNC)
         return
-    different = listing.differences(listing.parse(facts.table_is), listing.parse(facts.table_should_be))
-    if different:
-        shown = "; ".join(different[:5]) + ("; …" if len(different) > 5 else "")
-        message = f"the table inet virt-forward is not as it should be: {shown}"
+    differences = listing.differences(listing.parse(facts.table), listing.parse(facts.expected_table))
+    if differences:
+        shown = "; ".join(differences[:5]) + ("; …" if len(differences) > 5 else "")
+        message = f"the table inet virt-forward is not as expected: {shown}"
         yield Problem("table-differs", "error", None, message, SYNC)
 
 
 def flush_unprotected(facts: Facts) -> Iterator[Problem]:
-    """Find a ruleset whose reload takes the table along."""
+    """Find a ruleset whose reload deletes our table."""
     flush = facts.flush
     if flush and flush.flushes and not (flush.included_after or flush.drop_in or flush.service):
         yield Problem(
             "flush-unprotected",
             "warning",
             None,
-            f"a reload of {flush.path} flushes our table, and nothing brings it back",
+            f"a reload of {flush.path} flushes our table, and nothing restores it",
             f'add include "/run/virt-forward/*.nft" as the last line of {flush.path}, '
             "or run systemctl enable --now virt-forward",
         )
 
 
 def ip_forwarding_off(facts: Facts) -> Iterator[Problem]:
-    """Find interfaces whose packets the kernel does not forward, though a guest waits for them."""
+    """Find uplinks whose packets the kernel does not forward, in the IP versions that guests have."""
     versions = {
         endpoint.ip.version for guest in facts.guests for endpoint in guest.endpoints if guest.forwards
     }
     for item in facts.forwarding:
         if item.version in versions and not item.on:
-            by = text.word(item.device)
-            message = f"the kernel does not forward IPv{item.version} packets that come in by {by}"
+            device = text.word(item.device)
+            message = f"the kernel does not forward IPv{item.version} packets that arrive on {device}"
             fix = _forwarding_fix(item)
             yield Problem("ip-forwarding-off", "error", None, message, fix)
 
@@ -122,41 +126,41 @@ def ip_forwarding_off(facts: Facts) -> Iterator[Problem]:
 def _forwarding_fix(item: Forwarding) -> str:
     if item.version == 6:
         return "sysctl -w net.ipv6.conf.all.forwarding=1; with networkd, IPv6Forwarding=yes in networkd.conf"
-    # With a slash first, the dot in the name of a VLAN's interface is no separator (sysctl.d(5)).
+    # If a slash comes first, a dot in the name of an interface is no separator (sysctl.d(5)).
     key = f"net/ipv4/conf/{text.word(item.device)}/forwarding"
     key = key if "." in item.device else key.replace("/", ".")
     return f"sysctl -w {key}=1; with networkd, IPv4Forwarding=yes in its .network file"
 
 
 def networkd_ipforward(facts: Facts) -> Iterator[Problem]:
-    """Find the setting that systemd ignores since version 256."""
+    """Find IPForward=, which systemd ignores since version 256."""
     for path in facts.networkd_ipforward:
         message = f"{text.word(path)} has IPForward=, which this systemd ignores"
-        yield Problem("networkd-ipforward", "warning", None, message, "write IPv4Forwarding=yes instead")
+        yield Problem("networkd-ipforward", "warning", None, message, "use IPv4Forwarding=yes instead")
 
 
 def host_port_taken(facts: Facts) -> Iterator[Problem]:
-    """Find forwards kept out by a conflict, and those that take a port from a program of the host."""
+    """Find forwards in conflict, and open ones whose port a program of the host uses."""
     for guest in facts.guests:
         for forward, reason in guest.conflicts:
             message = f"{portspec.render(forward)} is kept out: {reason}"
             yield Problem("host-port-taken", "error", guest.name, message, vetoes.remedy(reason))
     names = {guest.uuid: guest.name for guest in facts.guests}
     for veto in facts.vetoes:
-        message = f"{portspec.render(veto.forward)} has the port all the same, from before: {veto.reason}"
+        message = f"{portspec.render(veto.forward)} was open first and stays so, but {veto.reason}"
         yield Problem("host-port-taken", "warning", names[veto.uuid], message, vetoes.remedy(veto.reason))
 
 
 def address_absent(facts: Facts) -> Iterator[Problem]:
-    """Find forwards on an address that the host does not have, by mistake or as it floats."""
+    """Find forwards on an address that the host does not have: a wrong one, or a floating one."""
     for guest, why in _absent(facts, absent.address):
         fix = f"give the address to an interface, or correct address= ({_edit(guest)}); "
-        fix += "nothing is to be done for a floating address that another host has now"
+        fix += "a floating address that another host has now needs no fix"
         yield Problem("address-absent", "warning", guest.name, why, fix)
 
 
 def device_absent(facts: Facts) -> Iterator[Problem]:
-    """Find forwards on an interface that does not exist, whether metadata or configuration names it."""
+    """Find interfaces named by the metadata or the configuration that do not exist."""
     for dev in facts.uplinks:
         if facts.host and dev not in facts.host.devices:
             message = f"[forward] uplinks names {dev}, but interface {dev} does not exist now"
@@ -166,15 +170,17 @@ def device_absent(facts: Facts) -> Iterator[Problem]:
         yield Problem("device-absent", "warning", guest.name, why, fix)
 
 
-def _absent(facts: Facts, what: Callable[[Forward, absent.Host], str | None]) -> Iterator[tuple[Guest, str]]:
-    """Yield what the host does not have for a running guest, once for all forwards that need it."""
+def _absent(
+    facts: Facts, reason: Callable[[Forward, absent.Host], str | None]
+) -> Iterator[tuple[Guest, str]]:
+    """Yield each reason with all forwards of a running guest that it makes unreachable."""
     host = facts.host
     if host is None:
         return
     for guest in facts.guests:
         idle: dict[str, list[str]] = {}
         for forward in guest.forwards if guest.phase == "running" else ():
-            why = what(forward, host)
+            why = reason(forward, host)
             if why:
                 idle.setdefault(why, []).append(portspec.render(forward))
         yield from ((guest, f"{_few(shown)} cannot be reached: {why}") for why, shown in idle.items())
@@ -189,7 +195,7 @@ def _edit(guest: Guest | Domain) -> str:
 
 
 def no_address(facts: Facts) -> Iterator[Problem]:
-    """Find running guests whose address nothing has told."""
+    """Find running guests with a forward that has no endpoint."""
     for guest in facts.guests:
         idle = [forward for forward in guest.forwards if not guest.endpoints_for(forward)]
         if guest.phase == "running" and idle:
@@ -199,10 +205,12 @@ def no_address(facts: Facts) -> Iterator[Problem]:
 
 
 def _address_fix(guest: Guest, forward: Forward, facts: Facts) -> str:
-    placed = attachments.attached(guest.nics, attachments.Facts(facts.networks))
-    if not any(forward.mac in (None, place.nic.mac) for place in placed):
+    found = attachments.find_attachments(guest.nics, attachments.HostFacts(facts.networks))
+    if not any(forward.mac in (None, item.nic.mac) for item in found):
         return f"correct its interfaces, or mac= in its metadata ({_edit(guest)})"
-    return f'wait for its DHCP and run {SYNC}, reserve an address, or add <host ip="…"/> to its metadata'
+    return (
+        f'wait for its DHCP lease and run {SYNC}, reserve an address, or add <host ip="…"/> to its metadata'
+    )
 
 
 FINDINGS = (

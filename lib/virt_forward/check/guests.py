@@ -1,4 +1,4 @@
-"""The addresses of the running guests and where each was learned, as ``virt-forward check`` shows them."""
+"""The running guests with their addresses and origins, as ``virt-forward check`` shows them."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -8,15 +8,15 @@ from virt_forward.model import Guest
 
 
 def running(guests: Iterable[Guest], wanted: set[str] | None) -> list[Guest]:
-    """Return the running guests by name: all, or those of the ``wanted`` names."""
+    """Return the running guests sorted by name: all, or those with a name in ``wanted``."""
     found = (guest for guest in guests if guest.phase == "running")
     return sorted(guest for guest in found if wanted is None or guest.name in wanted)
 
 
 def line(guest: Guest) -> str:
-    """Return ``web: 10.10.0.200 on virbr0 (reserved)``, all addresses of the guest in one line."""
+    """Return all addresses of a guest as one line, as ``web: 10.10.0.200 on virbr0 (reserved)``."""
     shown = (f"{endpoint.ip} on {endpoint.bridge} ({endpoint.origin})" for endpoint in guest.endpoints)
-    return f"{text.word(guest.name)}: {', '.join(shown) or 'no address is known'}"
+    return f"{text.word(guest.name)}: {', '.join(shown) or 'no known address'}"
 
 
 def as_json(guest: Guest) -> dict[str, Any]:

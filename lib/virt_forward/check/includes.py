@@ -1,4 +1,4 @@
-"""Whether a hand-written ruleset loads our include file again after it has flushed everything."""
+"""Whether a ruleset of the administrator includes our file after it flushes everything."""
 
 import re
 from collections.abc import Callable, Iterable
@@ -8,16 +8,16 @@ from typing import NamedTuple
 _COMMENT = re.compile(r"#.*")
 _STATEMENT = re.compile(r"^\s*(?:(flush\s+ruleset)\b|include\s+[\"']([^\"']+)[\"'])", re.MULTILINE)
 MAX_DEPTH = 16
-"""How deep nft itself follows includes."""
+"""The depth up to which nft follows includes (MAX_INCLUDE_DEPTH in its source)."""
 
 Reader = Callable[[str], Iterable[tuple[str, str]]]
-"""Gives the (path, text) of every file that an include's pattern matches."""
+"""Returns the (path, text) of each file that the pattern of an include matches."""
 
 
 class _Effect(NamedTuple):
-    """What a ruleset does: whether it flushes at all, and whether the file was included after that.
+    """The effect of a ruleset: whether it flushes, and whether the file is included after that.
 
-    ``included`` is None where it neither flushes nor includes the file.
+    ``included`` is None if it neither flushes nor includes the file.
     """
 
     flushes: bool = False
@@ -35,7 +35,7 @@ def included_after(text: str, target: str, read: Reader) -> bool:
 
 
 def _effect(text: str, target: str, read: Reader, known: dict[str, _Effect], depth: int = 0) -> _Effect:
-    """Return the effect of a ruleset; ``known`` are those of the files that were read already."""
+    """Return the effect of a ruleset; ``known`` has the effects of the files that were read already."""
     whole = _Effect()
     for flush, pattern in _statements(text):
         if flush:

@@ -1,4 +1,4 @@
-"""Two listings of a table compared: the order in which chains came, and the revision, mean nothing."""
+"""Comparing two listings of a table; the order of chains and the revision do not count."""
 
 import re
 from collections.abc import Iterator
@@ -7,11 +7,11 @@ _PART = re.compile(r"^\t(\w+) (\S+) \{\n(.*?)^\t\}$", re.MULTILINE | re.DOTALL)
 _ELEMENTS = re.compile(r"elements = \{(.*?)\}\s*$", re.MULTILINE | re.DOTALL)
 
 Listing = dict[str, tuple[str, ...]]
-"""The lines of each chain, set, map … by its kind and name; the elements of a set are sorted."""
+"""The lines of each chain, set and map by its kind and name; elements are sorted."""
 
 
 def parse(text: str) -> Listing:
-    """Return what ``nft -s list table`` printed, part by part."""
+    """Return the parts in the output of ``nft -s list table``."""
     found = {f"{kind} {name}": tuple(_lines(body)) for kind, name, body in _PART.findall(text)}
     found["table"] = tuple(
         line.strip() for line in text.splitlines() if re.match(r"\t(comment|flags) ", line)
@@ -29,9 +29,9 @@ def _lines(body: str) -> Iterator[str]:
         yield from sorted(re.split(r",\s+", elements[1].strip()))
 
 
-def differences(is_: Listing, should: Listing) -> list[str]:
-    """Return in words what is missing, what is too much and what is otherwise than it should be."""
-    missing = [f"{name} is missing" for name in sorted(should.keys() - is_.keys())]
-    strange = [f"{name} is not ours" for name in sorted(is_.keys() - should.keys())]
-    both = sorted(is_.keys() & should.keys())
-    return missing + strange + [f"{name} differs" for name in both if is_[name] != should[name]]
+def differences(actual: Listing, expected: Listing) -> list[str]:
+    """Return a message for each part that is missing, not ours, or different from the expected one."""
+    missing = [f"{name} is missing" for name in sorted(expected.keys() - actual.keys())]
+    foreign = [f"{name} is not ours" for name in sorted(actual.keys() - expected.keys())]
+    both = sorted(actual.keys() & expected.keys())
+    return missing + foreign + [f"{name} differs" for name in both if actual[name] != expected[name]]

@@ -1,4 +1,4 @@
-"""What ``virt-forward check`` finds."""
+"""A problem that ``virt-forward check`` finds."""
 
 from typing import Literal, NamedTuple
 
@@ -6,7 +6,10 @@ Severity = Literal["error", "warning"]
 
 
 class Problem(NamedTuple):
-    """One finding: ``id`` is fixed for scripts, ``message`` and ``fix`` are for people."""
+    """One problem: ``id`` is stable for scripts, ``message`` and ``fix`` are for people.
+
+    ``domain`` is the name of the guest, None for a problem of the host.
+    """
 
     id: str
     severity: Severity

@@ -22,33 +22,33 @@ from virt_forward.state.store import Store
 HOOKS = "/etc/libvirt/hooks"
 MARK = "# virt-forward hook"
 RULESETS = ("/etc/sysconfig/nftables.conf", "/etc/nftables.conf")
-"""What nftables.service loads: the first on Fedora and its kin, the second elsewhere."""
+"""The ruleset that nftables.service loads: the first on Fedora and derivatives, the second elsewhere."""
 
 INCLUDES = "/etc"
-"""Where nft looks for what a ruleset includes by a relative path (nft(8), --includepath)."""
+"""The directory of relative includes (nft(8), --includepath)."""
 
 DROP_INS = ("/etc/systemd/system", "/run/systemd/system", "/usr/lib/systemd/system")
 DAEMONS = {"qemu": ("virtqemud", "libvirtd"), "network": ("virtnetworkd", "libvirtd")}
-RELOADED = "libvirt-reloaded"
-"""The file in the run directory that the installer touches when it has told libvirt to look for hooks."""
+RELOAD_MARK = "libvirt-reloaded"
+"""The file in the run directory that the installer touches after it has reloaded libvirt."""
 
 
-def read(config: Config, store: Store, domains: list[DomainState] | None) -> Facts:
-    """Return the facts; ``domains`` are all of libvirt's, None where it is not reachable."""
+def read_facts(config: Config, store: Store, domains: list[DomainState] | None) -> Facts:
+    """Return the facts; ``domains`` are all domains of libvirt, None if it is not reachable."""
     guests = tuple(store.guests()[0])
     include = table.whole(guests, config, 1)
-    should = nft.scratch_listing(table.text(include)) if include.paragraphs else None
+    expected = nft.scratch_listing(table.text(include)) if include.paragraphs else None
     return Facts(
         guests,
         tuple(store.networks()),
         None if domains is None else tuple(_declaring(domains)),
         nft.plain_listing(),
-        should,
+        expected,
         tuple(_hook(driver, store) for driver in DAEMONS),
         _flush(store),
         tuple(_forwarding()),
         tuple(_ignored_ipforward()),
-        collect.here(),
+        collect.listen_targets(),
         config.uplinks,
         tuple(_vetoes(guests, config, store)),
         tuple(_invalid(domains or [])),
@@ -56,19 +56,21 @@ def read(config: Config, store: Store, domains: list[DomainState] | None) -> Fac
 
 
 def _vetoes(guests: Iterable[Guest], config: Config, store: Store) -> Iterator[Veto]:
-    """Yield what stands against forwards that running guests hold: it came after them."""
+    """Yield the host's vetoes against open forwards: their reasons are newer than the forwards."""
     running = [guest for guest in guests if guest.phase == "running"]
-    facts = collect.facts(config, store.networks(), {name for guest in running for name in guest.networks})
-    listening = hostports.listening_now()
+    facts = collect.host_facts(
+        config, store.networks(), {name for guest in running for name in guest.networks}
+    )
+    sockets = hostports.socket_facts()
     for guest in running:
-        attached = attachments.attached(guest.nics, facts)
-        veto, _ = hostports.port_vetoes(config, attached, listening, hosts=guest.hosts)
+        nics = attachments.find_attachments(guest.nics, facts)
+        veto, _ = hostports.port_checks(config, nics, sockets, hosts=guest.hosts)
         found = ((forward, veto(forward)) for forward in guest.forwards)
         yield from (Veto(guest.uuid, forward, reason) for forward, reason in found if reason)
 
 
 def domains(config: Config) -> list[DomainState]:
-    """Return libvirt's domains."""
+    """Return all domains of libvirt. Raises VirtForwardError if it is not reachable."""
     with api.connection(config.uri) as opened:
         return api.domains(opened)
 
@@ -94,46 +96,47 @@ def _invalid(states: list[DomainState]) -> Iterator[MetadataError]:
 
 
 def _hook(driver: str, store: Store) -> Hook:
-    places = (f"{HOOKS}/{driver}", f"{HOOKS}/{driver}.d/virt-forward")
-    path = next((place for place in places if MARK in collect.text(place)[:400]), places[0])
-    ours = MARK in collect.text(path)[:400]
+    paths = (f"{HOOKS}/{driver}", f"{HOOKS}/{driver}.d/virt-forward")
+    path = next((path for path in paths if MARK in collect.read_text(path)[:400]), paths[0])
+    ours = MARK in collect.read_text(path)[:400]
     changed = os.stat(path).st_ctime if ours else 0.0
-    return Hook(driver, path, ours, os.access(path, os.X_OK), changed, _looked_at(driver, store))
+    return Hook(driver, path, ours, os.access(path, os.X_OK), changed, _loaded_at(driver, store))
 
 
-def _looked_at(driver: str, store: Store) -> float:
+def _loaded_at(driver: str, store: Store) -> float:
     started = max(_started(daemon) for daemon in DAEMONS[driver])
     try:
-        told = os.stat(os.path.join(store.path, RELOADED)).st_mtime
+        reloaded = os.stat(os.path.join(store.path, RELOAD_MARK)).st_mtime
     except OSError:
-        told = 0.0
-    return max(started, told, *map(_reloaded, DAEMONS[driver])) if started else 0.0
+        reloaded = 0.0
+    return max(started, reloaded, *map(_reloaded, DAEMONS[driver])) if started else 0.0
 
 
 def _started(daemon: str) -> float:
     """Return when a daemon was started, in seconds since the epoch; 0 without one (proc_pid_stat(5))."""
-    pid = collect.text(f"/run/{daemon}.pid").strip()
-    fields = collect.text(f"/proc/{pid}/stat").rpartition(")")[2].split() if pid.isdigit() else []
+    pid = collect.read_text(f"/run/{daemon}.pid").strip()
+    fields = collect.read_text(f"/proc/{pid}/stat").rpartition(")")[2].split() if pid.isdigit() else []
     if len(fields) < 20:
         return 0.0
     boot = next(
-        (line for line in collect.text("/proc/stat").splitlines() if line.startswith("btime ")), "btime 0"
+        (line for line in collect.read_text("/proc/stat").splitlines() if line.startswith("btime ")),
+        "btime 0",
     )
-    # Rounded up: a file made in the second of the start is taken for older.
+    # Rounded up: a file changed in the same second counts as older.
     return int(boot.split()[1]) + int(fields[19]) / os.sysconf("SC_CLK_TCK") + 1
 
 
 def _reloaded(daemon: str) -> float:
-    """Return when systemd last reloaded a daemon, in seconds since the epoch; 0 where it has not."""
+    """Return when systemd last reloaded a daemon, in seconds since the epoch; 0 if it never did."""
     shown = run(["systemctl", "show", f"{daemon}.service", "--property=ExecReload", "--timestamp=unix"])
     found = re.findall(r"start_time=\[@(\d+)\]", shown.stdout)
-    # systemd tells whole seconds; a file made in that second is taken for older.
+    # systemd prints whole seconds; a file changed in the same second counts as older.
     return max(map(int, found), default=-1) + 1.0
 
 
 def _flush(store: Store) -> Flush:
     path = next(filter(os.path.exists, RULESETS), RULESETS[-1])
-    text = collect.text(path)
+    text = collect.read_text(path)
     return Flush(
         path,
         includes.flushes(text, _included),
@@ -145,22 +148,24 @@ def _flush(store: Store) -> Flush:
 
 def _included(pattern: str) -> Iterator[tuple[str, str]]:
     for path in sorted(glob.glob(os.path.join(INCLUDES, pattern))):
-        yield path, collect.text(path)
+        yield path, collect.read_text(path)
 
 
 def _forwarding() -> Iterator[Forwarding]:
     for device in sorted(collect.default_route_devices()):
         for version in (4, 6):
-            values = [collect.text(f"/proc/sys/net/{path}").strip() for path in _switches(device, version)]
+            values = [
+                collect.read_text(f"/proc/sys/net/{path}").strip() for path in _switches(device, version)
+            ]
             if any(values):
                 yield Forwarding(device, version, any(value not in ("", "0") for value in values))
 
 
 def _switches(device: str, version: int) -> tuple[str, ...]:
-    """Return what makes the kernel forward what comes in by a device, any of them (ip-sysctl.rst).
+    """Return the sysctls, any of which makes the kernel forward packets from a device (ip-sysctl.rst).
 
-    With IPv4 it is the device's own switch. With IPv6 that one tells a router from a host; packets
-    are forwarded by the switch for all devices or, since Linux 6.17, by force_forwarding.
+    For IPv4 it is the one of the device. For IPv6 that one only makes the host a router there; packets
+    are forwarded by the one for all devices or, since Linux 6.17, by force_forwarding.
     """
     if version == 4:
         return (f"ipv4/conf/{device}/forwarding",)

@@ -1,4 +1,4 @@
-"""The command: its words, and where they lead. Only this module prints errors and chooses exit statuses."""
+"""The command line. Only this module prints errors and chooses exit statuses."""
 
 import argparse
 import io
@@ -12,45 +12,45 @@ from virt_forward.errors import UsageError, VirtForwardError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; return 0 when done, 1 when it failed, 2 for wrong usage."""
-    _escape_what_cannot_be_encoded()
+    """Run the command line, and return the exit status: 0 on success, 1 on failure, 2 for wrong usage."""
+    _escape_unencodable()
     options = _parser().parse_args(arguments)
     run: Callable[[argparse.Namespace], int] = options.run
     try:
         _need_root()
         return run(options)
     except VirtForwardError as error:
-        complain(error)
+        print_error(error)
         return 2 if isinstance(error, UsageError) else 1
     except BrokenPipeError:
-        # The reader (head, less) has seen enough; nothing is left to be flushed to it.
+        # The reader (head, less) has closed the pipe; flushing to it at exit would fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except KeyboardInterrupt:
         return 130
 
 
-def complain(error: VirtForwardError) -> None:
-    """Print an error and its hint to stderr."""
+def print_error(error: VirtForwardError) -> None:
+    """Print an error to stderr, a line for each message, and its hint."""
     for message in text.lines(error.messages):
-        say(f"virt-forward: error: {message}", sys.stderr)
+        print_line(f"virt-forward: error: {message}", sys.stderr)
     if error.hint:
-        say(f"hint: {error.hint}", sys.stderr)
+        print_line(f"hint: {error.hint}", sys.stderr)
 
 
-def say(message: str, file: TextIO | None = None) -> None:
-    """Print one line, whatever the message was made of; to stdout where no file is given."""
+def print_line(message: str, file: TextIO | None = None) -> None:
+    """Print a message as one line of harmless text; to stdout if no file is given."""
     print(text.line(message), file=file)
 
 
-def _escape_what_cannot_be_encoded() -> None:
+def _escape_unencodable() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
 
 
 class _Parser(argparse.ArgumentParser):
-    """argparse puts the words of the command line into its complaints as they are."""
+    """argparse does not escape the arguments that it repeats in its errors."""
 
     def error(self, message: str) -> NoReturn:
         super().error(text.line(message))
@@ -67,7 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = _Parser(
         prog="virt-forward",
         description="Port forwarding for libvirt guests that follows the guest.",
-        epilog="The forward ports of a guest stand in its domain metadata; see virt-forward(1).",
+        epilog="The forwards of a guest are declared in its domain metadata; see virt-forward(1).",
     )
     parser.add_argument("--version", action="version", version=f"virt-forward {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")

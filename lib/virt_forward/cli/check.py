@@ -1,4 +1,4 @@
-"""``virt-forward check``: what would stop a forward from working, and the fix."""
+"""``virt-forward check``: what stops a forward from working, and how to fix it."""
 
 import argparse
 import json
@@ -15,34 +15,34 @@ from virt_forward.state.store import Store
 
 
 def add_to(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Add the command's words to the parser."""
+    """Add the command to the parser."""
     parser = commands.add_parser(
         "check",
-        help="find what would stop a forward from working",
-        description="Look for what would stop a forward from working, and say the fix. "
-        "Nothing of the host is changed. The exit status is 1 where something is found.",
+        help="find what stops a forward from working",
+        description="Look for what stops a forward from working, and print how to fix it. "
+        "Nothing on the host is changed. The exit status is 1 if a problem is found.",
     )
-    parser.add_argument("domains", nargs="*", metavar="DOMAIN", help="name or UUID; all where none is given")
+    parser.add_argument("domains", nargs="*", metavar="DOMAIN", help="name or UUID; all if none is given")
     parser.add_argument("--json", action="store_true", help="print JSON, version 1")
     parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
-    """Print the findings; 1 where there is one."""
+    """Print the problems and the running guests; return 1 if there is a problem."""
     config = load_config()
     domains = _domains(options)
     wanted = {state.name for state in choose(domains or [], options.domains)} if options.domains else None
-    facts = reading.read(config, Store(), domains)
+    facts = reading.read_facts(config, Store(), domains)
     found = findings.problems(facts)
     shown = [item for item in found if wanted is None or item.domain is None or item.domain in wanted]
     running = guests.running(facts.guests, wanted)
     if options.json:
-        told = {"problems": [*map(_as_json, shown)], "guests": [*map(guests.as_json, running)]}
-        print(json.dumps({"version": 1, **told}, indent=2))
+        document = {"problems": [*map(_as_json, shown)], "guests": [*map(guests.as_json, running)]}
+        print(json.dumps({"version": 1, **document}, indent=2))
     else:
         _print(shown)
         for guest in running:
-            cli.say(guests.line(guest))
+            cli.print_line(guests.line(guest))
     return 1 if shown else 0
 
 
@@ -52,7 +52,7 @@ def _domains(options: argparse.Namespace) -> list[DomainState] | None:
     except VirtForwardError as error:
         if options.domains:
             raise
-        cli.complain(error)
+        cli.print_error(error)
         return None
 
 
@@ -63,7 +63,7 @@ def _as_json(item: Problem) -> dict[str, Any]:
 def _print(problems: list[Problem]) -> None:
     for item in problems:
         where = f"{text.word(item.domain)}: " if item.domain else ""
-        cli.say(f"{item.severity}: {where}{item.message} [{item.id}]")
-        cli.say(f"  fix: {item.fix}")
+        cli.print_line(f"{item.severity}: {where}{item.message} [{item.id}]")
+        cli.print_line(f"  fix: {item.fix}")
     if not problems:
-        cli.say("nothing found")
+        cli.print_line("no problems found")

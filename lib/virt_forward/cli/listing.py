@@ -1,4 +1,4 @@
-"""``virt-forward list``: what is declared and what is true."""
+"""``virt-forward list``: the declared forwards and their state."""
 
 import argparse
 import json
@@ -20,19 +20,19 @@ HEADINGS = ("DOMAIN", "STATE", "HOST", "GUEST", "PACKETS", "BYTES", "")
 
 
 def add_to(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Add the command's words to the parser."""
+    """Add the command to the parser."""
     parser = commands.add_parser(
         "list",
-        help="show what is declared and what is true",
+        help="show the declared forwards and their state",
         description="Show the declared forwards of all guests, their state and their counters.",
     )
-    parser.add_argument("domains", nargs="*", metavar="DOMAIN", help="name or UUID; all where none is given")
+    parser.add_argument("domains", nargs="*", metavar="DOMAIN", help="name or UUID; all if none is given")
     parser.add_argument("--json", action="store_true", help="print JSON, version 1")
     parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
-    """Print the forwards; 1 where the metadata of a guest cannot be read."""
+    """Print the forwards; return 1 if the metadata of a guest cannot be read."""
     with api.connection(load_config().uri) as opened:
         chosen = choose(api.domains(opened), options.domains)
     errors: list[VirtForwardError] = []
@@ -42,29 +42,32 @@ def run(options: argparse.Namespace) -> int:
     else:
         _print_table(lines)
     for error in errors:
-        cli.complain(error)
+        cli.print_error(error)
     return 1 if errors else 0
 
 
 def choose(states: Iterable[DomainState], wanted: list[str]) -> list[DomainState]:
-    """Return the domains that are meant by names or UUIDs, all of them where none is given."""
+    """Return the domains with some names or UUIDs, all if none is given.
+
+    Raises VirtForwardError for a name that no domain has.
+    """
     states = list(states)
     known = {word for state in states for word in (state.name, state.uuid)}
     unknown = [word for word in wanted if word not in known]
     if unknown:
-        told = (f"there is no domain {text.quote(word)}" for word in unknown)
-        raise VirtForwardError(told, "see virsh list --all")
+        messages = (f"there is no domain {text.quote(word)}" for word in unknown)
+        raise VirtForwardError(messages, "see virsh list --all")
     return [state for state in states if not wanted or state.name in wanted or state.uuid in wanted]
 
 
 def _lines(states: list[DomainState], errors: list[VirtForwardError]) -> list[report.Line]:
     store = Store()
-    seen = report.Seen(report.counters(nft.listing()), tuple(store.networks()), collect.here())
+    host = report.HostState(report.counters(nft.listing()), tuple(store.networks()), collect.listen_targets())
     found: list[report.Line] = []
     for state in states:
         try:
             record = _record(store, state.uuid, errors)
-            found += report.lines(parse_domain(state.xml), state.active, record, seen)
+            found += report.lines(parse_domain(state.xml), state.active, record, host)
         except VirtForwardError as error:
             errors.append(error)
     return found
@@ -87,7 +90,7 @@ def _print_table(lines: list[report.Line]) -> None:
 
 
 def _width(cell: str) -> int:
-    """Return how many columns of a terminal a cell takes: two a wide character, none a combining one."""
+    """Return the width of a cell in columns: two for a wide character, none for a combining one."""
     wide = sum(unicodedata.east_asian_width(c) in "WF" for c in cell)
     return len(cell) + wide - sum(unicodedata.category(c) in ("Mn", "Me") for c in cell)
 

@@ -1,4 +1,4 @@
-"""What is declared and what is true, a row a forward, from domains, records and nft's listing."""
+"""The declared forwards and their state, from domains, records and nft's listing."""
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Mapping
@@ -14,8 +14,8 @@ State = Literal["active", "waiting", "conflict", "inactive", "missing"]
 Counters = Mapping[tuple[str, str], tuple[int, int]]
 """(chain, comment) to (packets, bytes)."""
 
-SHOWN = 3
-"""Of the gaps in the ports of a forward, so many are named."""
+MAX_GAPS = 3
+"""The most gaps in the ports of a forward that are listed."""
 
 
 class Line(NamedTuple):
@@ -43,16 +43,19 @@ def counters(items: Iterable[Mapping[str, Any]] | None) -> Counters:
     return found
 
 
-class Seen(NamedTuple):
-    """What lines are judged by; ``host`` is what forwards can listen on, None where that is not known."""
+class HostState(NamedTuple):
+    """The state of the host that lines depend on.
 
-    kernel: Counters
+    ``targets`` is what forwards can listen on, None if that is not known.
+    """
+
+    counters: Counters
     networks: tuple[Network, ...] = ()
-    host: absent.Host | None = None
+    targets: absent.Host | None = None
 
 
-def lines(domain: Domain, active: bool, record: Guest | None, seen: Seen) -> list[Line]:
-    """Return the lines of one domain: every declared forward, and every other one that is still there."""
+def lines(domain: Domain, active: bool, record: Guest | None, host: HostState) -> list[Line]:
+    """Return the lines of one domain: its declared forwards, and open ones no longer declared."""
     declared = ports.expand(domain.declaration) if domain.declaration else ()
     if not active:
         hosts = tuple(str(host.ip) for host in domain.declaration.hosts) if domain.declaration else ()
@@ -60,10 +63,14 @@ def lines(domain: Domain, active: bool, record: Guest | None, seen: Seen) -> lis
         return [Line(domain.name, domain.uuid, forward, hosts, origins, "inactive") for forward in declared]
     guest = record or Guest(domain.uuid, domain.name)
     known = [*guest.forwards, *(forward for forward, _ in guest.conflicts)]
-    found = [_line(domain, guest, forward, seen) for forward in known]
-    stated, parts = _Parts(declared), _Parts(known)
-    found = _less(declared, parts, [_undeclared(line) if _gone(line, stated) else line for line in found])
-    why = _unopened(domain, record, seen.networks)
+    found = [_line(domain, guest, forward, host) for forward in known]
+    declared_parts, parts = _Parts(declared), _Parts(known)
+    found = _with_gaps(
+        declared,
+        parts,
+        [_with_undeclared_reason(line) if _is_undeclared(line, declared_parts) else line for line in found],
+    )
+    why = _missing_reason(domain, record, host.networks)
     rest = [forward for forward in declared if not parts.within(forward)]
     return found + [Line(domain.name, domain.uuid, forward, (), (), "missing", why) for forward in rest]
 
@@ -73,7 +80,7 @@ _Kind = tuple[Listen, int, str | None]
 
 
 class _Parts:
-    """Forwards by everything but their ports, in the order of those."""
+    """Forwards grouped by everything but their ports, each group in the order of the ports."""
 
     def __init__(self, forwards: Iterable[Forward]) -> None:
         self._groups: dict[_Kind, list[Forward]] = {}
@@ -81,14 +88,14 @@ class _Parts:
             self._groups.setdefault(_kind(forward), []).append(forward)
 
     def within(self, forward: Forward) -> list[Forward]:
-        """Return those that are ``forward``, whole or less the ports the host keeps."""
+        """Return the pieces of ``forward``: one, or several around the excluded ports."""
         group = self._groups.get(_kind(forward), [])
         first = bisect_left(group, forward.start, key=_start)
         last = bisect_right(group, forward.end, key=_start)
         return [part for part in group[first:last] if part.end <= forward.end]
 
     def holds(self, port: int, forward: Forward) -> bool:
-        """Tell whether one that is like ``forward`` has a port."""
+        """Tell whether a piece of ``forward`` contains ``port``."""
         group = self._groups.get(_kind(forward), [])
         last = bisect_right(group, port, key=_start)
         return last > 0 and port <= group[last - 1].end
@@ -102,8 +109,8 @@ def _kind(forward: Forward) -> _Kind:
     return forward.listen, forward.offset, forward.mac
 
 
-def _less(declared: Iterable[Forward], parts: _Parts, lines: list[Line]) -> list[Line]:
-    """Return the lines; the first open one of each declared forward tells which of its ports are not open."""
+def _with_gaps(declared: Iterable[Forward], parts: _Parts, lines: list[Line]) -> list[Line]:
+    """Return the lines; the first active one of each declared forward has its gaps as the reason."""
     found = {line.forward: line for line in lines}
     for forward in declared:
         held = parts.within(forward)
@@ -112,23 +119,24 @@ def _less(declared: Iterable[Forward], parts: _Parts, lines: list[Line]) -> list
         )
         left = ports.subtract(forward.span, ports.merge(part.span for part in held))
         if first and left:
-            found[first] = found[first]._replace(reason=_without(left))
+            found[first] = found[first]._replace(reason=_gap_reason(left))
     return list(found.values())
 
 
-def _without(spans: list[Span]) -> str:
-    listed = ", ".join(str(span) for span in spans[:SHOWN])
-    more = f" and {len(spans) - SHOWN} more" if len(spans) > SHOWN else ""
-    return f"without {listed}{more}: used by the host, or declared since; virt-forward sync looks again"
+def _gap_reason(spans: list[Span]) -> str:
+    listed = ", ".join(str(span) for span in spans[:MAX_GAPS])
+    more = f" and {len(spans) - MAX_GAPS} more" if len(spans) > MAX_GAPS else ""
+    why = "used by the host, or declared since the guest started; run virt-forward sync to check again"
+    return f"without {listed}{more}: {why}"
 
 
-def _unopened(domain: Domain, record: Guest | None, networks: tuple[Network, ...]) -> str:
-    """Return why declared forwards of a running guest are not open."""
-    unserved = [] if record else resolve.unserved(domain, attachments.Facts(networks))
-    return "; ".join(unserved) or "declared since the guest started; virt-forward sync opens it"
+def _missing_reason(domain: Domain, record: Guest | None, networks: tuple[Network, ...]) -> str:
+    """Return why a declared forward of a running guest is not open."""
+    unserved = [] if record else resolve.unserved(domain, attachments.HostFacts(networks))
+    return "; ".join(unserved) or "declared since the guest started; run virt-forward sync to open it"
 
 
-def _line(domain: Domain, guest: Guest, forward: Forward, seen: Seen) -> Line:
+def _line(domain: Domain, guest: Guest, forward: Forward, host: HostState) -> Line:
     endpoints = guest.endpoints_for(forward)
     addresses, origins = (
         tuple(str(endpoint.ip) for endpoint in endpoints),
@@ -139,21 +147,21 @@ def _line(domain: Domain, guest: Guest, forward: Forward, seen: Seen) -> Line:
     if forward in conflicts:
         return line._replace(state="conflict", reason=conflicts[forward])
     if not endpoints:
-        return line._replace(state="waiting", reason=explain.reason(guest, forward, seen.networks))
+        return line._replace(state="waiting", reason=explain.reason(guest, forward, host.networks))
     chain = guest_block.count_chain(names.suffix(guest.name, guest.uuid))
-    counted = seen.kernel.get((chain, guest_block.counter_comment(guest.forwards.index(forward))))
+    counted = host.counters.get((chain, guest_block.counter_comment(guest.forwards.index(forward))))
     if counted is None:
-        return line._replace(state="missing", reason="not in the kernel; virt-forward sync restores it")
-    why = absent.reason(forward, seen.host) if seen.host else None
+        return line._replace(state="missing", reason="not in the kernel; run virt-forward sync to restore it")
+    why = absent.reason(forward, host.targets) if host.targets else None
     return line._replace(reason=why, packets=counted[0], bytes=counted[1])
 
 
-def _gone(line: Line, declared: _Parts) -> bool:
+def _is_undeclared(line: Line, declared: _Parts) -> bool:
     return line.state == "active" and not declared.holds(line.forward.start, line.forward)
 
 
-def _undeclared(line: Line) -> Line:
-    return line._replace(reason="no longer declared; virt-forward sync closes it")
+def _with_undeclared_reason(line: Line) -> Line:
+    return line._replace(reason="no longer declared; run virt-forward sync to close it")
 
 
 def as_json(line: Line) -> dict[str, Any]:

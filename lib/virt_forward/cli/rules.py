@@ -1,4 +1,4 @@
-"""``virt-forward rules``: the table as it should be."""
+"""``virt-forward rules``: the expected table."""
 
 import argparse
 import sys
@@ -10,19 +10,24 @@ from virt_forward.state.store import Store
 
 
 def add_to(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Add the command's words to the parser."""
+    """Add the command to the parser."""
     parser = commands.add_parser(
         "rules",
-        help="print the table as it should be, as loadable nft text",
-        description="Print the table inet virt-forward as it should be, as text that nft -f loads.",
+        help="print the expected table as nft text",
+        description="Print the expected table inet virt-forward as text that nft -f loads.",
     )
     parser.set_defaults(run=run)
 
 
 def run(_options: argparse.Namespace) -> int:
-    """Print the table that the records and the configuration make."""
+    """Print the table that follows from the records and the configuration, and return 0.
+
+    Raises VirtForwardError if a record is damaged.
+    """
     guests, errors = Store().guests()
     if errors:
-        raise VirtForwardError((str(error) for error in errors), "virt-forward sync makes the records anew")
+        raise VirtForwardError(
+            (str(error) for error in errors), "run virt-forward sync to rebuild the records"
+        )
     sys.stdout.write(table.text(table.whole(guests, load_config(), 1)))
     return 0

@@ -15,7 +15,7 @@ from virt_forward.state.store import Store
 
 
 class Count(NamedTuple):
-    """A number with its noun."""
+    """A number with a noun, as ``1 guest`` or ``2 guests``."""
 
     number: int
     noun: str
@@ -25,32 +25,34 @@ class Count(NamedTuple):
 
 
 def add_to(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Add the command's words to the parser."""
+    """Add the command to the parser."""
     parser = commands.add_parser(
         "sync",
         help="make the kernel match the running guests",
-        description="Ask libvirt which guests run and what they declare, and make the table anew.",
+        description="Read the running guests and their metadata from libvirt, and rebuild the table.",
     )
     parser.set_defaults(run=run)
 
 
 def run(_options: argparse.Namespace) -> int:
-    """Synchronise, and say what came of it; 1 where a guest could not be served."""
+    """Synchronise, and print the result; return 1 if a guest has an error."""
     outcome = sync()
     forwards = sum(len(guest.forwards) for guest in outcome.guests)
     print(f"{Count(len(outcome.guests), 'guest')} with {Count(forwards, 'forward')}")
     networks = Store().networks() if outcome.guests else ()
     for guest in outcome.guests:
-        _tell(guest, networks)
+        _print_guest(guest, networks)
     for error in outcome.errors:
-        cli.complain(error)
+        cli.print_error(error)
     return 1 if outcome.errors else 0
 
 
-def _tell(guest: Guest, networks: Iterable[Network]) -> None:
+def _print_guest(guest: Guest, networks: Iterable[Network]) -> None:
     name = text.word(guest.name)
     for forward, reason in guest.conflicts:
-        cli.say(f"{name}: {host_part(forward)} is kept out: {reason}; {vetoes.remedy(reason)}", sys.stderr)
+        cli.print_line(
+            f"{name}: {host_part(forward)} is kept out: {reason}; {vetoes.remedy(reason)}", sys.stderr
+        )
     for forward in guest.forwards:
         if not guest.endpoints_for(forward):
-            cli.say(f"{name}: {host_part(forward)} waits: {explain.reason(guest, forward, networks)}")
+            cli.print_line(f"{name}: {host_part(forward)} waits: {explain.reason(guest, forward, networks)}")

@@ -1,4 +1,4 @@
-"""What the host knows: interfaces, networkd's files, libvirt's networks. Reads only."""
+"""Reading the host's facts: interfaces, networkd's files, libvirt's networks. Nothing is changed."""
 
 import json
 import os
@@ -9,8 +9,8 @@ from ipaddress import IPv4Interface, IPv6Interface, ip_interface
 from types import MappingProxyType
 
 from virt_forward.addresses import leases, networkd, probe
-from virt_forward.addresses.attachments import Attachment, Bridge, Facts
-from virt_forward.addresses.probe import Heard
+from virt_forward.addresses.attachments import Attachment, BridgeFacts, HostFacts
+from virt_forward.addresses.probe import Sightings
 from virt_forward.claims import absent
 from virt_forward.config import Config
 from virt_forward.errors import VirtForwardError
@@ -21,57 +21,57 @@ from virt_forward.text import output
 LIBVIRT_NETWORKS = "/run/libvirt/network"
 """Where libvirt keeps the status of its active networks, as NAME.xml."""
 
-NOTHING_HEARD: Heard = MappingProxyType({})
+NO_SIGHTINGS: Sightings = MappingProxyType({})
 
 VERIFY_SECONDS = 0.1
-"""How long a NIC may take to answer at an address that the neighbour table tells of it."""
+"""How long a NIC may take to answer a probe that verifies an address."""
 
 Interfaces = dict[str, list[IPv4Interface | IPv6Interface]]
 
 
-def facts(
+def host_facts(
     config: Config,
-    known: Iterable[Network],
-    wanted: Iterable[str] = (),
-    heard: Heard = NOTHING_HEARD,
-) -> Facts:
+    recorded: Iterable[Network],
+    names: Iterable[str] = (),
+    sightings: Sightings = NO_SIGHTINGS,
+) -> HostFacts:
     """Return the facts that resolving a guest needs.
 
-    ``known`` are the networks we have records of; of those ``wanted`` by name, libvirt's
-    own status files are read where we have none.
+    ``recorded`` are the networks that we have records of; for any other one in ``names``, libvirt's
+    own status file is read. Raises VirtForwardError where the interfaces cannot be read.
     """
-    networks = {network.name: network for network in known}
-    networks |= {network.name: network for network in active_networks(set(wanted) - set(networks))}
+    networks = {network.name: network for network in recorded}
+    networks |= {network.name: network for network in active_networks(set(names) - set(networks))}
     interfaces = read_interfaces()
     own = frozenset(address.ip for addresses in interfaces.values() for address in addresses)
     files = cache(networkd_files)
-    return Facts(
+    return HostFacts(
         tuple(networks.values()),
-        cache(lambda name: bridge(name, interfaces, files(), heard.get(name, ()))),
+        cache(lambda name: bridge_facts(name, interfaces, files(), sightings.get(name, ()))),
         own,
         config.learn,
-        verify,
+        verify_addresses,
     )
 
 
-def bridge(
-    name: str, interfaces: Interfaces, files: Mapping[str, str], heard: tuple[Sighting, ...] = ()
-) -> Bridge:
-    """Return what the kernel and networkd's configuration say of a bridge."""
-    configured = networkd.bridge_config(files, name, text(f"/sys/class/net/{name}/address").strip())
+def bridge_facts(
+    name: str, interfaces: Interfaces, files: Mapping[str, str], sightings: tuple[Sighting, ...] = ()
+) -> BridgeFacts:
+    """Return what the kernel and networkd's configuration have about a bridge."""
+    configured = networkd.bridge_config(files, name, read_text(f"/sys/class/net/{name}/address").strip())
     addresses = dict.fromkeys([*interfaces.get(name, []), *configured.addresses])
-    return Bridge(
+    return BridgeFacts(
         tuple(addresses),
         configured.leases,
         cache(lambda: dhcp_leases(name)),
         cache(lambda: neighbours(name)),
-        tuple(reversed(heard)),
+        tuple(reversed(sightings)),
         uplink=name in default_route_devices(),
     )
 
 
 def lease_files(bridge_name: str) -> tuple[str, str]:
-    """Return where the DHCP servers of networkd and libvirt keep the leases of a bridge."""
+    """Return the paths of the lease files of networkd and of libvirt's dnsmasq for a bridge."""
     return (
         f"/var/lib/systemd/network/dhcp-server-lease/{bridge_name}",
         f"/var/lib/libvirt/dnsmasq/{bridge_name}.status",
@@ -79,10 +79,10 @@ def lease_files(bridge_name: str) -> tuple[str, str]:
 
 
 def dhcp_leases(bridge_name: str) -> tuple[Reservation, ...]:
-    """Return the leases that are valid now on a bridge."""
-    of_networkd, of_libvirt = map(text, lease_files(bridge_name))
+    """Return the leases on a bridge that have not expired, networkd's first."""
+    networkd_text, libvirt_text = map(read_text, lease_files(bridge_name))
     now = time.time()
-    return (*leases.networkd(of_networkd, now), *leases.dnsmasq(of_libvirt, now))
+    return (*leases.networkd(networkd_text, now), *leases.dnsmasq(libvirt_text, now))
 
 
 def neighbours(bridge_name: str) -> leases.Neighbours:
@@ -90,27 +90,29 @@ def neighbours(bridge_name: str) -> leases.Neighbours:
     return leases.neighbours(run(["ip", "-j", "neighbour", "show", "dev", bridge_name]).stdout)
 
 
-def verify(attachment: Attachment, addresses: tuple[Address, ...]) -> frozenset[Address]:
-    """Ask a NIC at some addresses, and return those at which it has answered within VERIFY_SECONDS."""
+def verify_addresses(attachment: Attachment, addresses: tuple[Address, ...]) -> frozenset[Address]:
+    """Probe a NIC at some addresses, and return those at which it has answered within VERIFY_SECONDS."""
     from virt_forward.host import probe_socket
 
-    heard = probe_socket.once(probe.verifying(attachment, addresses), VERIFY_SECONDS)
-    return frozenset(seen.ip for seen in heard.get(attachment.bridge, ()) if seen.origin == "probed")
+    sightings = probe_socket.probe_once(probe.verification_probes(attachment, addresses), VERIFY_SECONDS)
+    return frozenset(
+        sighting.ip for sighting in sightings.get(attachment.bridge, ()) if sighting.origin == "probed"
+    )
 
 
 def confirm_neighbour(endpoint: Endpoint) -> None:
-    """Make the kernel ask a neighbour whether it is still there, as if it had a packet for it.
+    """Make the kernel confirm a neighbour entry, as if it had a packet to send to it.
 
-    NTF_USE of rtnetlink(7): an entry that has not been confirmed lately is asked by ARP or ND
-    after five seconds, and fails where nobody answers. No entry is made or changed.
+    NTF_USE of rtnetlink(7): the kernel probes an entry that was not confirmed recently by ARP or ND
+    after five seconds, and marks it failed without an answer. No entry is added or changed.
     """
     run(["ip", "neighbour", "change", str(endpoint.ip), "dev", endpoint.bridge, "use"])
 
 
 def default_route_devices() -> set[str]:
-    """Return the interfaces that have a default route (proc_net_route(5), RTF_UP)."""
-    ipv4 = (line.split() for line in text("/proc/net/route").splitlines()[1:])
-    ipv6 = (line.split() for line in text("/proc/net/ipv6_route").splitlines())
+    """Return the interfaces with a default route (proc_net_route(5), /proc/net/ipv6_route)."""
+    ipv4 = (line.split() for line in read_text("/proc/net/route").splitlines()[1:])
+    ipv6 = (line.split() for line in read_text("/proc/net/ipv6_route").splitlines())
     found = {words[0] for words in ipv4 if len(words) > 7 and words[1] == words[7] == "0" * 8}
     return found | {words[9] for words in ipv6 if len(words) > 9 and words[:2] == ["0" * 32, "00"]} - {"lo"}
 
@@ -120,8 +122,8 @@ def own_addresses() -> frozenset[Address]:
     return frozenset(address.ip for addresses in read_interfaces().values() for address in addresses)
 
 
-def here() -> absent.Host:
-    """Return what a forward can listen on."""
+def listen_targets() -> absent.Host:
+    """Return the addresses, local subnets and devices that a forward can listen on."""
     import socket
 
     words = ["route", "show", "table", "local", "type", "local"]
@@ -131,14 +133,14 @@ def here() -> absent.Host:
 
 
 def read_interfaces() -> Interfaces:
-    """Return the addresses of every interface, as ip-address(8) tells them."""
+    """Return the addresses of each interface, from ip-address(8). Raises VirtForwardError where it fails."""
     result = run(["ip", "-j", "address", "show"])
     if result.status:
         raise VirtForwardError(
             f"ip: {output(result.stderr) or result.status}", "install the package iproute2"
         )
     found: Interfaces = {}
-    # ip writes control characters in the name of an interface as they are.
+    # ip does not escape control characters in the name of an interface.
     for link in json.loads(result.stdout or "[]", strict=False):
         for item in link.get("addr_info", []):
             if "local" in item:
@@ -148,22 +150,26 @@ def read_interfaces() -> Interfaces:
 
 
 def networkd_files() -> dict[str, str]:
-    """Return the text of every .network file in force, its drop-ins appended."""
+    """Return by name the text of each .network file in use, its drop-ins appended (systemd.network(5))."""
     paths: dict[str, str] = {}
     for directory in reversed(networkd.DIRECTORIES):
         paths |= {
-            name: os.path.join(directory, name) for name in names(directory) if name.endswith(".network")
+            name: os.path.join(directory, name)
+            for name in list_directory(directory)
+            if name.endswith(".network")
         }
     return {name: "\n".join(_with_dropins(name, path)) for name, path in paths.items()}
 
 
 def _with_dropins(name: str, path: str) -> Iterator[str]:
-    yield text(path)
+    yield read_text(path)
     paths: dict[str, str] = {}
     for directory in reversed(networkd.DIRECTORIES):
         folder = os.path.join(directory, f"{name}.d")
-        paths |= {item: os.path.join(folder, item) for item in names(folder) if item.endswith(".conf")}
-    yield from (text(paths[item]) for item in sorted(paths))
+        paths |= {
+            item: os.path.join(folder, item) for item in list_directory(folder) if item.endswith(".conf")
+        }
+    yield from (read_text(paths[item]) for item in sorted(paths))
 
 
 def active_networks(names: Iterable[str]) -> list[Network]:
@@ -178,21 +184,21 @@ def _status_file(name: str) -> list[Network]:
     from virt_forward.metadata.network import parse_network
 
     try:
-        return [parse_network(text(path).encode())[0]]
+        return [parse_network(read_text(path).encode())[0]]
     except VirtForwardError:
         return []
 
 
-def names(directory: str) -> list[str]:
-    """Return the names in a directory; none where it does not exist or cannot be read."""
+def list_directory(directory: str) -> list[str]:
+    """Return the names in a directory; none if it does not exist or cannot be read."""
     try:
         return os.listdir(directory)
     except OSError:
         return []
 
 
-def text(path: str) -> str:
-    """Return a file's text; nothing where it is not there or cannot be read."""
+def read_text(path: str) -> str:
+    """Return the text of a file; empty if it does not exist or cannot be read."""
     try:
         with open(path, encoding="utf-8", errors="replace") as file:
             return file.read()

@@ -1,4 +1,4 @@
-"""The host's own word on host ports: sockets that listen, and ports that are reserved. Reads only."""
+"""The host's own use of its ports: listening sockets, and the ports that the configuration reserves."""
 
 import contextlib
 import os
@@ -11,12 +11,12 @@ from virt_forward.addresses.attachments import Attachment
 from virt_forward.claims import index as claims
 from virt_forward.claims import sockets, vetoes
 from virt_forward.config import Config
-from virt_forward.host.collect import Interfaces, names, read_interfaces, text
+from virt_forward.host.collect import Interfaces, list_directory, read_interfaces, read_text
 from virt_forward.model import Address, Forward, HostAddress, Listen, PortForward, Span
 
 
-class Listening(NamedTuple):
-    """The host's listening sockets and what concerns them, each read once, when first asked for."""
+class SocketFacts(NamedTuple):
+    """The host's listening sockets and facts about them; each function reads once, when first called."""
 
     sockets: Callable[[], sockets.ByPort]
     details: Callable[[], sockets.Details]
@@ -24,9 +24,9 @@ class Listening(NamedTuple):
     interfaces: Callable[[], Interfaces]
 
 
-def listening_now() -> Listening:
-    """Return what tells of the host's listening sockets, for one event."""
-    return Listening(
+def socket_facts() -> SocketFacts:
+    """Return functions that read the host's listening sockets, to be used for one event."""
+    return SocketFacts(
         cache(lambda: ports.by_port(listeners())),
         cache(_details),
         cache(socket_owners),
@@ -34,96 +34,97 @@ def listening_now() -> Listening:
     )
 
 
-def port_vetoes(
+def port_checks(
     config: Config,
-    attached: Iterable[Attachment],
-    listening: Listening | None = None,
+    attachments: Iterable[Attachment],
+    facts: SocketFacts | None = None,
     *,
     hosts: Iterable[HostAddress] | None = None,
     held: Iterable[Forward] = (),
 ) -> tuple[claims.Veto, Callable[[PortForward], list[Span]]]:
-    """Return what the host has against a forward, and what a ``<portForward>`` leaves to the host.
+    """Return two functions: the host's veto against a forward, and the excluded ports of a ``<portForward>``.
 
-    ``hosts`` are the guest's declared addresses (None: not known), ``held`` the forwards it has.
+    The veto returns the reason (claims/vetoes.py) or None; the excluded ports are returned as spans in
+    order. ``hosts`` are the guest's declared addresses (None: not known), ``held`` its open forwards.
     """
-    listening = listening or listening_now()
-    reach = _reach(config, list(attached), listening, hosts)
+    facts = facts or socket_facts()
+    reach = _reach(config, list(attachments), facts, hosts)
     reserved = ports.by_port(config.reserved)
-    kept = _spans(held)
+    own_spans = _spans(held)
 
     def veto(forward: Forward) -> str | None:
         for item in ports.between(reserved, forward.proto, forward.span):
             return vetoes.reserved(item.proto, item.port)
-        meeting = sockets.against(listening.sockets(), forward, reach)
-        listener = next((item for item in meeting if not sockets.autobound(item, reach)), None)
-        return None if listener is None else _taken(listener, listening)
+        conflicting = sockets.against(facts.sockets(), forward, reach)
+        listener = next((item for item in conflicting if not sockets.autobound(item, reach)), None)
+        return None if listener is None else _listener_veto(listener, facts)
 
-    def spared(item: PortForward) -> list[Span]:
-        # Where ports are named, somebody who listens there is a conflict; a client's socket is none,
-        # but a range can do without its port. What the guest has already it keeps.
-        every = ports.names_no_port(item)
-        had = kept.get(item.listen, ())
-        if not any(_may_leave_out(forward, had) for forward in ports.expand_one(item)):
+    def excluded(item: PortForward) -> list[Span]:
+        # A listener on a named port is a conflict, so that only a forward without ports excludes it. The port
+        # of a client's socket is excluded from any range, unless the guest has it already.
+        all_ports = ports.names_no_port(item)
+        own = own_spans.get(item.listen, ())
+        if not any(_may_exclude(forward, own) for forward in ports.expand_one(item)):
             return []
-        taken = {found.port for found in config.reserved if every and found.proto == item.proto}
+        taken = {found.port for found in config.reserved if all_ports and found.proto == item.proto}
         for forward in ports.expand_one(item):
-            for found in sockets.against(listening.sockets(), forward, reach):
+            for found in sockets.against(facts.sockets(), forward, reach):
                 client = sockets.autobound(found, reach)
-                if not ports.overlapping(had, Span(found.port, found.port)) if client else every:
+                if not ports.overlapping(own, Span(found.port, found.port)) if client else all_ports:
                     taken.add(found.port)
         return [Span(port, port) for port in sorted(taken)]
 
-    return veto, spared
+    return veto, excluded
 
 
-def _may_leave_out(forward: Forward, had: Sequence[Span]) -> bool:
-    """Tell whether a port of ``forward`` could be left to the host: it has several, and some that are new."""
-    return forward.start < forward.end and bool(ports.subtract(forward.span, had))
+def _may_exclude(forward: Forward, own: Sequence[Span]) -> bool:
+    """Tell whether a port of ``forward`` could be excluded: it has several, and some that are new."""
+    return forward.start < forward.end and bool(ports.subtract(forward.span, own))
 
 
 def _reach(
-    config: Config, attached: list[Attachment], listening: Listening, hosts: Iterable[HostAddress] | None
+    config: Config, attachments: list[Attachment], facts: SocketFacts, hosts: Iterable[HostAddress] | None
 ) -> sockets.Reach:
     gateways = frozenset(
-        ip for attachment in attached if not attachment.facts.uplink for ip in attachment.gateways()
+        ip for attachment in attachments if not attachment.facts.uplink for ip in attachment.host_addresses()
     )
     return sockets.Reach(
         config.localhost,
         gateways,
-        _families(attached, hosts),
-        listening.details,
-        cache(lambda dev: _elsewhere(dev, listening.interfaces())),
+        _families(attachments, hosts),
+        facts.details,
+        cache(lambda dev: _elsewhere(dev, facts.interfaces())),
         cache(_devices),
     )
 
 
-def _families(attached: list[Attachment], hosts: Iterable[HostAddress] | None) -> frozenset[int]:
-    """Return the IP versions that a guest may come to have an address of; both where that is not known.
+def _families(attachments: list[Attachment], hosts: Iterable[HostAddress] | None) -> frozenset[int]:
+    """Return the IP versions that a guest can have an address of; both if that is not known.
 
     An address is learned only in a family in which the host has a subnet on the bridge. A bridge
-    that has none yet, or that an uplink is part of, may get one at any time.
+    that has none yet, or has an uplink, can get one at any time.
     """
     if (
         hosts is None
-        or not attached
-        or any(attachment.facts.uplink or not attachment.lans() for attachment in attached)
+        or not attachments
+        or any(attachment.facts.uplink or not attachment.subnets() for attachment in attachments)
     ):
         return frozenset((4, 6))
     found = {host.ip.version for host in hosts}
-    for attachment in attached:
+    for attachment in attachments:
         reserved = (
             *attachment.facts.reservations,
             *(attachment.network.reservations if attachment.network else ()),
         )
-        found |= {subnet.version for subnet in attachment.lans()} | {item.ip.version for item in reserved}
+        found |= {subnet.version for subnet in attachment.subnets()} | {item.ip.version for item in reserved}
     return frozenset(found)
 
 
 def _elsewhere(dev: str, interfaces: Interfaces) -> frozenset[Address]:
     """Return the addresses of other links than that of ``dev``.
 
-    One of lo, or without a subnet (a floating or anycast one), is no link's: it is meant to be
-    reached by every device.
+    One of lo, or without a subnet (a floating or anycast one), is meant to be reached by every
+    device, and is left out.
     """
     own = {address.ip for address in interfaces.get(dev, ())}
     others = (address for name, found in interfaces.items() if name not in (dev, "lo") for address in found)
@@ -131,11 +132,11 @@ def _elsewhere(dev: str, interfaces: Interfaces) -> frozenset[Address]:
 
 
 def _devices(dev: str) -> frozenset[int]:
-    """Return the indexes of a device and of the VRF it is in."""
+    """Return the interface indexes of a device and of the VRF it is in; empty if it does not exist."""
     import socket
 
     with contextlib.suppress(OSError):
-        master = text(f"/sys/class/net/{dev}/master/ifindex").strip()
+        master = read_text(f"/sys/class/net/{dev}/master/ifindex").strip()
         return frozenset((socket.if_nametoindex(dev), int(master or 0)))
     return frozenset()
 
@@ -145,16 +146,20 @@ def _spans(forwards: Iterable[Forward]) -> dict[Listen, list[Span]]:
     return {listen: ports.merge(forward.span for forward in group) for listen, group in groups.items()}
 
 
-def _taken(listener: sockets.Listener, listening: Listening) -> str:
-    program = listening.owners().get(listener.inode, "")
+def _listener_veto(listener: sockets.Listener, facts: SocketFacts) -> str:
+    program = facts.owners().get(listener.inode, "")
     return vetoes.listening(listener.proto, listener.port, listener.address, program)
 
 
 def listeners() -> Iterator[sockets.Listener]:
-    """Yield the sockets on which the host listens, in this network namespace."""
-    yield from (item for name in ("tcp", "tcp6") for item in sockets.parse("tcp", text(f"/proc/net/{name}")))
-    yield from (item for name in ("udp", "udp6") for item in sockets.parse("udp", text(f"/proc/net/{name}")))
-    yield from sockets.parse_sctp(text("/proc/net/sctp/eps"))
+    """Yield the listening sockets of this network namespace (/proc/net)."""
+    yield from (
+        item for name in ("tcp", "tcp6") for item in sockets.parse("tcp", read_text(f"/proc/net/{name}"))
+    )
+    yield from (
+        item for name in ("udp", "udp6") for item in sockets.parse("udp", read_text(f"/proc/net/{name}"))
+    )
+    yield from sockets.parse_sctp(read_text("/proc/net/sctp/eps"))
 
 
 def _details() -> sockets.Details:
@@ -164,17 +169,17 @@ def _details() -> sockets.Details:
 
 
 def socket_owners() -> dict[int, str]:
-    """Return by inode the name of the first process that has a socket open."""
+    """Return by inode of a socket the name of the first process found that has it open (proc_pid_fd(5))."""
     found: dict[int, str] = {}
-    for pid in filter(str.isdigit, names("/proc")):
+    for pid in filter(str.isdigit, list_directory("/proc")):
         new = [inode for inode in _open_sockets(pid) if inode not in found]
         if new:
-            found |= dict.fromkeys(new, text(f"/proc/{pid}/comm").strip())
+            found |= dict.fromkeys(new, read_text(f"/proc/{pid}/comm").strip())
     return found
 
 
 def _open_sockets(pid: str) -> Iterator[int]:
-    for fd in names(f"/proc/{pid}/fd"):
+    for fd in list_directory(f"/proc/{pid}/fd"):
         with contextlib.suppress(OSError):
             kind, _, inode = os.readlink(f"/proc/{pid}/fd/{fd}").partition(":")
             if kind == "socket":

@@ -1,14 +1,14 @@
-"""Messages to the journal, identifier virt-forward. Hooks have no other place to speak."""
+"""Messages to the journal, with the identifier virt-forward. Hooks have no other output."""
 
 import os
 
 from virt_forward import text
 
 SOCKET = "/dev/log"
-"""Where syslog(3) writes to, too: systemd-journald.socket(8), RFC 3164."""
+"""The socket of syslog(3): systemd-journald.socket(8), RFC 3164."""
 
 SECONDS = 0.2
-"""How long to wait for a journal that does not read. syslog(3) waits without end, and libvirtd with it."""
+"""How long to wait for a journal that does not read. syslog(3) would wait forever, and with it libvirtd."""
 
 DAEMON = 3 << 3
 ERROR, WARNING, INFO = 3, 4, 6
@@ -16,17 +16,17 @@ ERROR, WARNING, INFO = 3, 4, 6
 
 
 def error(message: str) -> None:
-    """Log something that a person should look at."""
+    """Log a failure that needs attention."""
     _log(ERROR, message)
 
 
 def warning(message: str) -> None:
-    """Log something that was not as it should be and did no harm."""
+    """Log something unexpected that has no bad effect."""
     _log(WARNING, message)
 
 
 def info(message: str) -> None:
-    """Log what was done."""
+    """Log a normal event."""
     _log(INFO, message)
 
 
@@ -38,7 +38,7 @@ def _log(severity: int, message: str) -> None:
 
 
 def _send(data: bytes) -> None:
-    # Most events have nothing to say, and need no sockets.
+    # Imported here, as most events log nothing.
     import contextlib
     import socket
 

@@ -15,17 +15,14 @@ TIMEOUT = 20.0
 
 
 class Parts(NamedTuple):
-    """The names of what our table has: its chains, and its sets, maps and other objects."""
+    """The names in our table: of its chains, and of its sets, maps and other objects."""
 
     chains: frozenset[str]
     others: frozenset[str]
 
 
 def apply(commands: str) -> None:
-    """Load commands in one transaction: all of them, or none.
-
-    Raises NftError with nft's own words, and the place in the commands.
-    """
+    """Run commands in one transaction: all of them, or none. Raises NftError with the output of nft."""
     result = run(["nft", "-f", "-"], commands, TIMEOUT)
     if result.status:
         raise _failure(result.stderr, result.status)
@@ -35,7 +32,7 @@ _KINDS = ("chains", "sets", "maps", "counters", "quotas", "flowtables")
 
 
 def parts() -> Parts | None:
-    """Return the names of what our table has, or None where there is no table."""
+    """Return the names in our table, or None if there is no table."""
     words = "; ".join(f"list {kind} inet" for kind in _KINDS)
     result = run(["nft", "-j", "-t", words], timeout=TIMEOUT)
     if result.status:
@@ -59,12 +56,12 @@ def _exists() -> bool:
 
 
 def delete_table() -> None:
-    """Delete our table; no error where there is none."""
+    """Delete our table, if there is one. Raises NftError."""
     apply(f"add table {TABLE}\ndelete table {TABLE}\n")
 
 
 def listing() -> list[dict[str, object]] | None:
-    """Return the items of our table as nft's JSON lists them, or None where there is no table."""
+    """Return our table as the items of nft's JSON (libnftables-json(5)), or None if there is no table."""
     result = run(["nft", "-j", "list", "table", *TABLE.split()], timeout=TIMEOUT)
     if result.status == 127 or "not permitted" in result.stderr:
         raise _failure(result.stderr, result.status)
@@ -75,7 +72,7 @@ def listing() -> list[dict[str, object]] | None:
 
 
 def plain_listing() -> str | None:
-    """Return our table as ``nft -s`` lists it, without what changes by itself; None where it is not there."""
+    """Return our table as ``nft -s`` lists it, without counters; None if there is no table."""
     result = run(["nft", "-s", "list", "table", *TABLE.split()], timeout=TIMEOUT)
     if result.status == 127:
         raise _failure(result.stderr, result.status)
@@ -83,20 +80,20 @@ def plain_listing() -> str | None:
 
 
 def dispatches() -> bool:
-    """Tell whether our table still looks for forwards: ``nft flush table`` takes the rules alone."""
+    """Tell whether our table has its dispatch rule: ``nft flush table`` deletes rules, not the table."""
     result = run(["nft", "list", "chain", *TABLE.split(), "dispatch"], timeout=TIMEOUT)
     return result.status == 0 and "vmap" in result.stdout
 
 
 def revision() -> int | None:
-    """Return the revision of our table, None where there is none."""
+    """Return the revision of our table, or None if there is no table."""
     result = run(["nft", "list", "set", *TABLE.split(), "revision"], timeout=TIMEOUT)
     found = re.search(r"elements = \{ (0x[0-9a-f]+) \}", result.stdout)
     return int(found[1], 16) if result.status == 0 and found else None
 
 
 def scratch_listing(text: str) -> str:
-    """Return how nft lists the table that ``text`` makes, loaded into a network namespace of its own."""
+    """Return how nft lists the table in ``text``, loaded into a new network namespace. Raises NftError."""
     words = f"nft -f - && nft -s list table {TABLE}"
     result = run(["unshare", "--net", "sh", "-c", words], text, TIMEOUT)
     if result.status:
@@ -107,5 +104,5 @@ def scratch_listing(text: str) -> str:
 def _failure(stderr: str, status: int) -> NftError:
     words = output(stderr) or f"exit status {status}"
     if status == 127:
-        return NftUnusableError("nft is not there", "install the package nftables")
+        return NftUnusableError("nft not found", "install the package nftables")
     return (NftUnusableError if status == 124 else NftError)(f"nft refused: {words}")

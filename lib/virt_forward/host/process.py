@@ -1,4 +1,4 @@
-"""Running another program: bounded in time, its input and output whole."""
+"""Running other programs, with a time limit and complete input and output."""
 
 import contextlib
 import os
@@ -7,31 +7,34 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import IO, NamedTuple
 
-# libvirtd hands its hooks a PATH of its own; sbin is not in everybody's.
+# libvirtd passes its own PATH to hooks, and a user's PATH may lack sbin.
 ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C"}
 
 _until: float | None = None
-"""When everything that this process does has to be over, by time.monotonic()."""
+"""The deadline of this process on the monotonic clock; None without one."""
 
 
 def limit(seconds: float) -> None:
-    """Let all programs and waits of this process be over within ``seconds`` from now."""
+    """Set the deadline of all programs and waits of this process to ``seconds`` from now."""
     global _until  # noqa: PLW0603 - a deadline is that of the whole process
     _until = time.monotonic() + seconds
 
 
 def left(seconds: float) -> float:
-    """Return how long one may wait where ``seconds`` would be right, in seconds."""
+    """Return ``seconds``, or the time left until the deadline if that is less."""
     return seconds if _until is None else max(0.0, min(seconds, _until - time.monotonic()))
 
 
 held: set[int] = set()
-"""File descriptors that every program keeps open. A lock that is here outlives our own sudden
-death for as long as the program we started is still at work."""
+"""File descriptors that programs inherit: if this process is killed, a lock is held until the
+program it has started ends as well."""
 
 
 class Result(NamedTuple):
-    """What a program left behind; ``status`` is 127 where it does not exist, 124 where it hung."""
+    """The exit status and output of a program.
+
+    ``status`` is 127 if the program cannot be started, and 124 after a timeout, as by timeout(1).
+    """
 
     status: int
     stdout: str
@@ -39,7 +42,7 @@ class Result(NamedTuple):
 
 
 def run(argv: Sequence[str], stdin: str = "", timeout: float = 10.0) -> Result:
-    """Run ``argv`` and return what came of it. ``timeout`` is in seconds. Raises nothing."""
+    """Run ``argv`` and return the result. ``timeout`` is in seconds. Raises nothing."""
     timeout = left(timeout)
     try:
         with _whole(stdin) as file:
@@ -64,7 +67,7 @@ def run(argv: Sequence[str], stdin: str = "", timeout: float = 10.0) -> Result:
 
 @contextlib.contextmanager
 def _whole(text: str) -> Iterator[IO[bytes]]:
-    """Give a file with all of ``text``: from a pipe, a program could take half of it for everything."""
+    """Return a file with ``text``: if we were killed, a program would take half of it in a pipe for all."""
     with open(os.memfd_create("stdin"), "w+b") as file:
         file.write(text.encode("utf-8", "replace"))
         file.seek(0)
@@ -72,6 +75,6 @@ def _whole(text: str) -> Iterator[IO[bytes]]:
 
 
 def _environment() -> dict[str, str]:
-    # A PATH that was set on purpose comes first, so that a test can put its own nft there.
+    # The PATH of the environment comes first, so that a test can replace nft.
     path = os.environ.get("PATH")
     return ENVIRONMENT | ({"PATH": f"{path}:{ENVIRONMENT['PATH']}"} if path else {})

@@ -1,8 +1,8 @@
-"""What /proc/net does not tell of a socket, from the kernel's sock_diag(7).
+"""Details of sockets that /proc/net does not have, from sock_diag(7).
 
-ss(8) asks the same, but where the kernel has no diag module for a protocol it falls back to
-/proc silently, and then takes every port of net.ipv4.ip_local_port_range for an autobound one,
-WireGuard's 51820 included. Here such a protocol has no answer, and its sockets count in full.
+ss(8) is no alternative: without the kernel's diag module for a protocol it silently falls back to
+/proc, and takes all ports of net.ipv4.ip_local_port_range for autobound ones, WireGuard's 51820
+included. Here such a protocol has no details, and its sockets count as servers.
 """
 
 import socket
@@ -30,7 +30,7 @@ TIMEOUT = 5.0
 
 
 def details() -> Details:
-    """Return what there is to tell of the sockets on which the host listens."""
+    """Return the details of the host's listening TCP and unconnected UDP sockets."""
     families, protocols = (socket.AF_INET, socket.AF_INET6), (socket.IPPROTO_TCP, socket.IPPROTO_UDP)
     found = [item for family in families for protocol in protocols for item in _dump(family, protocol)]
     autobound = [item for family in families for item in _dump(family, socket.IPPROTO_UDP, AUTOBOUND)]
@@ -42,19 +42,19 @@ def details() -> Details:
 
 
 def _dump(family: int, protocol: int, bytecode: bytes = b"") -> list[tuple[int, int, bool]]:
-    """Return inode, index of the bound device, and IPV6_V6ONLY of each listening socket; none on an error."""
+    """Return inode, index of the bound device (0: none), and IPV6_V6ONLY of each socket; none on an error."""
     request = struct.pack("=BBBxI48x", family, protocol, 0, LISTENING) + bytecode
     header = _HEADER.pack(_HEADER.size + len(request), SOCK_DIAG_BY_FAMILY, NLM_F_REQUEST_DUMP, 1, 0)
     try:
         with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_SOCK_DIAG) as kernel:
             kernel.settimeout(TIMEOUT)
             kernel.send(header + request)
-            return list(_answers(kernel))
+            return list(_receive(kernel))
     except OSError:
         return []
 
 
-def _answers(kernel: socket.socket) -> Iterator[tuple[int, int, bool]]:
+def _receive(kernel: socket.socket) -> Iterator[tuple[int, int, bool]]:
     while True:
         data = kernel.recv(1 << 16)
         while data:

@@ -1,10 +1,10 @@
-"""Switches of the kernel: files of one word in /proc/sys and /sys."""
+"""Kernel settings: files of one word in /proc/sys and /sys."""
 
 from virt_forward.host import log
 
 
 def read(path: str) -> str:
-    """Return what a switch says; nothing where it is not there."""
+    """Return the value of a setting; empty if the file does not exist."""
     try:
         with open(path, encoding="ascii") as file:
             return file.read().strip()
@@ -18,12 +18,15 @@ def is_on(path: str) -> bool | None:
 
 
 def turn(path: str, value: str, otherwise: str) -> bool:
-    """Set a switch, and tell whether it is set; ``otherwise`` is logged as what follows where it is not."""
+    """Write a setting, and tell whether it is written; ``otherwise`` is the consequence to log if not.
+
+    A file that does not exist is no error: the interface was removed.
+    """
     try:
         with open(path, "w", encoding="ascii") as file:
             file.write(value)
     except FileNotFoundError:
-        return False  # the interface is gone, and its switches with it
+        return False
     except OSError as error:
         log.error(f"{path}: {error.strerror}; {otherwise}")
         return False

@@ -1,4 +1,4 @@
-"""libvirt, by libvirt-python. Never imported by a hook: calling libvirt from one deadlocks."""
+"""Access to libvirt by libvirt-python. Hooks never import it: a call to libvirt from a hook deadlocks."""
 
 import os
 import re
@@ -12,14 +12,14 @@ from virt_forward.errors import VirtForwardError
 LOOK = "see journalctl -u libvirtd (or virtqemud)"
 
 PID_FILES = "/run"
-"""Where libvirt's daemons have their pid files, as NAME.pid."""
+"""The directory of the PID files of libvirt's daemons, NAME.pid."""
 
 SYSTEMD = "/run/systemd/system"
-"""A directory that exists where systemd is the service manager (sd_booted(3))."""
+"""A directory that exists if systemd is the service manager (sd_booted(3))."""
 
 
 class DomainState(NamedTuple):
-    """A domain as libvirt knows it: its XML, the live one where it is active."""
+    """A domain of libvirt, with its XML: the live one if it is active."""
 
     name: str
     uuid: str
@@ -29,7 +29,7 @@ class DomainState(NamedTuple):
 
 @contextmanager
 def connection(uri: str) -> Iterator[Any]:
-    """Open a connection; raises VirtForwardError where libvirt is away."""
+    """Open a connection. Raises VirtForwardError if libvirt is not reachable."""
     libvirt = _module()
     try:
         opened = libvirt.open(uri)
@@ -45,10 +45,10 @@ def connection(uri: str) -> Iterator[Any]:
 
 
 def daemon_runs(uri: str) -> bool:
-    """Tell whether a connection would start no daemon: systemd starts one as somebody connects to its socket.
+    """Tell whether a connection starts no daemon: systemd starts a stopped one on a connection to its socket.
 
-    Whoever has stopped libvirt means it, and its daemons end by themselves when idle. Where
-    systemd does not run, and for other than the host's own daemons, there is nothing to start.
+    An administrator may have stopped libvirt on purpose, and its daemons exit when they are idle.
+    Always true without systemd, and for URIs of other than the host's own daemons.
     """
     driver = re.match(r"(\w+):///system(?![^?])", uri)
     if not driver or not os.path.isdir(SYSTEMD):
@@ -57,7 +57,7 @@ def daemon_runs(uri: str) -> bool:
 
 
 def _runs(daemon: str) -> bool:
-    """Tell whether the process runs that a daemon's pid file names; a killed daemon leaves the file."""
+    """Tell whether the process in the PID file of a daemon is running; a killed daemon leaves the file."""
     try:
         with open(f"{PID_FILES}/{daemon}.pid", encoding="ascii") as file:
             pid = int(file.read(20))
@@ -71,14 +71,14 @@ def _module() -> Any:
     try:
         import libvirt
     except ImportError:
-        raise VirtForwardError("libvirt-python is not there", "install the package python3-libvirt") from None
-    # Errors come as exceptions; libvirt's own printing of them would be said twice.
+        raise VirtForwardError("libvirt-python not found", "install the package python3-libvirt") from None
+    # Errors are raised as exceptions; libvirt must not print them as well.
     libvirt.registerErrorHandler(lambda _context, _error: None, None)
     return libvirt
 
 
 def domains(opened: Any, only: Collection[str] | None = None) -> list[DomainState]:
-    """Return domains by name, all or ``only`` those of some UUIDs; one that is gone is left out."""
+    """Return domains sorted by name: all, or those with a UUID in ``only`` that exist."""
     libvirt = _module()
     try:
         listed = opened.listAllDomains() if only is None else _looked_up(libvirt, opened, only)
@@ -91,7 +91,7 @@ def domains(opened: Any, only: Collection[str] | None = None) -> list[DomainStat
 
 
 def networks(opened: Any) -> list[bytes] | None:
-    """Return the XML of every active network; None where libvirt's network driver is away."""
+    """Return the XML of each active network; None if libvirt's network driver is not reachable."""
     libvirt = _module()
     try:
         active = opened.listAllNetworks(libvirt.VIR_CONNECT_LIST_NETWORKS_ACTIVE)

@@ -38,7 +38,7 @@ def _present(want: Present, before: Guest | None, host: "HostView") -> Guest:
     runs = want.phase == "running"
     hosts = domain.declaration.hosts if domain.declaration else ()
     held = before.forwards if before and runs else ()
-    _, excluded = host.port_vetoes(domain.nics, hosts, held)
+    _, excluded = host.port_checks(domain.nics, hosts, held)
     facts = host.facts(domain.nics)
     guest = resolve.resolve(domain, facts, host.config, want.phase, excluded)
     # A libvirtd that restarts is no reason to forget an address that only the guest's traffic told.

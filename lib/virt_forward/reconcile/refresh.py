@@ -1,9 +1,9 @@
 """Following addresses: the guests that run are located anew as leases and neighbours have it now."""
 
 from virt_forward.addresses import resolve
-from virt_forward.addresses.attachments import attached
-from virt_forward.addresses.endpoints import doubted
-from virt_forward.addresses.probe import Heard
+from virt_forward.addresses.attachments import find_attachments
+from virt_forward.addresses.endpoints import doubtful_endpoints
+from virt_forward.addresses.probe import Sightings
 from virt_forward.claims import index as claims
 from virt_forward.config import Config
 from virt_forward.effects import converge
@@ -18,7 +18,7 @@ from virt_forward.state.ledger import Ledger
 from virt_forward.state.store import Store
 
 
-def refresh(store: Store, heard: Heard = collect.NOTHING_HEARD) -> int:
+def refresh(store: Store, heard: Sightings = collect.NO_SIGHTINGS) -> int:
     """Move the rules of running guests to where these are now; return how many guests have moved.
 
     Where a second address of a NIC has shown up, the kernel is made to find out whether the guest
@@ -38,18 +38,20 @@ def refresh(store: Store, heard: Heard = collect.NOTHING_HEARD) -> int:
     return len(moved)
 
 
-def _look(store: Store, config: Config, heard: Heard) -> tuple[list[Guest], list[Endpoint]]:
+def _look(store: Store, config: Config, heard: Sightings) -> tuple[list[Guest], list[Endpoint]]:
     """Return the running guests whose endpoints are not as recorded, located again, and doubted endpoints."""
     known = list(Ledger(store).merged().values())
     running = [guest for guest in known if guest.phase == "running"]
     if not running:
         return [], []
     names = {name for guest in running for name in guest.networks}
-    facts = collect.facts(config, store.networks(), names, heard)
+    facts = collect.host_facts(config, store.networks(), names, heard)
     now = claims.reconciled(resolve.locate(g, facts) if g.phase == "running" else g for g in known)
     moved = [guest for before, guest in zip(known, now, strict=True) if guest != before]
     return [guest for guest in moved if guest.phase == "running"], [
-        endpoint for guest in running for endpoint in doubted(guest, attached(guest.nics, facts), facts)
+        endpoint
+        for guest in running
+        for endpoint in doubtful_endpoints(guest, find_attachments(guest.nics, facts), facts)
     ]
 
 

@@ -5,7 +5,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from virt_forward.addresses import probe
-from virt_forward.addresses.probe import Heard
+from virt_forward.addresses.probe import Sightings
 from virt_forward.config import Config
 from virt_forward.errors import VirtForwardError
 from virt_forward.host import collect, probe_socket
@@ -47,7 +47,7 @@ def sync(only: Collection[str] | None = None, *, ask_guests: bool = True) -> Out
         _remember_networks(networks, store)
     errors: list[VirtForwardError] = []
     wants = {want.uuid: want for want in _wants([state for state in domains if state.active], errors)}
-    heard = _heard(tuple(wants.values()), store, config) if ask_guests else collect.NOTHING_HEARD
+    heard = _heard(tuple(wants.values()), store, config) if ask_guests else collect.NO_SIGHTINGS
     with store.lock():
         now = _records(store)
         moved = {uuid for uuid in {*seen, *now} if seen.get(uuid) != now.get(uuid)}
@@ -79,14 +79,14 @@ def _wants(states: Iterable[DomainState], errors: list[VirtForwardError]) -> Ite
                 yield Present(domain, "running")
 
 
-def _heard(wants: Sequence[Want], store: Store, config: Config) -> Heard:
+def _heard(wants: Sequence[Want], store: Store, config: Config) -> Sightings:
     """Ask the guests whose address nothing tells, and return what they have answered."""
     host = HostView(config, store.networks)
     planned = Reconciler(store, config, host).plan(wants).guests
     networks = store.networks()
     running = [guest for guest in planned.values() if guest and guest.phase == "running"]
-    questions = [item for guest in running for item in probe.questions(guest, networks)]
-    return probe_socket.once(questions) if questions else collect.NOTHING_HEARD
+    questions = [item for guest in running for item in probe.probes(guest, networks)]
+    return probe_socket.probe_once(questions) if questions else collect.NO_SIGHTINGS
 
 
 def _records(store: Store) -> dict[str, Guest]:

@@ -4,8 +4,8 @@ from collections.abc import Callable, Collection, Iterable
 from functools import cache, cached_property
 
 from virt_forward.addresses import attachments
-from virt_forward.addresses.attachments import Facts
-from virt_forward.addresses.probe import Heard
+from virt_forward.addresses.attachments import HostFacts
+from virt_forward.addresses.probe import Sightings
 from virt_forward.claims import index as claims
 from virt_forward.config import Config
 from virt_forward.errors import VirtForwardError
@@ -26,37 +26,36 @@ class HostView:
         self,
         config: Config,
         known: Callable[[], Iterable[Network]],
-        sightings: Heard = collect.NOTHING_HEARD,
+        sightings: Sightings = collect.NO_SIGHTINGS,
         without: Collection[str] = (),
     ) -> None:
         self.config = config
         self._known = cache(lambda: {network.name: network for network in known()})
         self._sightings = sightings
         self._without = without
-        self._listening = hostports.listening_now()
-        self._facts: dict[tuple[str, ...], Facts] = {}
+        self._listening = hostports.socket_facts()
 
     @property
-    def _base(self) -> Facts:
+    def _base(self) -> HostFacts:
         found = self._collected
         if isinstance(found, VirtForwardError):
             raise found
         return found
 
     @cached_property
-    def _collected(self) -> Facts | VirtForwardError:
+    def _collected(self) -> HostFacts | VirtForwardError:
         # What fails once is not tried again for the next guest: each attempt may take its full time.
         try:
-            return collect.facts(self.config, (), (), self._sightings)
+            return collect.host_facts(self.config, (), (), self._sightings)
         except VirtForwardError as error:
             return error
 
     @property
     def own(self) -> frozenset[Address]:
         """Return all addresses of the host."""
-        return self._base.own
+        return self._base.own_addresses
 
-    def facts(self, nics: Iterable[Nic]) -> Facts:
+    def facts(self, nics: Iterable[Nic]) -> HostFacts:
         """Return what is known of the libvirt networks and bridges of some NICs."""
         names = sorted({nic.source for nic in nics if nic.type == "network"})
         return self._base._replace(networks=self._networks(tuple(names)) if names else ())
@@ -66,7 +65,7 @@ class HostView:
         unknown = [name for name in names if name not in known and name not in self._without]
         return (*known.values(), *collect.active_networks(unknown))
 
-    def port_vetoes(
+    def port_checks(
         self, nics: Iterable[Nic], hosts: Iterable[HostAddress], held: Iterable[Forward] = ()
     ) -> tuple[claims.Veto, Excluded]:
         """Return what the host has against a forward to some NICs, and which ports are left to the host.
@@ -74,9 +73,9 @@ class HostView:
         ``hosts`` are the declared addresses, ``held`` the forwards that the guest has already.
         """
         nics = tuple(nics)
-        attached = attachments.attached(nics, self.facts(nics))
-        return hostports.port_vetoes(self.config, attached, self._listening, hosts=hosts, held=held)
+        attached = attachments.find_attachments(nics, self.facts(nics))
+        return hostports.port_checks(self.config, attached, self._listening, hosts=hosts, held=held)
 
     def veto(self, guest: Guest) -> claims.Veto:
         """Return what the host has against a forward of a guest."""
-        return self.port_vetoes(guest.nics, guest.hosts)[0]
+        return self.port_checks(guest.nics, guest.hosts)[0]

@@ -1,12 +1,12 @@
-"""The service ``virt-forward watch``: what the hooks cannot see.
+"""The service ``virt-forward watch``: it reacts to events that run no hook.
 
-libvirt_events   metadata edited on a running guest, guests, NICs and libvirt itself coming and going
-kernel_events    the table flushed by somebody, neighbours that come, change and go
-seeker           guests asked for the address that nothing tells, and DHCP heard
-watched          the running guests, and which of all events matter to them
-table_check      a look at the table by itself
-syncing          sync in a child process: libvirt may hang
-backoff          when what failed is tried again, and that it is told once
-notify           readiness, told to systemd
-service          the loop that waits for all of these and does what they ask for
+libvirt_events   metadata edited on a running guest; guests and NICs added and removed; libvirt restarted
+kernel_events    the table deleted by another program; neighbours added, changed and removed
+prober           guests probed for an address that no source has; DHCP answers received
+running_guests   the running guests, and which events affect them
+table_check      whether the kernel has our table, without an event
+sync_process     sync in a child process, as libvirt may hang
+backoff          when failed work is tried again; each failure is logged once
+notify           readiness and stopping, for systemd
+service          the main loop
 """

@@ -1,4 +1,4 @@
-"""Events of the kernel: the table deleted by somebody, and neighbours that come, change and go."""
+"""Events of the kernel: our table deleted by another program; neighbours added, changed and removed."""
 
 import contextlib
 import math
@@ -23,41 +23,40 @@ NDA_DST, NDA_LLADDR = 1, 2
 NUD_FAILED = 0x20
 """linux/rtnetlink.h, linux/neighbour.h."""
 
-TABLE_GONE = (
+TABLE_DELETED = (
     b"delete table inet virt-forward",
     b"delete rule inet virt-forward dispatch ",
-    b"# ERROR: ",  # "We lost some netlink events!" (nftables' src/mnl.c): what they were, nobody knows
+    b"# ERROR: ",  # "We lost some netlink events!" (nftables' src/mnl.c): any event may be among them
 )
-"""What ``nft monitor`` prints where somebody deletes our table or flushes it, or may have done so."""
+"""What ``nft monitor`` prints if our table is deleted or flushed, or may have been."""
 
-MOST_CHUNKS, LONGEST_LINE = 64, 4096
-"""How much is read at once, and kept of a line that has no end yet."""
+MAX_CHUNKS, MAX_LINE = 64, 4096
+"""The most reads at once, and the most bytes that are kept of an incomplete line."""
 
-
-STAYED_UP_SECONDS = 10.0
-"""How long a monitor has to be up for its end to count as the first."""
+STABLE_SECONDS = 10.0
+"""How long a monitor has to run for the backoff to start again."""
 
 
 class TableMonitor:
-    """``nft monitor``, for tables that are deleted and chains made anew; started again where it ends."""
+    """``nft monitor``, for deleted tables and rebuilt chains; it is restarted when it ends."""
 
     def __init__(self, poller: select.poll) -> None:
         self._poller = poller
         self._process: subprocess.Popen[bytes] | None = None
-        # The monitor of nft 1.0.6 ends as our table is first made: once is no reason to wait.
+        # The monitor of nft 1.0.6 ends when our table is first added, so the first restart is immediate.
         self._backoff = Backoff((0.05, *BACKOFF_SECONDS))
         self._started = -math.inf
-        self._start_at = -math.inf
-        self._told = False
-        self._rest = b""
+        self._next_start = -math.inf
+        self._warned = False
+        self._incomplete = b""
 
     def next_at(self) -> float:
-        """Return when it is to be started, on the monotonic clock; infinity while it runs."""
-        return math.inf if self._process else self._start_at
+        """Return when the monitor is to be started, on the monotonic clock; infinity while it runs."""
+        return math.inf if self._process else self._next_start
 
     def start(self) -> None:
-        """Start it; where that fails, ``next_at`` tells when to try again."""
-        self._started, self._rest = time.monotonic(), b""
+        """Start the monitor; after a failure, ``next_at`` returns when to try again."""
+        self._started, self._incomplete = time.monotonic(), b""
         try:
             self._process = subprocess.Popen(
                 ["nft", "monitor"],
@@ -67,29 +66,29 @@ class TableMonitor:
                 env=ENVIRONMENT,
             )
         except OSError as error:
-            self._ended(str(error.strerror))
+            self._schedule_restart(str(error.strerror))
             return
         os.set_blocking(self.fileno(), False)
         self._poller.register(self.fileno(), select.POLLIN)
 
     def fileno(self) -> int:
-        """Return the descriptor that becomes readable with each event; -1 while it does not run."""
+        """Return the descriptor that becomes readable with each event; -1 while the monitor does not run."""
         return self._process.stdout.fileno() if self._process and self._process.stdout else -1
 
     def read(self) -> bytes:
-        """Return what it printed since the last call, by whole lines."""
-        text = self._rest
+        """Return the complete lines that were printed since the last call."""
+        text = self._incomplete
         with contextlib.suppress(BlockingIOError):
-            for _ in range(MOST_CHUNKS):
+            for _ in range(MAX_CHUNKS):
                 chunk = os.read(self.fileno(), 65536)
                 text += chunk
                 if not chunk:
                     self.stop()
                     last = text.strip().rpartition(b"\n")[2][:200]
-                    self._ended(last.decode("utf-8", "replace") or "without a word")
+                    self._schedule_restart(last.decode("utf-8", "replace") or "no message")
                     return text
         whole, end, rest = text.rpartition(b"\n")
-        self._rest = rest[-LONGEST_LINE:]
+        self._incomplete = rest[-MAX_LINE:]
         return whole + end
 
     def stop(self) -> None:
@@ -102,26 +101,26 @@ class TableMonitor:
             self._process.stdout.close()
             self._process = None
 
-    def _ended(self, how: str) -> None:
+    def _schedule_restart(self, reason: str) -> None:
         now = time.monotonic()
-        if now - self._started >= STAYED_UP_SECONDS:
+        if now - self._started >= STABLE_SECONDS:
             self._backoff.reset()
-            self._told = False
-        self._start_at = now + self._backoff.wait()
-        if not self._told:
-            self._told = True
-            log.warning(f"watch: nft monitor has ended: {how!r}; it is started again, less often each time")
+            self._warned = False
+        self._next_start = now + self._backoff.wait()
+        if not self._warned:
+            self._warned = True
+            log.warning(f"watch: nft monitor has ended: {reason!r}; restarting it with increasing delays")
 
 
 class Neighbour(NamedTuple):
-    """An entry of the neighbour table that changed; ``mac`` is empty where it is not known.
+    """A changed entry of the neighbour table; ``mac`` is empty if it is not known.
 
-    ``gone`` tells that the entry was deleted, or that nobody answers at the address any more.
+    ``removed`` tells that the entry was deleted or has failed: there is no answer at the address.
     """
 
     ip: Address
     mac: str
-    gone: bool = False
+    removed: bool = False
 
 
 class NeighbourMonitor:
@@ -135,19 +134,19 @@ class NeighbourMonitor:
         self._socket.setblocking(False)
 
     def fileno(self) -> int:
-        """Return the descriptor to wait for."""
+        """Return the descriptor that becomes readable with each event."""
         return self._socket.fileno()
 
     def read(self) -> set[Neighbour] | None:
-        """Return the entries that changed; None where events were lost."""
+        """Return the entries that changed since the last call; None if events were lost."""
         found: set[Neighbour] = set()
         try:
-            for _ in range(MOST_CHUNKS):
+            for _ in range(MAX_CHUNKS):
                 found.update(neighbours(self._socket.recv(65536)))
         except BlockingIOError:
             pass
         except OSError:
-            # ENOBUFS: more came than the socket holds.
+            # ENOBUFS: the receive buffer has overflowed.
             return None
         return found
 
@@ -157,22 +156,22 @@ class NeighbourMonitor:
 
 
 def neighbours(data: bytes) -> Iterator[Neighbour]:
-    """Yield the IP neighbours in a buffer of netlink messages; damaged ones end it.
+    """Yield the IP neighbours in a buffer of netlink messages (rtnetlink(7)), up to a damaged one.
 
-    An entry that is being resolved, or has no hardware address of six bytes, tells nothing.
+    Entries without a MAC address are left out, unless they are removed.
     """
     while len(data) >= 16:
         length, kind = struct.unpack_from("=IH", data)
         if length < 28 or length > len(data):
             return
         if kind in (RTM_NEWNEIGH, RTM_DELNEIGH):
-            # struct ndmsg is 12 bytes, the state among them; attributes follow it.
+            # struct ndmsg is 12 bytes, the state at offset 8; attributes follow.
             state = struct.unpack_from("=H", data, 24)[0]
             found = dict(_attributes(data[28:length]))
             mac, raw = found.get(NDA_LLADDR, b""), found.get(NDA_DST, b"")
-            gone = kind == RTM_DELNEIGH or bool(state & NUD_FAILED)
-            if len(raw) in (4, 16) and (gone or len(mac) == 6):
-                yield Neighbour(ip_address(raw), mac.hex(":") if len(mac) == 6 else "", gone)
+            removed = kind == RTM_DELNEIGH or bool(state & NUD_FAILED)
+            if len(raw) in (4, 16) and (removed or len(mac) == 6):
+                yield Neighbour(ip_address(raw), mac.hex(":") if len(mac) == 6 else "", removed)
         data = data[(length + 3) & ~3 :]
 
 

@@ -1,4 +1,4 @@
-"""Events of libvirt, on a thread of their own: libvirt-python's loop wants one."""
+"""Events of libvirt, from a thread of their own, which the event loop of libvirt-python needs."""
 
 import contextlib
 import os
@@ -12,14 +12,14 @@ from virt_forward.libvirtd import api
 from virt_forward.watch.backoff import Backoff
 
 STOPPED_SECONDS = 1.0
-"""How often to look whether a daemon that is stopped has been started."""
+"""How often to check whether a stopped daemon has been started."""
 
-MOST_DOMAINS = 500
-"""The most domains that are looked at one by one; beyond that all are."""
+MAX_DOMAINS = 500
+"""The most domains that are synced one by one; if there are more, all are."""
 
 
 class LibvirtEvents:
-    """Collects the UUIDs of domains that something happened to; ``fd`` becomes readable with them."""
+    """Collects the UUIDs of domains that have an event; ``fd`` becomes readable with the first."""
 
     def __init__(self, uri: str) -> None:
         import libvirt
@@ -28,35 +28,35 @@ class LibvirtEvents:
         self._uri = uri
         self._lock = threading.Lock()
         self._domains: set[str] = set()
-        self._everything = False
-        self._opened: Any = None
-        self._told = ""
+        self._all_domains = False
+        self._connection: Any = None
+        self._warned = ""
         self.fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         libvirt.registerErrorHandler(lambda _context, _error: None, None)
         libvirt.virEventRegisterDefaultImpl()
         threading.Thread(target=self._run, name="libvirt", daemon=True).start()
 
     def take(self) -> tuple[set[str], bool]:
-        """Return the domains since the last call, and whether all of them need a look."""
+        """Return the domains with events since the last call, and whether all domains need a sync."""
         with contextlib.suppress(BlockingIOError):
             os.eventfd_read(self.fd)
         with self._lock:
             found, self._domains = self._domains, set()
-            everything, self._everything = self._everything, False
-        return found, everything
+            all_domains, self._all_domains = self._all_domains, False
+        return found, all_domains
 
     def connected(self) -> bool:
-        """Tell whether events come; when they begin to, ``take`` tells that all domains need a look."""
-        return self._opened is not None
+        """Tell whether events arrive. After connecting, ``take`` returns that all domains need a sync."""
+        return self._connection is not None
 
     def daemon_runs(self) -> bool:
-        """Tell whether asking libvirt starts no daemon that somebody has stopped."""
+        """Tell whether a connection to libvirt would not start a stopped daemon (socket activation)."""
         return api.daemon_runs(self._uri)
 
-    def _tell(self, uuid: str | None) -> None:
+    def _add(self, uuid: str | None) -> None:
         with self._lock:
-            if uuid is None or len(self._domains) >= MOST_DOMAINS:
-                self._everything = True
+            if uuid is None or len(self._domains) >= MAX_DOMAINS:
+                self._all_domains = True
             else:
                 self._domains.add(uuid)
         os.eventfd_write(self.fd, 1)
@@ -64,11 +64,11 @@ class LibvirtEvents:
     def _run(self) -> None:
         backoff = Backoff()
         while True:
-            if self._opened is not None:
-                # The default loop waits without end where it has no timer, and a keepalive is one.
+            if self._connection is not None:
+                # Without a timer the default loop waits forever; the keepalive is a timer.
                 self._libvirt.virEventRunDefaultImpl()
             elif not self.daemon_runs():
-                self._say("libvirt's daemon does not run; waiting for it to be started")
+                self._warn_once("libvirt's daemon is not running; waiting for it to start")
                 backoff.reset()
                 time.sleep(STOPPED_SECONDS)
             elif self._connect():
@@ -78,36 +78,36 @@ class LibvirtEvents:
 
     def _connect(self) -> bool:
         try:
-            opened = self._libvirt.openReadOnly(self._uri)
-            opened.setKeepAlive(5, 3)
-            opened.registerCloseCallback(self._closed, None)
-            self._register(opened)
+            connection = self._libvirt.openReadOnly(self._uri)
+            connection.setKeepAlive(5, 3)
+            connection.registerCloseCallback(self._on_close, None)
+            self._register(connection)
         except self._libvirt.libvirtError as error:
-            self._say(f"libvirt is not reachable at {text.plain(self._uri)}: {text.output(str(error))}")
+            self._warn_once(f"libvirt is not reachable at {text.plain(self._uri)}: {text.output(str(error))}")
             return False
-        self._opened = opened
-        self._told = ""
-        self._tell(None)
+        self._connection = connection
+        self._warned = ""
+        self._add(None)
         return True
 
-    def _say(self, message: str) -> None:
-        """Log what keeps us from libvirt, once until it is something else."""
-        if message != self._told:
+    def _warn_once(self, message: str) -> None:
+        """Log why libvirt cannot be reached, once until the reason changes."""
+        if message != self._warned:
             log.warning(f"watch: {message}")
-            self._told = message
+            self._warned = message
 
-    def _register(self, opened: Any) -> None:
+    def _register(self, connection: Any) -> None:
         for event in (
             self._libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE,
             self._libvirt.VIR_DOMAIN_EVENT_ID_METADATA_CHANGE,
             self._libvirt.VIR_DOMAIN_EVENT_ID_DEVICE_ADDED,
             self._libvirt.VIR_DOMAIN_EVENT_ID_DEVICE_REMOVED,
         ):
-            opened.domainEventRegisterAny(None, event, self._happened, None)
+            connection.domainEventRegisterAny(None, event, self._on_event, None)
 
-    def _happened(self, _opened: Any, domain: Any, *_details: Any) -> None:
-        self._tell(domain.UUIDString())
+    def _on_event(self, _opened: Any, domain: Any, *_details: Any) -> None:
+        self._add(domain.UUIDString())
 
-    def _closed(self, _opened: Any, _reason: int, _opaque: Any) -> None:
-        log.info("libvirt has closed the connection; waiting for it to come back")
-        self._opened = None
+    def _on_close(self, _opened: Any, _reason: int, _opaque: Any) -> None:
+        log.info("libvirt has closed the connection; reconnecting when it is available again")
+        self._connection = None

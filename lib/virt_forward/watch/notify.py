@@ -1,4 +1,4 @@
-"""Telling systemd of readiness (sd_notify(3)): one datagram, no library."""
+"""The protocol of sd_notify(3), without a library."""
 
 import contextlib
 import os
@@ -6,7 +6,7 @@ import socket
 
 
 def notify(state: str) -> None:
-    """Send ``state``, as READY=1, to the service manager; nothing where there is none."""
+    """Send ``state``, such as READY=1, to the service manager, if there is one."""
     path = os.environ.get("NOTIFY_SOCKET", "")
     if not path:
         return

@@ -1,7 +1,7 @@
-"""The service's loop: wait for an event of any kind, let a burst of them settle, do what they ask for.
+"""The main loop of the service: wait for events, collect a burst of them, run the jobs that are due.
 
-Nothing in it waits for libvirt, which may hang: its events come from a thread, and what is
-asked of it is asked by a child process.
+It never waits for libvirt, which may hang: events of libvirt come from a thread, and a sync runs in
+a child process.
 """
 
 import contextlib
@@ -18,244 +18,246 @@ from virt_forward.reconcile.refresh import put_back, refresh, verify
 from virt_forward.state.config_file import load_config_or_last
 from virt_forward.state.store import Store
 from virt_forward.watch.backoff import Job
-from virt_forward.watch.kernel_events import TABLE_GONE, NeighbourMonitor, TableMonitor
-from virt_forward.watch.libvirt_events import MOST_DOMAINS, LibvirtEvents
+from virt_forward.watch.kernel_events import TABLE_DELETED, NeighbourMonitor, TableMonitor
+from virt_forward.watch.libvirt_events import MAX_DOMAINS, LibvirtEvents
 from virt_forward.watch.notify import notify
-from virt_forward.watch.prober import Seeker
-from virt_forward.watch.syncing import Syncing
-from virt_forward.watch.table_check import intact
-from virt_forward.watch.watched import Watched
+from virt_forward.watch.prober import Prober
+from virt_forward.watch.running_guests import RunningGuests
+from virt_forward.watch.sync_process import SyncProcess
+from virt_forward.watch.table_check import is_intact
 
 SETTLE_SECONDS = 0.02
-"""How long a burst of events may go on before it is acted upon."""
+"""How long events are collected before the jobs they request are run."""
 
 LEASE_SECONDS = 0.5
-"""How often the DHCP servers' lease files are looked at, while guests with forwards run."""
+"""How often the DHCP servers' lease files are checked, while guests with forwards run."""
 
-LOOK_SECONDS = 30.0
-"""How often the table is looked at though nothing has happened to it, while guests with forwards run."""
+TABLE_CHECK_SECONDS = 30.0
+"""How often the table is checked without an event, while guests with forwards run."""
 
 MONITOR_SECONDS = 1.0
-"""How long ``nft monitor`` may take from its start until it listens."""
+"""How long ``nft monitor`` may take to subscribe to events after its start."""
 
 READY_SECONDS = 5.0
-"""How long the first sync may keep us from telling that we are ready."""
+"""How long READY=1 waits for the first sync."""
 
 SYNC_SECONDS = 0.25
-"""How long to wait after a sync before the next: a guest that starts causes a handful of events."""
+"""The least time between two syncs: a guest that starts causes several events."""
 
-HEARD_SECONDS, NEIGHBOUR_SECONDS = 0.25, 1.0
-"""How far apart the refreshes are, at least, that come of leases and answers, and of the neighbour
-table: guests cause these events, and must not keep the host busy."""
+ADDRESS_SECONDS, NEIGHBOUR_SECONDS = 0.25, 1.0
+"""The least time between two refreshes after leases and answers, and after neighbour events: guests
+cause these events, and must not keep the host busy."""
 
 
 class Service:
-    """``virt-forward watch``; ``run`` returns when the service is told to end."""
+    """``virt-forward watch``; ``run`` returns when the service is stopped."""
 
     def __init__(self) -> None:
         self.store = Store()
-        self.ending = False
+        self.stopping = False
         self.poller = select.poll()
         self.libvirt = LibvirtEvents(load_config_or_last(self.store).uri)
-        self.syncing = Syncing(self.poller)
+        self.sync = SyncProcess(self.poller)
         self.table = TableMonitor(self.poller)
         self.neighbours = NeighbourMonitor()
-        self.seeker = Seeker(self.poller)
-        self.watched = Watched()
+        self.prober = Prober(self.poller)
+        self.guests = RunningGuests()
         self.jobs = {
             "table": Job(),
-            "look": Job(),
+            "table_check": Job(),
             "libvirt": Job(SYNC_SECONDS),
-            "addresses": Job(HEARD_SECONDS),
+            "addresses": Job(ADDRESS_SECONDS),
             "neighbours": Job(NEIGHBOUR_SECONDS),
             "chains": Job(),
         }
         self.domains: set[str] = set()
-        self.everything = True
+        self.all_domains = True
         self._synced = False
-        self._ready_at = self._look_at = self._leases_at = 0.0
+        self._ready_at = self._table_check_at = self._leases_at = 0.0
         self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         for fd in (self.libvirt.fd, self.neighbours.fileno(), self._wake_fd):
             self.poller.register(fd, select.POLLIN)
 
     def run(self) -> int:
-        """Serve until SIGTERM or SIGINT; SIGHUP asks for everything anew."""
-        signal.signal(signal.SIGTERM, self._end)
-        signal.signal(signal.SIGINT, self._end)
-        signal.signal(signal.SIGHUP, self._again)
+        """Run until SIGTERM or SIGINT; SIGHUP requests a sync of all domains."""
+        signal.signal(signal.SIGTERM, self._on_stop)
+        signal.signal(signal.SIGINT, self._on_stop)
+        signal.signal(signal.SIGHUP, self._on_reload)
         self._ready_at = time.monotonic() + READY_SECONDS
-        self._want("table", "libvirt")
-        while not self.ending:
-            self._turn()
+        self._request("table", "libvirt")
+        while not self.stopping:
+            self._run_once()
         notify("STOPPING=1")
-        self.syncing.stop()
+        self.sync.stop()
         self.table.stop()
         self.neighbours.close()
-        self.seeker.close()
+        self.prober.close()
         return 0
 
-    def _end(self, _signal: int, _frame: FrameType | None) -> None:
-        self.ending = True
+    def _on_stop(self, _signal: int, _frame: FrameType | None) -> None:
+        self.stopping = True
         os.eventfd_write(self._wake_fd, 1)
 
-    def _again(self, _signal: int, _frame: FrameType | None) -> None:
-        self.everything = True
-        self._want("libvirt")
+    def _on_reload(self, _signal: int, _frame: FrameType | None) -> None:
+        self.all_domains = True
+        self._request("libvirt")
         os.eventfd_write(self._wake_fd, 1)
 
-    def _want(self, *names: str) -> None:
+    def _request(self, *names: str) -> None:
         for name in names:
-            self.jobs[name].wanted = True
+            self.jobs[name].pending = True
 
-    def _turn(self) -> None:
-        self._collect(self._patience())
+    def _run_once(self) -> None:
+        self._wait(self._timeout())
         if self._is_due("table"):
-            # Somebody's clients are waiting for this one.
-            self._attempt("table")
+            # Without the table no forward works, so this job does not wait for further events.
+            self._run_job("table")
         if any(map(self._is_due, self.jobs)):
-            self._collect(SETTLE_SECONDS)
+            self._wait(SETTLE_SECONDS)
             for name in self.jobs:
-                if self._is_due(name) and not self.ending:
-                    self._attempt(name)
-        self._tell_ready()
+                if self._is_due(name) and not self.stopping:
+                    self._run_job(name)
+        self._notify_ready()
 
     def _is_due(self, name: str) -> bool:
-        if name == "libvirt" and self.syncing.busy():
+        if name == "libvirt" and self.sync.is_running():
             return False
-        return self.jobs[name].at() <= time.monotonic()
+        return self.jobs[name].due_at() <= time.monotonic()
 
-    def _tell_ready(self) -> None:
-        """Tell it once: after the first sync, or where that is not to come soon."""
+    def _notify_ready(self) -> None:
+        """Send READY=1 once: after the first sync, after READY_SECONDS, or if libvirt is not running."""
         if self._ready_at == math.inf:
             return
         if self._synced or time.monotonic() >= self._ready_at or not self.libvirt.daemon_runs():
             notify("READY=1")
             self._ready_at = math.inf
 
-    def _patience(self) -> float | None:
-        """Return how long to wait for an event, in seconds; without end where nothing is to be looked at."""
-        times = [job.at() for name, job in self.jobs.items() if name != "libvirt" or not self.syncing.busy()]
-        times += [self.table.next_at(), self.syncing.next_at(), self.seeker.next_at(), self._ready_at]
-        if self.watched.running:
-            times += [self._leases_at, self._look_at]
+    def _timeout(self) -> float | None:
+        """Return how long to wait for an event, in seconds; None if no job or check is due."""
+        times = [
+            job.due_at() for name, job in self.jobs.items() if name != "libvirt" or not self.sync.is_running()
+        ]
+        times += [self.table.next_at(), self.sync.deadline(), self.prober.next_at(), self._ready_at]
+        if self.guests.any_running:
+            times += [self._leases_at, self._table_check_at]
         soonest = min(times)
         return None if soonest == math.inf else max(soonest - time.monotonic(), 0)
 
-    def _collect(self, seconds: float | None) -> None:
-        """Wait for events, and note what they ask for."""
+    def _wait(self, seconds: float | None) -> None:
+        """Wait for events up to ``seconds`` (None: forever), and request the jobs that they need."""
         milliseconds = None if seconds is None else math.ceil(seconds * 1000)
         ready = {fd for fd, _ in self.poller.poll(milliseconds)}
         if self._wake_fd in ready:
             with contextlib.suppress(BlockingIOError):
                 os.eventfd_read(self._wake_fd)
-        if self.ending:
-            # systemd ends our children along with us, which is no news.
+        if self.stopping:
+            # systemd stops our children at the same time, which is no event.
             return
-        if self.watched.follow(self.store):
-            self.seeker.seek(self.watched.questions)
-        self._collect_libvirt(ready)
-        self._collect_table(ready)
+        if self.guests.reload(self.store):
+            self.prober.set_probes(self.guests.probes)
+        self._handle_libvirt(ready)
+        self._handle_table(ready)
         if self.neighbours.fileno() in ready:
-            self._collect_neighbours()
-        if self.seeker.work():
-            self._want("addresses")
-        if self.watched.running:
-            self._look_around()
+            self._handle_neighbours()
+        if self.prober.work():
+            self._request("addresses")
+        if self.guests.any_running:
+            self._check_timers()
 
-    def _collect_libvirt(self, ready: set[int]) -> None:
+    def _handle_libvirt(self, ready: set[int]) -> None:
         if self.libvirt.fd in ready:
-            domains, everything = self.libvirt.take()
-            self._note_domains(None if everything else domains)
-        if ended := self.syncing.ended():
+            domains, all_domains = self.libvirt.take()
+            self._queue_domains(None if all_domains else domains)
+        if result := self.sync.result():
             self._synced = True
             now = time.monotonic()
-            if ended.failure:
-                self._note_domains(ended.only)
-                self.jobs["libvirt"].failed(now, ended.failure)
+            if result.failure:
+                self._queue_domains(result.only)
+                self.jobs["libvirt"].fail(now, result.failure)
             else:
-                self.jobs["libvirt"].done(now)
+                self.jobs["libvirt"].finish(now)
 
-    def _note_domains(self, domains: set[str] | frozenset[str] | None) -> None:
-        """Note that domains need a look; None stands for all."""
+    def _queue_domains(self, domains: set[str] | frozenset[str] | None) -> None:
+        """Queue domains for the next sync; None means all."""
         self.domains |= domains or set()
-        self.everything |= domains is None or len(self.domains) > MOST_DOMAINS
-        if self.everything or self.domains:
-            self._want("libvirt")
+        self.all_domains |= domains is None or len(self.domains) > MAX_DOMAINS
+        if self.all_domains or self.domains:
+            self._request("libvirt")
 
-    def _collect_table(self, ready: set[int]) -> None:
+    def _handle_table(self, ready: set[int]) -> None:
         if self.table.fileno() in ready:
             text = self.table.read()
-            if any(words in text for words in TABLE_GONE):
-                self._want("table")
-            if chain_changed(text) or TABLE_GONE[-1] in text:
-                self._want("chains")
+            if any(words in text for words in TABLE_DELETED):
+                self._request("table")
+            if chain_changed(text) or TABLE_DELETED[-1] in text:
+                self._request("chains")
         if self.table.next_at() <= time.monotonic():
             self.table.start()
-            # What happened while nobody was looking; and again once it surely listens.
-            self._want("look", "chains")
-            self._look_at = time.monotonic() + MONITOR_SECONDS
+            # Check for missed events now, and again when the monitor is certainly subscribed.
+            self._request("table_check", "chains")
+            self._table_check_at = time.monotonic() + MONITOR_SECONDS
 
-    def _collect_neighbours(self) -> None:
+    def _handle_neighbours(self) -> None:
         changed = self.neighbours.read()
-        if changed is None or any(map(self.watched.matters, changed)):
-            self._want("neighbours")
-        for ip, mac, gone in changed or ():
-            if ip.is_link_local and not gone and self.seeker.seeks(mac):
-                # Its network is up, so that it may have an address of use by now.
-                self.seeker.news(mac, ip)
+        if changed is None or any(map(self.guests.affects_guest, changed)):
+            self._request("neighbours")
+        for ip, mac, removed in changed or ():
+            if ip.is_link_local and not removed and self.prober.has_probe(mac):
+                # The network of the NIC is up, so it may have an address by now.
+                self.prober.add_link_local(mac, ip)
 
-    def _look_around(self) -> None:
-        """Look at what tells nobody that it changes, where it is time to."""
+    def _check_timers(self) -> None:
+        """Check what has no events: the lease files, and as a precaution the table."""
         now = time.monotonic()
         if now >= self._leases_at:
             self._leases_at = now + LEASE_SECONDS
-            if self.watched.leases_changed():
-                self._want("addresses")
-        if now >= self._look_at:
-            self._look_at = now + LOOK_SECONDS
-            self._want("look")
+            if self.guests.leases_changed():
+                self._request("addresses")
+        if now >= self._table_check_at:
+            self._table_check_at = now + TABLE_CHECK_SECONDS
+            self._request("table_check")
 
-    def _attempt(self, name: str) -> None:
-        """Do one thing that is wanted; where it fails, it stays wanted."""
+    def _run_job(self, name: str) -> None:
+        """Run a pending job; if it fails, it stays pending."""
         job = self.jobs[name]
-        job.wanted = False
+        job.pending = False
         try:
             getattr(self, f"_do_{name}")()
         except VirtForwardError as error:
-            job.failed(time.monotonic(), str(error))
+            job.fail(time.monotonic(), str(error))
         else:
-            # A sync has only begun.
+            # A sync has only been started.
             if name != "libvirt":
-                job.done(time.monotonic())
+                job.finish(time.monotonic())
 
     def _do_table(self) -> None:
         verify(self.store)
 
-    def _do_look(self) -> None:
-        if self.watched.running and not intact(self.store):
+    def _do_table_check(self) -> None:
+        if self.guests.any_running and not is_intact(self.store):
             verify(self.store)
 
     def _do_libvirt(self) -> None:
-        only, self.domains = None if self.everything else self.domains, set()
-        self.everything = False
-        # Where libvirt is away, nobody is asked: once we are connected we look at everything.
+        only, self.domains = None if self.all_domains else self.domains, set()
+        self.all_domains = False
+        # Without a connection nothing is synced: all domains are after the next connect.
         if not self.libvirt.connected():
             return
         try:
-            self.syncing.start(only)
+            self.sync.start(only)
         except VirtForwardError:
-            self._note_domains(only)
+            self._queue_domains(only)
             raise
 
     def _do_addresses(self) -> None:
-        refresh(self.store, self.seeker.heard)
-        self.seeker.forget()
-        # It has looked at the neighbours as well.
-        self.jobs["neighbours"].wanted = False
+        refresh(self.store, self.prober.sightings)
+        self.prober.clear_sightings()
+        # The refresh includes the neighbours.
+        self.jobs["neighbours"].pending = False
 
     def _do_neighbours(self) -> None:
         self._do_addresses()
 
     def _do_chains(self) -> None:
-        """Put our rule back where libvirt has made its chain anew; nothing changes where all is well."""
+        """Restore our rule if libvirt has rebuilt its chain."""
         put_back(self.store)

@@ -1,4 +1,4 @@
-"""A look at the table by itself, for what no event has told."""
+"""Checking the table without an event, in case one was missed."""
 
 import re
 
@@ -6,11 +6,11 @@ from virt_forward.host import nft
 from virt_forward.state.store import Store
 
 
-def intact(store: Store) -> bool:
-    """Tell, without the lock, whether the kernel has the table of the include file, by its revision.
+def is_intact(store: Store) -> bool:
+    """Tell, without the lock, whether the kernel has the revision of the include file.
 
-    While a hook is about to write the file the two differ, too: whoever takes the lock then
-    finds nothing to do. A change that is queued or was interrupted is one that the table lacks.
+    False as well while a hook is about to write the file; the caller then takes the lock and finds
+    nothing to do. False also if a change is queued or was interrupted, as the table lacks it.
     """
     if store.left()[0] or store.read("unfinished") is not None:
         return False
@@ -20,6 +20,6 @@ def intact(store: Store) -> bool:
     top = text.partition("\n\n")[0]
     found = re.search(r"\brevision \{ (\d+) \}\Z", top.rstrip("\n"))
     if found is None:
-        # Without forwards that are open there is no table.
+        # Without open forwards there is no table.
         return nft.revision() is None
     return nft.revision() == int(found[1]) and nft.dispatches()

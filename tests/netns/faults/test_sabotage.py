@@ -71,7 +71,7 @@ def test_without_nft_no_guest_with_forwards_starts_and_it_is_said_why(two: World
     (two.run_dir / "ruleset.nft").unlink()
     done = two.event("late", "prepare", Steps(1, program("nft"), missing, forever=True))
     assert done.status == 1
-    assert "error: nft is not there" in done.err
+    assert "error: nft not found" in done.err
     assert "install the package nftables" in done.err
     two.stop("late")
 

@@ -5,7 +5,7 @@ the directories, as static.nft, static-localhost.nft and so on; a case has the r
 
 NAME.xml        a guest, as libvirt gives it to the hook; several, one after the other by name
 config.toml     the configuration, where it is not the default
-facts.json      what the host knows, where it is not the usual: bridges, and spared ports
+facts.json      what the host knows, where it is not the usual: bridges, and excluded ports
 events          "started NAME" and "stopped NAME", one a line; absent: every guest is started
 ruleset.nft     the include file after all of them, without the static part
 transaction.nft where there are events, what the last of them says to nft
@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 from unit.world import Event, World
 from virt_forward import ports
-from virt_forward.addresses.attachments import Bridge, Facts
+from virt_forward.addresses.attachments import BridgeFacts, HostFacts
 from virt_forward.addresses.resolve import resolve
 from virt_forward.config import Config, parse_config
 from virt_forward.metadata.domain import parse_domain
@@ -67,15 +67,15 @@ class Case:
             return [("started", path.stem) for path in sorted(self.path.glob("*.xml"))]
         return [(verb, name) for verb, _, name in (line.partition(" ") for line in lines)]
 
-    def facts(self) -> Facts:
+    def facts(self) -> HostFacts:
         bridges = json.loads(self._text("facts.json") or "{}").get("bridges", {"virbr0": USUAL})
         made = {name: _bridge(fields) for name, fields in bridges.items()}
-        return Facts(bridges=made.__getitem__)
+        return HostFacts(bridges=made.__getitem__)
 
-    def spared(self, item: PortForward) -> list[Span]:
+    def excluded(self, item: PortForward) -> list[Span]:
         if not ports.names_no_port(item):
             return []
-        known = json.loads(self._text("facts.json") or "{}").get("spared", {})
+        known = json.loads(self._text("facts.json") or "{}").get("excluded", {})
         return [Span(start, end) for start, end in known.get(item.proto, [])]
 
     @property
@@ -104,11 +104,11 @@ class Case:
 
     def _guest(self, name: str, world: World) -> Guest:
         domain = parse_domain((self.path / f"{name}.xml").read_bytes())
-        return resolve(domain, self.facts(), world.config, "running", self.spared)
+        return resolve(domain, self.facts(), world.config, "running", self.excluded)
 
 
-def _bridge(fields: dict[str, Any]) -> Bridge:
-    return Bridge(
+def _bridge(fields: dict[str, Any]) -> BridgeFacts:
+    return BridgeFacts(
         tuple(map(ip_interface, fields.get("addresses", []))),
         tuple(_reservations(fields.get("reservations", []))),
         lambda: tuple(_reservations(fields.get("leases", []))),

@@ -42,4 +42,4 @@ def _status() -> Iterator[str]:
     with contextlib.suppress(OSError):
         for entry in os.scandir(collect.LIBVIRT_NETWORKS):
             if entry.name.endswith(".xml"):
-                yield collect.text(entry.path)
+                yield collect.read_text(entry.path)

@@ -1,4 +1,4 @@
-"""Why a forward waits, in words."""
+"""The reason why a forward waits."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from virt_forward.model import Forward, Network, Nic
 BRIDGED = Nic(MAC, "bridge", BRIDGE)
 PLUGGED = Nic(MAC, "network", "default")
 KNOWN = Network("default", UUID, BRIDGE)
-ASKED = f"no address is known yet of {MAC} on {BRIDGE}; asked were <host> in its metadata, "
+SEARCHED = f"the address of {MAC} on {BRIDGE} is not known yet; searched: <host> in its metadata, "
 REST = "networkd's static leases, the DHCP leases of networkd and dnsmasq, the neighbour table"
 
 
 @pytest.mark.parametrize(
     ("nics", "networks", "wanted", "reason"),
     [
-        ((BRIDGED,), (), forward(), ASKED + REST),
-        ((PLUGGED,), (KNOWN,), forward(), f'{ASKED}the reservations of network "default", {REST}'),
+        ((BRIDGED,), (), forward(), SEARCHED + REST),
+        ((PLUGGED,), (KNOWN,), forward(), f'{SEARCHED}the reservations of network "default", {REST}'),
         ((PLUGGED,), (), forward(), 'the network "default" of the guest is not active'),
         (
             (PLUGGED,),
@@ -48,19 +48,19 @@ REST = "networkd's static leases, the DHCP leases of networkd and dnsmasq, the n
         ),
     ],
 )
-def test_the_reason(
+def test_reason_names_sources_or_what_is_missing(
     nics: tuple[Nic, ...], networks: tuple[Network, ...], wanted: Forward, reason: str
 ) -> None:
     waits = guest("web", wanted, endpoints=())._replace(nics=nics)
     assert explain.reason(waits, wanted, networks) == reason
 
 
-def test_sources_that_do_not_count_beside_a_declared_address_are_told() -> None:
+def test_reason_names_sources_not_used_with_declared_address() -> None:
     waits = guest("web", forward(source="192.0.2.0/24"), endpoints=[endpoint("2001:db8:10::200")])
     waits = waits._replace(nics=(BRIDGED,))
-    told = explain.reason(waits, waits.forwards[0], ())
-    assert told.startswith(ASKED + REST)
-    assert "beside its declared address 2001:db8:10::200" in told
-    assert "[addresses] learn" in told
+    reason = explain.reason(waits, waits.forwards[0], ())
+    assert reason.startswith(SEARCHED + REST)
+    assert "as it has the declared address 2001:db8:10::200" in reason
+    assert "[addresses] learn" in reason
     learned = waits._replace(endpoints=(endpoint("2001:db8:10::200")._replace(origin="probed"),))
-    assert explain.reason(learned, waits.forwards[0], ()) == ASKED + REST
+    assert explain.reason(learned, waits.forwards[0], ()) == SEARCHED + REST

@@ -1,7 +1,7 @@
-"""``sync`` in a process of its own: libvirt may hang, and the service must not hang with it.
+"""``sync`` in a child process, so that the service does not hang if libvirt does.
 
-A thread could not be ended where libvirt never answers, nor take the lock, whose time limit
-is a signal. A process can be killed at any point: the next change makes good what it left.
+A thread could not be ended if libvirt never answers, nor take the lock, whose time limit is a
+signal. A process can be killed at any point, and the next change recovers what it did not finish.
 """
 
 import math
@@ -17,26 +17,26 @@ from virt_forward.errors import VirtForwardError
 from virt_forward.host import log
 
 SYNC_SECONDS = 60.0
-"""How long a sync may take; the largest take a few seconds, while libvirt answers."""
+"""How long a sync may take; with thousands of guests it takes a few seconds."""
 
 FAILED = 3
-"""The exit status where nothing was done; what was wrong is in the output."""
+"""The exit status if nothing was done; the output is the error message."""
 
 _PACKAGE = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 _PROGRAM = (
     "import sys; sys.path.insert(0, sys.argv.pop(1)); "
-    "from virt_forward.watch.syncing import main; sys.exit(main(sys.argv[1:]))"
+    "from virt_forward.watch.sync_process import main; sys.exit(main(sys.argv[1:]))"
 )
 
 
-class Ended(NamedTuple):
-    """A sync that has ended: which domains it was for, None for all, and why it failed, empty if not."""
+class SyncResult(NamedTuple):
+    """The result of a sync: the UUIDs it was for (None: all), and the error message, empty on success."""
 
     only: frozenset[str] | None
     failure: str
 
 
-class Syncing:
+class SyncProcess:
     """At most one sync at a time, in a child process."""
 
     def __init__(self, poller: select.poll) -> None:
@@ -46,16 +46,16 @@ class Syncing:
         self._deadline = math.inf
         self._fd = self._output = -1
 
-    def busy(self) -> bool:
-        """Tell whether a sync is under way."""
+    def is_running(self) -> bool:
+        """Tell whether a sync is running."""
         return self._child is not None
 
-    def next_at(self) -> float:
-        """Return when the one that is under way has to be ended, on the monotonic clock."""
+    def deadline(self) -> float:
+        """Return when the running sync is killed, on the monotonic clock; infinity if none is running."""
         return self._deadline
 
     def start(self, only: Collection[str] | None) -> None:
-        """Start one, of all domains or ``only`` those of some UUIDs. Raises VirtForwardError."""
+        """Start a sync of all domains, or of the UUIDs in ``only``. Raises VirtForwardError if it cannot."""
         self._only = None if only is None else frozenset(only)
         self._output = os.memfd_create("sync")
         try:
@@ -67,27 +67,27 @@ class Syncing:
             )
         except OSError as error:
             os.close(self._output)
-            raise VirtForwardError(f"sync cannot be started: {error.strerror}") from None
+            raise VirtForwardError(f"cannot start sync: {error.strerror}") from None
         self._fd = os.pidfd_open(self._child.pid)
         self._poller.register(self._fd, select.POLLIN)
         self._deadline = time.monotonic() + SYNC_SECONDS
 
-    def ended(self) -> Ended | None:
-        """Return how the one under way has ended, which may be now as its time is up; None otherwise."""
+    def result(self) -> SyncResult | None:
+        """Return the result of a sync that has ended, or is killed now after SYNC_SECONDS; None otherwise."""
         if self._child is None:
             return None
         status = self._child.poll()
         if status is not None:
             lines = os.pread(self._output, 65536, 0).decode("utf-8", "replace").splitlines()
             self.stop()
-            return Ended(self._only, _failure(status, lines))
+            return SyncResult(self._only, _failure(status, lines))
         if time.monotonic() < self._deadline:
             return None
         self.stop()
-        return Ended(self._only, f"libvirt has not answered within {SYNC_SECONDS:g} seconds")
+        return SyncResult(self._only, f"libvirt did not answer within {SYNC_SECONDS:g} seconds")
 
     def stop(self) -> None:
-        """End the one under way, if any."""
+        """Kill the running sync, if any."""
         if self._child:
             self._child.kill()
             self._child.wait(5)
@@ -102,24 +102,24 @@ def _failure(status: int, lines: list[str]) -> str:
         for line in lines:
             log.error(f"watch: {line}")
         return ""
-    words = " ".join(lines[-1:] if status != FAILED else lines)
-    return words or f"sync has ended with status {status}"
+    message = " ".join(lines[-1:] if status != FAILED else lines)
+    return message or f"sync failed with exit status {status}"
 
 
-def _print(error: Exception) -> None:
+def _print_line(error: Exception) -> None:
     print(" ".join(str(error).split()))
 
 
 def main(uuids: Iterable[str]) -> int:
-    """Run a sync of all domains, or of those with some UUIDs; print what was wrong, a line each."""
+    """Run a sync of all domains or of some UUIDs; print each error as one line. Returns the exit status."""
     from virt_forward.reconcile.resync import sync
 
     only = set(uuids)
     try:
         outcome = sync(only or None, ask_guests=False)
     except VirtForwardError as error:
-        _print(error)
+        _print_line(error)
         return FAILED
     for problem in outcome.errors:
-        _print(problem)
+        _print_line(problem)
     return 0

@@ -1,4 +1,4 @@
-"""Questions to guests whose address nothing tells, and what is on the wire for them."""
+"""Probes for the addresses of guests: which are made, and their packets."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from hypothesis import strategies as st
 
 from unit.build import BRIDGE, MAC, endpoint, forward, guest
 from virt_forward.addresses import probe
-from virt_forward.addresses.attachments import Attachment, Bridge
-from virt_forward.addresses.probe import Question
+from virt_forward.addresses.attachments import Attachment, BridgeFacts
+from virt_forward.addresses.probe import Probe
 from virt_forward.model import Forward, Guest, Network, Nic, Sighting
 
 GATEWAYS = (ip_address("198.51.100.1"), ip_address("2001:db8:10::1"))
 OWN = bytes.fromhex("5254009a8ad1")
 OTHER = "52:54:00:00:00:02"
-FOUR = Question(BRIDGE, MAC, ip_network("198.51.100.0/24"), GATEWAYS[0])
-SIX = Question(BRIDGE, MAC, ip_network("2001:db8:10::/64"), GATEWAYS[1])
+FOUR = Probe(BRIDGE, MAC, ip_network("198.51.100.0/24"), GATEWAYS[0])
+SIX = Probe(BRIDGE, MAC, ip_network("2001:db8:10::/64"), GATEWAYS[1])
 
 
 def running(*forwards: Forward, endpoints: tuple[str, ...] = (), nics: tuple[Nic, ...] = ()) -> Guest:
@@ -28,7 +28,7 @@ def running(*forwards: Forward, endpoints: tuple[str, ...] = (), nics: tuple[Nic
 
 
 @pytest.mark.parametrize(
-    ("asked", "expected"),
+    ("of", "expected"),
     [
         (running(forward()), [FOUR, SIX]),
         (running(forward(), endpoints=("198.51.100.200",)), [SIX]),
@@ -38,37 +38,37 @@ def running(*forwards: Forward, endpoints: tuple[str, ...] = (), nics: tuple[Nic
         (running(), []),
         (running(forward(mac=OTHER)), []),
         (running(forward(), nics=(Nic(MAC, "network", "lost"),)), []),
-        # Where the host has no address it has no business asking.
+        # The host has no address or no subnet on the bridge.
         (running(forward())._replace(gateways=()), []),
         (running(forward())._replace(lans=()), []),
     ],
 )
-def test_a_question_for_each_family_without_an_address(asked: Guest, expected: list[Question]) -> None:
-    assert list(probe.questions(asked, ())) == expected
+def test_probes_cover_each_family_without_endpoint(of: Guest, expected: list[Probe]) -> None:
+    assert list(probe.probes(of, ())) == expected
 
 
-def test_the_bridge_of_a_network_is_where_to_ask() -> None:
-    asked = running(forward(source="192.0.2.0/24"), nics=(Nic(MAC, "network", "default"),))
+def test_probes_use_bridge_of_network() -> None:
+    of = running(forward(source="192.0.2.0/24"), nics=(Nic(MAC, "network", "default"),))
     network = Network("default", "9b8b5e27-6d3c-4f0e-9a3c-3b1f8f2a7c10", BRIDGE)
-    assert list(probe.questions(asked, [network])) == [FOUR]
+    assert list(probe.probes(of, [network])) == [FOUR]
 
 
-def test_each_nic_is_asked_for_its_own() -> None:
-    asked = running(
+def test_probes_cover_each_nic_without_endpoint() -> None:
+    of = running(
         forward(source="192.0.2.0/24"),
         endpoints=("198.51.100.200",),
         nics=(Nic(MAC, "bridge", BRIDGE), Nic(OTHER, "bridge", BRIDGE)),
     )
-    assert list(probe.questions(asked, ())) == [FOUR._replace(mac=OTHER)]
+    assert list(probe.probes(of, ())) == [FOUR._replace(mac=OTHER)]
 
 
-def test_question_names_every_host_address_on_the_bridge() -> None:
+def test_probe_has_all_host_addresses_of_its_family() -> None:
     second = ip_address("198.51.100.2")
-    asked = running(forward(source="192.0.2.0/24"))._replace(gateways=(*GATEWAYS, second))
-    assert list(probe.questions(asked, ())) == [FOUR._replace(others=(second,))]
+    of = running(forward(source="192.0.2.0/24"))._replace(gateways=(*GATEWAYS, second))
+    assert list(probe.probes(of, ())) == [FOUR._replace(others=(second,))]
 
 
-def test_every_address_of_the_subnet_is_asked_for_but_the_hosts() -> None:
+def test_arp_requests_cover_subnet_without_host_addresses() -> None:
     frames = list(probe.arp_requests(FOUR._replace(others=(ip_address("198.51.100.3"),)), OWN))
     assert len(frames) == 252
     assert len({len(frame) for frame in frames}) == 1
@@ -81,18 +81,18 @@ def test_every_address_of_the_subnet_is_asked_for_but_the_hosts() -> None:
 @pytest.mark.parametrize(
     ("subnet", "count"), [("198.18.0.0/22", 1021), ("198.18.0.0/21", 0), ("198.18.1.0/30", 1)]
 )
-def test_large_subnets_are_not_searched(subnet: str, count: int) -> None:
+def test_arp_requests_are_limited_to_small_subnets(subnet: str, count: int) -> None:
     network = IPv4Network(subnet)
-    question = Question(BRIDGE, MAC, network, network[1])
-    assert len(list(probe.arp_requests(question, OWN))) == count
+    single = Probe(BRIDGE, MAC, network, network[1])
+    assert len(list(probe.arp_requests(single, OWN))) == count
 
 
-def test_there_is_no_arp_for_ipv6() -> None:
+def test_arp_requests_are_for_ipv4_only() -> None:
     assert not list(probe.arp_requests(SIX, OWN))
 
 
 @pytest.mark.parametrize(
-    ("ip", "mac", "question", "expected"),
+    ("ip", "mac", "single", "expected"),
     [
         ("198.51.100.200", MAC, FOUR, True),
         ("198.51.100.200", OTHER, FOUR, False),
@@ -108,50 +108,50 @@ def test_there_is_no_arp_for_ipv6() -> None:
         ("2001:db8:10::200", MAC, FOUR, False),
     ],
 )
-def test_only_what_was_asked_is_an_answer(ip: str, mac: str, question: Question, expected: bool) -> None:
-    assert probe.answers(Sighting(ip_address(ip), mac, "probed"), question) is expected
+def test_answer_matches_mac_and_subnet(ip: str, mac: str, single: Probe, expected: bool) -> None:
+    assert probe.is_answer(Sighting(ip_address(ip), mac, "probed"), single) is expected
 
 
 def sightings(mac: str, *numbers: int) -> tuple[Sighting, ...]:
     return tuple(Sighting(ip_address(f"198.51.100.{number}"), mac, "probed") for number in numbers)
 
 
-def test_sightings_are_joined_newest_last() -> None:
-    assert probe.joined(sightings(MAC, 5, 6), sightings(MAC, 7, 5)) == sightings(MAC, 6, 7, 5)
+def test_merge_keeps_newest_last() -> None:
+    assert probe.merge(sightings(MAC, 5, 6), sightings(MAC, 7, 5)) == sightings(MAC, 6, 7, 5)
 
 
-def test_sightings_of_one_nic_are_bounded_and_leave_others_alone() -> None:
-    joined: tuple[Sighting, ...] = sightings(OTHER, 9)
+def test_merge_limits_sightings_per_nic() -> None:
+    merged: tuple[Sighting, ...] = sightings(OTHER, 9)
     for number in range(200):
-        joined = probe.joined(joined, sightings(MAC, number))
-    assert joined == sightings(OTHER, 9) + sightings(MAC, *range(200 - probe.MOST_HEARD, 200))
+        merged = probe.merge(merged, sightings(MAC, number))
+    assert merged == sightings(OTHER, 9) + sightings(MAC, *range(200 - probe.MAX_SIGHTINGS, 200))
 
 
 ETHERNET = bytes.fromhex("5254009a8ad1 525400a08f2c 0806")
 REPLY = ETHERNET + bytes.fromhex("0001 0800 06 04 0002 525400a08f2c c63364c8 5254009a8ad1 c6336401")
 
 
-def test_an_arp_reply() -> None:
-    # Ethernet pads what is short.
-    assert probe.arp_answer(REPLY + bytes(18), GATEWAYS) == Sighting(
+def test_arp_reply_is_parsed() -> None:
+    # Ethernet pads short frames.
+    assert probe.parse_arp_reply(REPLY + bytes(18), GATEWAYS) == Sighting(
         ip_address("198.51.100.200"), MAC, "probed"
     )
 
 
 @pytest.mark.parametrize("at", [12, 13, 15, 16, 18, 19, 21])
-def test_what_is_no_arp_reply(at: int) -> None:
-    assert probe.arp_answer(REPLY[:at] + bytes([REPLY[at] ^ 3]) + REPLY[at + 1 :], GATEWAYS) is None
-    assert probe.arp_answer(REPLY[:41], GATEWAYS) is None
+def test_damaged_arp_reply_is_refused(at: int) -> None:
+    assert probe.parse_arp_reply(REPLY[:at] + bytes([REPLY[at] ^ 3]) + REPLY[at + 1 :], GATEWAYS) is None
+    assert probe.parse_arp_reply(REPLY[:41], GATEWAYS) is None
 
 
 @pytest.mark.parametrize("at", [11, 27], ids=["frame", "payload"])
 def test_arp_reply_for_another_nic_is_refused(at: int) -> None:
-    """The frame's source and the sender in its payload are one NIC, or somebody speaks for another."""
-    assert probe.arp_answer(REPLY[:at] + b"\x02" + REPLY[at + 1 :], GATEWAYS) is None
+    """The source of the frame and the sender in the payload have to be the same NIC."""
+    assert probe.parse_arp_reply(REPLY[:at] + b"\x02" + REPLY[at + 1 :], GATEWAYS) is None
 
 
-def test_arp_reply_to_somebody_else_is_refused() -> None:
-    assert probe.arp_answer(REPLY[:-1] + b"\x09", GATEWAYS) is None
+def test_arp_reply_to_another_target_is_refused() -> None:
+    assert probe.parse_arp_reply(REPLY[:-1] + b"\x09", GATEWAYS) is None
 
 
 ECHO_ID = 0x1234
@@ -180,9 +180,9 @@ def echo(
         (b"", False),
     ],
 )
-def test_echo_reply_tells_the_address_of_the_sender(frame: bytes, found: bool) -> None:
+def test_echo_reply_is_parsed_if_sent_to_host(frame: bytes, found: bool) -> None:
     expected = Sighting(ip_address("2001:db8:10::200"), MAC, "probed") if found else None
-    assert probe.echo_answer(frame, GATEWAYS, ECHO_ID) == expected
+    assert probe.parse_echo_reply(frame, GATEWAYS, ECHO_ID) == expected
 
 
 def dhcp(
@@ -210,7 +210,7 @@ LEASE = Sighting(ip_address("198.51.100.77"), MAC, "leased")
     [
         (dhcp(), LEASE),
         (dhcp(target="198.51.100.77"), LEASE),
-        # other options and padding before it, as servers have them
+        # preceded by other options and padding
         (dhcp(b"\x00\x00\x36\x04\xc6\x33\x64\x01\x35\x01\x05\x33\x04\x00\x00\x0e\x10\xff"), LEASE),
         # IP options make the header longer
         (b"\x46" + dhcp()[1:20] + bytes(4) + dhcp()[20:], LEASE),
@@ -225,38 +225,38 @@ LEASE = Sighting(ip_address("198.51.100.77"), MAC, "leased")
         (dhcp(sport=53), None),
         (dhcp(dport=5000), None),  # to a sibling's forward
         (dhcp(dport=67), None),  # to a relay
-        (dhcp(source="198.51.100.9"), None),  # somebody else's server
-        (dhcp(source="192.0.2.2"), None),  # a client that is forwarded
+        (dhcp(source="198.51.100.9"), None),  # a server elsewhere
+        (dhcp(source="192.0.2.2"), None),  # a forwarded packet
         (dhcp(target="198.51.100.5"), None),
         (dhcp()[:120], None),
         (b"", None),
         (b"\x40" * 400, None),
     ],
 )
-def test_the_answer_of_a_dhcp_server(packet: bytes, lease: Sighting | None) -> None:
-    assert probe.dhcp_answer(framed(packet), GATEWAYS) == lease
-    assert probe.dhcp_answer(framed(packet, MAC), GATEWAYS) == lease
+def test_dhcp_ack_of_own_server_is_a_lease(packet: bytes, lease: Sighting | None) -> None:
+    assert probe.parse_dhcp_ack(framed(packet), GATEWAYS) == lease
+    assert probe.parse_dhcp_ack(framed(packet, MAC), GATEWAYS) == lease
 
 
 def test_masqueraded_packet_to_a_sibling_is_no_lease() -> None:
-    """It has the host's address, but the sibling's hardware address where a lease has the client's."""
-    assert probe.dhcp_answer(framed(dhcp(target="198.51.100.77"), OTHER), GATEWAYS) is None
+    """It comes from the host's address, but is sent to the sibling's MAC address, not the client's."""
+    assert probe.parse_dhcp_ack(framed(dhcp(target="198.51.100.77"), OTHER), GATEWAYS) is None
 
 
 @given(st.binary(max_size=400), st.integers(0, 300), st.binary(max_size=4))
-def test_no_packet_breaks_it(packet: bytes, at: int, patch: bytes) -> None:
+def test_parsers_accept_any_frame(packet: bytes, at: int, patch: bytes) -> None:
     for whole in (framed(dhcp()), REPLY, echo()):
         for frame in (packet, whole[:12] + packet, whole[:at] + patch + whole[at + len(patch) :]):
-            probe.dhcp_answer(frame, GATEWAYS)
-            probe.arp_answer(frame, GATEWAYS)
-            probe.echo_answer(frame, GATEWAYS, ECHO_ID)
+            probe.parse_dhcp_ack(frame, GATEWAYS)
+            probe.parse_arp_reply(frame, GATEWAYS)
+            probe.parse_echo_reply(frame, GATEWAYS, ECHO_ID)
 
 
 @given(st.integers(0, 2**128 - 1), st.integers(0, 2**128 - 1), st.integers(0, 0xFFFF))
-def test_echo_request_for_one_address_has_a_right_checksum(own: int, target: int, identifier: int) -> None:
-    """RFC 1071: with the checksum in it, the sum over all words is all ones."""
-    question = SIX._replace(own=IPv6Address(own), subnet=IPv6Network(target))
-    frame = probe.echo_request(question, OWN, identifier)
+def test_echo_request_has_valid_checksum(own: int, target: int, identifier: int) -> None:
+    """RFC 1071: the sum over all words including the checksum has all bits set."""
+    single = SIX._replace(own=IPv6Address(own), subnet=IPv6Network(target))
+    frame = probe.echo_request(single, OWN, identifier)
     assert frame[:14] == bytes.fromhex("525400a08f2c") + OWN + b"\x86\xdd"
     assert len(frame) == 14 + 40 + 8
     body = frame[54:]
@@ -268,14 +268,16 @@ def test_echo_request_for_one_address_has_a_right_checksum(own: int, target: int
     assert struct.unpack_from("!H", body, 4) == (identifier,)
 
 
-def test_question_about_one_address_is_put_from_the_hosts_address_in_its_subnet() -> None:
-    bridge = Bridge(
+def test_verification_probe_comes_from_host_address_in_same_subnet() -> None:
+    bridge = BridgeFacts(
         (ip_interface("198.51.100.1/24"), ip_interface("192.0.2.1/24"), ip_interface("fe80::1/64"))
     )
     attachment = Attachment(Nic(MAC, "bridge", BRIDGE), BRIDGE, None, bridge)
-    asked = list(probe.verifying(attachment, map(ip_address, ("192.0.2.9", "203.0.113.9", "2001:db8::9"))))
-    (question,) = asked
-    assert (str(question.subnet), str(question.own)) == ("192.0.2.9/32", "192.0.2.1")
-    assert [frame[-4:] for frame in probe.arp_requests(question, OWN)] == [ip_address("192.0.2.9").packed]
-    assert probe.answers(Sighting(ip_address("192.0.2.9"), MAC, "probed"), question)
-    assert not probe.answers(Sighting(ip_address("192.0.2.8"), MAC, "probed"), question)
+    found = list(
+        probe.verification_probes(attachment, map(ip_address, ("192.0.2.9", "203.0.113.9", "2001:db8::9")))
+    )
+    (single,) = found
+    assert (str(single.subnet), str(single.own)) == ("192.0.2.9/32", "192.0.2.1")
+    assert [frame[-4:] for frame in probe.arp_requests(single, OWN)] == [ip_address("192.0.2.9").packed]
+    assert probe.is_answer(Sighting(ip_address("192.0.2.9"), MAC, "probed"), single)
+    assert not probe.is_answer(Sighting(ip_address("192.0.2.8"), MAC, "probed"), single)

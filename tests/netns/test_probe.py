@@ -1,4 +1,4 @@
-"""Guests that never speak by themselves are asked for their addresses, and DHCP's answers are heard."""
+"""Probing silent guests for their addresses, and receiving the answers and DHCP leases."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from netns.support import bridge_netfilter
 from support import netns, payload
 from support.netns import BRIDGE, GATEWAY4, GATEWAY6, GUEST4, GUEST6, GUEST_MAC, HOST4, Lab, Ns
 from support.proc import eventually
-from unit.test_asking import dhcp, echo
-from virt_forward.addresses.attachments import Attachment, Bridge
-from virt_forward.addresses.probe import ETH_P_ARP, ETH_P_IPV6, Question
+from unit.test_probe import dhcp, echo
+from virt_forward.addresses.attachments import Attachment, BridgeFacts
+from virt_forward.addresses.probe import ETH_P_ARP, ETH_P_IPV6, Probe
 from virt_forward.host import collect, probe_socket
 from virt_forward.model import Nic, Reservation, Sighting
-from virt_forward.watch.prober import Seeker
+from virt_forward.watch.prober import Prober
 
 pytestmark = pytest.mark.root
 
 T = TypeVar("T")
 SIBLING, NO_ADDRESS = "52:54:00:00:00:02", "52:54:00:00:00:03"
-FOUR = Question(BRIDGE, GUEST_MAC, ip_network("10.10.0.0/24"), ip_address(GATEWAY4))
-SIX = Question(BRIDGE, GUEST_MAC, ip_network("fd10:10::/64"), ip_address(GATEWAY6))
+FOUR = Probe(BRIDGE, GUEST_MAC, ip_network("10.10.0.0/24"), ip_address(GATEWAY4))
+SIX = Probe(BRIDGE, GUEST_MAC, ip_network("fd10:10::/64"), ip_address(GATEWAY6))
 FOUND = Sighting(ip_address(GUEST4), GUEST_MAC, "probed")
 
 
@@ -51,54 +51,54 @@ def neighbours(lab: Lab) -> set[str]:
     return {str(one.ip) for one in on_host(lab, lambda: collect.neighbours(BRIDGE)).confirmed}
 
 
-def test_a_silent_guest_says_its_address(lab: Lab) -> None:
-    assert on_host(lab, lambda: probe_socket.once([FOUR])) == {BRIDGE: (FOUND,)}
+def test_probe_finds_address_of_silent_guest(lab: Lab) -> None:
+    assert on_host(lab, lambda: probe_socket.probe_once([FOUR])) == {BRIDGE: (FOUND,)}
 
 
-def test_nobody_else_is_asked(lab: Lab) -> None:
-    """The frames go to the one NIC; a sibling that has an address of the subnet stays out of it."""
+def test_arp_probe_reaches_only_its_nic(lab: Lab) -> None:
+    """The frames are sent to one NIC; a sibling with an address in the subnet does not see them."""
     sibling = lab.guests["db"]
     sibling.run(["ip", "neighbour", "flush", "dev", "eth0"])
-    assert on_host(lab, lambda: probe_socket.once([FOUR])) == {BRIDGE: (FOUND,)}
+    assert on_host(lab, lambda: probe_socket.probe_once([FOUR])) == {BRIDGE: (FOUND,)}
     assert GATEWAY4 not in sibling.run(["ip", "neighbour"]).out
 
 
-def test_a_guest_without_an_address_says_nothing(lab: Lab) -> None:
-    assert on_host(lab, lambda: probe_socket.once([FOUR._replace(mac=NO_ADDRESS)], 0.1)) == {BRIDGE: ()}
+def test_guest_without_address_does_not_answer(lab: Lab) -> None:
+    assert on_host(lab, lambda: probe_socket.probe_once([FOUR._replace(mac=NO_ADDRESS)], 0.1)) == {BRIDGE: ()}
 
 
 FOUND6 = Sighting(ip_address(GUEST6), GUEST_MAC, "probed")
 
 
-def test_by_ipv6_it_is_heard_and_the_kernel_learns_it(lab: Lab) -> None:
+def test_ipv6_probe_finds_address_and_kernel_learns_it(lab: Lab) -> None:
     assert GUEST6 not in str(on_host(lab, lambda: collect.neighbours(BRIDGE)))
-    assert on_host(lab, lambda: probe_socket.once([SIX])) == {BRIDGE: (FOUND6,)}
+    assert on_host(lab, lambda: probe_socket.probe_once([SIX])) == {BRIDGE: (FOUND6,)}
     found = on_host(lab, lambda: collect.neighbours(BRIDGE))
     assert Reservation(ip_address(GUEST6), GUEST_MAC) in (*found.confirmed, *found.others)
 
 
 @pytest.mark.parametrize("ip", [GUEST4, GUEST6])
-def test_nic_is_verified_at_the_address_that_it_has(lab: Lab, ip: str) -> None:
+def test_verify_returns_address_that_nic_has(lab: Lab, ip: str) -> None:
     address = ip_address(ip)
     hosts = tuple(ip_interface(one) for one in (f"{GATEWAY4}/24", f"{GATEWAY6}/64"))
-    attachment = Attachment(Nic(GUEST_MAC, "bridge", BRIDGE), BRIDGE, None, Bridge(hosts))
-    assert on_host(lab, lambda: collect.verify(attachment, (address + 1, address))) == {address}
+    attachment = Attachment(Nic(GUEST_MAC, "bridge", BRIDGE), BRIDGE, None, BridgeFacts(hosts))
+    assert on_host(lab, lambda: collect.verify_addresses(attachment, (address + 1, address))) == {address}
     sibling = attachment._replace(nic=Nic(SIBLING, "bridge", BRIDGE))
-    assert on_host(lab, lambda: collect.verify(sibling, (address,))) == frozenset()
+    assert on_host(lab, lambda: collect.verify_addresses(sibling, (address,))) == frozenset()
 
 
-def test_once_tells_both_families_of_the_asked_guest_alone(lab: Lab) -> None:
-    """A sibling answers the echo request to all, too."""
+def test_probe_once_returns_both_families_of_probed_guest_only(lab: Lab) -> None:
+    """A sibling answers the echo request to all nodes as well."""
     lab.guests["db"].ip("address add fd10:10::201/64 dev eth0")
-    assert set(on_host(lab, lambda: probe_socket.once([FOUR, SIX]))[BRIDGE]) == {FOUND, FOUND6}
+    assert set(on_host(lab, lambda: probe_socket.probe_once([FOUR, SIX]))[BRIDGE]) == {FOUND, FOUND6}
 
 
-def test_a_bridge_that_is_not_there_is_passed_over(lab: Lab) -> None:
-    assert on_host(lab, lambda: probe_socket.once([FOUR._replace(bridge="virbr9")], 0.1)) == {}
+def test_probe_once_ignores_missing_bridge(lab: Lab) -> None:
+    assert on_host(lab, lambda: probe_socket.probe_once([FOUR._replace(bridge="virbr9")], 0.1)) == {}
 
 
 def frame(lab: Lab, where: str, packet: bytes, kind: int = probe_socket.ETH_P_IP, to: str = "ff" * 6) -> None:
-    """Send a packet on an interface of the host, or of a guest, as it is."""
+    """Send a raw packet on an interface of the host or of a guest."""
     ns = lab.host.path if where == BRIDGE else lab.guests[where].path
     name = BRIDGE if where == BRIDGE else "eth0"
 
@@ -109,13 +109,13 @@ def frame(lab: Lab, where: str, packet: bytes, kind: int = probe_socket.ETH_P_IP
     payload.inside(ns, send)
 
 
-def heard(lab: Lab, send: Callable[[], None], question: Question = FOUR) -> list[Sighting]:
-    ear = on_host(lab, lambda: probe_socket.Ear(BRIDGE, question.own.version))
+def received(lab: Lab, send: Callable[[], None], probe: Probe = FOUR) -> list[Sighting]:
+    opened = on_host(lab, lambda: probe_socket.ProbeSocket(BRIDGE, probe.own.version))
     try:
         send()
-        return ear.read([question])
+        return opened.read([probe])
     finally:
-        ear.close()
+        opened.close()
 
 
 def ack(**changes: str | int) -> bytes:
@@ -129,26 +129,26 @@ LEASE = Sighting(ip_address("10.10.0.77"), GUEST_MAC, "leased")
 
 @pytest.mark.parametrize("to", ["ff:ff:ff:ff:ff:ff", GUEST_MAC])
 @pytest.mark.parametrize("target", ["255.255.255.255", "10.10.0.77"])
-def test_lease_the_host_gives_out_is_heard(lab: Lab, to: str, target: str) -> None:
-    assert heard(lab, lambda: frame(lab, BRIDGE, ack(target=target), to=to)) == [LEASE]
+def test_lease_of_own_server_is_received(lab: Lab, to: str, target: str) -> None:
+    assert received(lab, lambda: frame(lab, BRIDGE, ack(target=target), to=to)) == [LEASE]
 
 
 @pytest.mark.parametrize(
     "changes",
     [{"source": "192.0.2.2"}, {"dport": 5000}, {"ip": "10.20.0.77"}, {"mac": SIBLING}, {"ip": GATEWAY4}],
-    ids=["forwarded", "another port", "another subnet", "not asked", "host"],
+    ids=["forwarded", "another port", "another subnet", "not probed", "host"],
 )
-def test_lease_of_anything_else_is_not_heard(lab: Lab, changes: dict[str, str | int]) -> None:
-    assert heard(lab, lambda: frame(lab, BRIDGE, ack(**changes))) == []
+def test_unrelated_lease_is_ignored(lab: Lab, changes: dict[str, str | int]) -> None:
+    assert received(lab, lambda: frame(lab, BRIDGE, ack(**changes))) == []
 
 
-def test_lease_that_a_guest_claims_to_give_is_not_heard(lab: Lab) -> None:
-    assert heard(lab, lambda: frame(lab, "web", ack())) == []
+def test_lease_from_a_guest_is_ignored(lab: Lab) -> None:
+    assert received(lab, lambda: frame(lab, "web", ack())) == []
 
 
-def test_lease_for_one_sent_to_another_nic_is_not_heard(lab: Lab) -> None:
-    """As a masquerading hairpin does with a guest's packet to a sibling's forward."""
-    assert heard(lab, lambda: frame(lab, BRIDGE, ack(target="10.10.0.77"), to=SIBLING)) == []
+def test_lease_sent_to_another_nic_is_ignored(lab: Lab) -> None:
+    """A masquerading hairpin sends a guest's packet to a sibling's forward like this."""
+    assert received(lab, lambda: frame(lab, BRIDGE, ack(target="10.10.0.77"), to=SIBLING)) == []
 
 
 NAT = f"""\
@@ -167,7 +167,7 @@ table ip t {{
 
 @pytest.fixture
 def forwarded(lab: Lab) -> Iterator[None]:
-    """Forwards of the host's udp/68 and udp/5000 to the guest, with hairpin."""
+    """Forwards of udp/68 and udp/5000 of the host to the guest, with hairpin."""
     lab.host.nft(NAT)
     yield
     lab.host.nft("delete table ip t")
@@ -179,13 +179,13 @@ def forwarded(lab: Lab) -> Iterator[None]:
 def test_forwarded_packet_from_port_67_is_no_lease(
     lab: Lab, forwarded: None, attachment: str, port: int, mac: str
 ) -> None:
-    """Whoever reaches a guest's forward, from the LAN or from the bridge, gives nobody an address by it."""
+    """A client of a guest's forward, on the LAN or on the bridge, cannot forge a lease by it."""
     text = ack(ip=GUEST4, mac=mac)[28:]
     ns, host = (lab.client, HOST4) if attachment == "client" else (lab.guests["db"], GATEWAY4)
     with on_host(lab, lambda: socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, 0)) as watched:
         watched.bind((BRIDGE, probe_socket.ETH_P_ALL))
-        found = heard(lab, lambda: send_and_see(ns, text, (host, port), watched), FOUR._replace(mac=mac))
-    # Masqueraded to the guest's own udp/68 it is as true as a packet to that guest can be.
+        found = received(lab, lambda: send_and_see(ns, text, (host, port), watched), FOUR._replace(mac=mac))
+    # Masqueraded to udp/68 of the guest itself, it cannot be told from a real lease.
     leases = [seen for seen in found if seen.origin == "leased"]
     assert leases == ([LEASE._replace(ip=ip_address(GUEST4))] if (attachment, port, mac) == TRUE else [])
 
@@ -224,9 +224,9 @@ def bridge_mac(lab: Lab) -> str:
     return lab.host.run(["cat", f"/sys/class/net/{BRIDGE}/address"]).out.strip()
 
 
-def test_arp_reply_of_the_asked_nic_is_heard(lab: Lab) -> None:
+def test_arp_reply_of_probed_nic_is_received(lab: Lab) -> None:
     reply = arp_reply(GUEST_MAC, "10.10.0.99")
-    found = heard(lab, lambda: frame(lab, "web", reply, ETH_P_ARP, bridge_mac(lab)))
+    found = received(lab, lambda: frame(lab, "web", reply, ETH_P_ARP, bridge_mac(lab)))
     assert found == [Sighting(ip_address("10.10.0.99"), GUEST_MAC, "probed")]
 
 
@@ -240,18 +240,18 @@ def test_arp_reply_of_the_asked_nic_is_heard(lab: Lab) -> None:
         ("web", GUEST_MAC, GATEWAY4, None),
         ("web", GUEST_MAC, "10.10.0.99", "ff:ff:ff:ff:ff:ff"),
     ],
-    ids=["forged", "forged for a sibling", "not asked", "another subnet", "host", "to all"],
+    ids=["forged", "forged for a sibling", "not probed", "another subnet", "host", "to all"],
 )
-def test_arp_reply_that_answers_nothing_is_not_heard(
+def test_arp_reply_that_matches_no_probe_is_ignored(
     lab: Lab, attachment: str, mac: str, ip: str, to: str | None
 ) -> None:
     reply = arp_reply(mac, ip)
-    assert heard(lab, lambda: frame(lab, attachment, reply, ETH_P_ARP, to or bridge_mac(lab))) == []
+    assert received(lab, lambda: frame(lab, attachment, reply, ETH_P_ARP, to or bridge_mac(lab))) == []
 
 
-def test_the_kernel_passes_nothing_else_on(lab: Lab) -> None:
-    """What other packets are on the bridge must not wake the service."""
-    ears = [on_host(lab, partial(probe_socket.Ear, BRIDGE, version)) for version in (4, 6)]
+def test_filter_drops_all_other_packets(lab: Lab) -> None:
+    """Other packets on the bridge must not wake the service."""
+    sockets = [on_host(lab, partial(probe_socket.ProbeSocket, BRIDGE, version)) for version in (4, 6)]
     try:
         frame(lab, BRIDGE, ack(sport=53))
         frame(lab, BRIDGE, ack(dport=5000))
@@ -261,94 +261,97 @@ def test_the_kernel_passes_nothing_else_on(lab: Lab) -> None:
         frame(lab, BRIDGE, bytes(60), 0x88B5)
         frame(lab, BRIDGE, arp_reply(GUEST_MAC, "10.10.0.99"), ETH_P_ARP)
         frame(lab, "web", arp_reply(GUEST_MAC, "10.10.0.99"), ETH_P_ARP)
-        foreign = echo(GUEST6, GATEWAY6, ident=ears[1]._identifier ^ 1)[14:]
+        foreign = echo(GUEST6, GATEWAY6, ident=sockets[1]._identifier ^ 1)[14:]
         frame(lab, "web", foreign, ETH_P_IPV6, bridge_mac(lab))
-        for ear in ears:
+        for opened in sockets:
             with pytest.raises(BlockingIOError):
-                ear._socket.recv(2048)
+                opened._socket.recv(2048)
     finally:
-        for ear in ears:
-            ear.close()
+        for opened in sockets:
+            opened.close()
 
 
 @pytest.fixture
-def seeker(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> Iterator[Seeker]:
-    """The service's part that seeks, with a clock that only the test moves."""
+def prober(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> Iterator[Prober]:
+    """A prober whose clock advances by a second each time it is read."""
     clock = iter(itertools.count(1000))
     monkeypatch.setattr("virt_forward.watch.prober.time.monotonic", lambda: next(clock))
-    made = Seeker(select.poll())
+    made = Prober(select.poll())
     yield made
     made.close()
 
 
-def hears(lab: Lab, seeker: Seeker, count: int = 1) -> bool:
-    """Turn as the service does, a second each, until something is heard; what is asked is answered soon."""
-    return any(on_host(lab, lambda: turn(seeker, 5.0)) for _ in range(count))
+def answered(lab: Lab, prober: Prober, count: int = 1) -> bool:
+    """Run the prober as the service does, a second of its clock each, until there was an answer."""
+    return any(on_host(lab, lambda: work_twice(prober, 5.0)) for _ in range(count))
 
 
-def turns(lab: Lab, seeker: Seeker, count: int) -> bool:
-    """Turn as the service does, a second each; tell whether something was heard.
+def run_seconds(lab: Lab, prober: Prober, count: int) -> bool:
+    """Run the prober as the service does, for seconds of its clock; tell whether there was an answer.
 
     A guest's kernel answers ARP and ND before the call that asks returns, so that only what a
-    loaded machine delays can be missed, and is heard in the next turn.
+    loaded machine delays can be missed, and is received in the next turn.
     """
-    heard = [on_host(lab, lambda: turn(seeker, 0.01)) for _ in range(count)]
-    return any(heard)
+    received = [on_host(lab, lambda: work_twice(prober, 0.01)) for _ in range(count)]
+    return any(received)
 
 
-def turn(seeker: Seeker, seconds: float) -> bool:
-    """Ask, wait at most so long for something to be there, and hear it, as the service's loop does."""
-    first = seeker.work()
-    seeker._poller.poll(seconds * 1000)
-    return seeker.work() or first
+def work_twice(prober: Prober, seconds: float) -> bool:
+    """Send probes, wait at most so long for an answer, and receive it, as the service's loop does."""
+    first = prober.work()
+    prober._poller.poll(seconds * 1000)
+    return prober.work() or first
 
 
-def test_the_service_asks_at_once(lab: Lab, seeker: Seeker) -> None:
-    on_host(lab, lambda: seeker.seek([FOUR, SIX]))
-    eventually(lambda: hears(lab, seeker) and set(seeker.heard[BRIDGE]) == {FOUND, FOUND6}, "both are heard")
-    assert seeker.seeks(GUEST_MAC)
-    assert not seeker.seeks(SIBLING)
+def test_prober_probes_immediately(lab: Lab, prober: Prober) -> None:
+    on_host(lab, lambda: prober.set_probes([FOUR, SIX]))
+    eventually(
+        lambda: answered(lab, prober) and set(prober.sightings[BRIDGE]) == {FOUND, FOUND6},
+        "both have answered",
+    )
+    assert prober.has_probe(GUEST_MAC)
+    assert not prober.has_probe(SIBLING)
 
 
 LINK_LOCAL = ip_address("fe80::5054:ff:fea0:8f2c")
 
 
-def test_it_stops_asking_until_there_is_news_and_goes_on_listening(lab: Lab, seeker: Seeker) -> None:
-    on_host(lab, lambda: seeker.seek([FOUR]))
-    turns(lab, seeker, 70)
-    seeker.heard.clear()
-    assert not turns(lab, seeker, 40)
+def test_prober_receives_leases_after_its_schedule_and_restarts_on_event(lab: Lab, prober: Prober) -> None:
+    on_host(lab, lambda: prober.set_probes([FOUR]))
+    run_seconds(lab, prober, 70)
+    prober.sightings.clear()
+    assert not run_seconds(lab, prober, 40)
     frame(lab, BRIDGE, ack())
-    assert hears(lab, seeker)
-    seeker.heard.clear()
-    seeker.news(GUEST_MAC, LINK_LOCAL)
-    assert hears(lab, seeker, 2)
-    assert set(seeker.heard[BRIDGE]) == {FOUND}
+    assert answered(lab, prober)
+    prober.sightings.clear()
+    prober.add_link_local(GUEST_MAC, LINK_LOCAL)
+    assert answered(lab, prober, 2)
+    assert set(prober.sightings[BRIDGE]) == {FOUND}
 
 
-def test_unasked_arp_reply_is_not_heard(lab: Lab, seeker: Seeker) -> None:
-    """Nothing has been asked for a while, so there is nothing to answer."""
-    on_host(lab, lambda: seeker.seek([FOUR._replace(mac=NO_ADDRESS)]))
-    turns(lab, seeker, 70)
+def test_arp_reply_without_recent_probe_is_ignored(lab: Lab, prober: Prober) -> None:
+    """No probe was sent for a while, so it cannot be an answer."""
+    on_host(lab, lambda: prober.set_probes([FOUR._replace(mac=NO_ADDRESS)]))
+    run_seconds(lab, prober, 70)
     reply = arp_reply(NO_ADDRESS, "10.10.0.99")
     frame(lab, "none", reply, ETH_P_ARP, bridge_mac(lab))
-    assert not turns(lab, seeker, 2)
+    assert not run_seconds(lab, prober, 2)
 
 
-def test_where_nobody_is_sought_nothing_listens(lab: Lab, seeker: Seeker) -> None:
-    on_host(lab, lambda: seeker.seek([FOUR]))
+def test_prober_without_probes_has_no_socket(lab: Lab, prober: Prober) -> None:
+    on_host(lab, lambda: prober.set_probes([FOUR]))
     assert BRIDGE in lab.host.run(["ss", "-0Hnl"]).out
-    on_host(lab, lambda: seeker.seek([]))
+    on_host(lab, lambda: prober.set_probes([]))
     assert BRIDGE not in lab.host.run(["ss", "-0Hnl"]).out
 
 
-def test_nothing_listens_for_ipv6_once_nobody_is_asked_any_more(lab: Lab, seeker: Seeker) -> None:
-    on_host(lab, lambda: seeker.seek([SIX._replace(mac=NO_ADDRESS)]))
+def test_prober_closes_ipv6_socket_after_its_schedule(lab: Lab, prober: Prober) -> None:
+    on_host(lab, lambda: prober.set_probes([SIX._replace(mac=NO_ADDRESS)]))
     assert BRIDGE in lab.host.run(["ss", "-0Hnl"]).out
-    turns(lab, seeker, 45)
+    run_seconds(lab, prober, 45)
     assert BRIDGE not in lab.host.run(["ss", "-0Hnl"]).out
 
 
-def test_an_interface_that_is_not_there_is_told_and_passed_over(lab: Lab, seeker: Seeker) -> None:
-    on_host(lab, lambda: seeker.seek([FOUR._replace(bridge="virbr9")]))
-    assert not turns(lab, seeker, 1)
+def test_prober_ignores_missing_bridge(lab: Lab, prober: Prober) -> None:
+    on_host(lab, lambda: prober.set_probes([FOUR._replace(bridge="virbr9")]))
+    assert not run_seconds(lab, prober, 1)

@@ -1,4 +1,4 @@
-"""The look that spares a guest which is not ours everything else."""
+"""The first check of a hook, which ends it early for guests without our metadata."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ def run_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_metadata_of_ours_concerns_us_while_it_can_matter() -> None:
+def test_own_metadata_matters_for_starting_operations() -> None:
     concerned = {operation for operation in OPERATIONS if concerns_us(["web", operation, "begin"], OURS)}
     assert concerned == {"prepare", "started", "reconnect", "restore"}
 
 
 @pytest.mark.parametrize("operation", ["start", "attach", "migrate", "frobnicate", ""])
-def test_other_operations_never_do(operation: str, run_dir: Path) -> None:
+def test_other_operations_never_matter(operation: str, run_dir: Path) -> None:
     (run_dir / "guests").mkdir()
     (run_dir / "guests" / f"{UUID}.json").touch()
     assert not concerns_us(["web", operation, "begin"], OURS)
@@ -33,7 +33,7 @@ def test_other_operations_never_do(operation: str, run_dir: Path) -> None:
 
 @pytest.mark.parametrize("operation", OPERATIONS)
 @pytest.mark.parametrize("kind", ["guests", "todo"])
-def test_a_guest_with_a_record_always_does(operation: str, kind: str, run_dir: Path) -> None:
+def test_guest_with_record_always_matters(operation: str, kind: str, run_dir: Path) -> None:
     assert not concerns_us(["web", operation, "end"], OTHERS)
     (run_dir / kind).mkdir()
     (run_dir / kind / f"{UUID}{'.1.2' * (kind == 'todo')}.json").touch()
@@ -42,7 +42,7 @@ def test_a_guest_with_a_record_always_does(operation: str, kind: str, run_dir: P
 
 
 @pytest.mark.parametrize("more", [["todo"], []], ids=["whole", "half gone"])
-def test_a_guest_whose_change_was_cut_off_does(run_dir: Path, more: list[str]) -> None:
+def test_guest_with_interrupted_change_matters(run_dir: Path, more: list[str]) -> None:
     for name in more:
         (run_dir / name).mkdir()
     (run_dir / "unfinished").write_text(f"{UUID}\n")
@@ -51,16 +51,16 @@ def test_a_guest_whose_change_was_cut_off_does(run_dir: Path, more: list[str]) -
 
 
 @pytest.mark.parametrize("arguments", [[], ["web"]])
-def test_too_few_arguments(arguments: list[str]) -> None:
+def test_too_few_arguments_do_not_matter(arguments: list[str]) -> None:
     assert not concerns_us(arguments, OURS)
 
 
 @pytest.mark.parametrize("uuid", ["", "../x", "/etc/passwd", "\u00e9", "x" * 5000])
-def test_an_odd_uuid_is_nobody(uuid: str, run_dir: Path) -> None:
+def test_invalid_uuid_does_not_matter(uuid: str, run_dir: Path) -> None:
     (run_dir / "guests").mkdir()
     (run_dir / "x.json").touch()
     assert not concerns_us(["web", "stopped", "end"], domain_xml(uuid=uuid))
 
 
-def test_no_xml_at_all() -> None:
+def test_empty_xml_does_not_matter() -> None:
     assert not concerns_us(["web", "stopped", "end"], b"")

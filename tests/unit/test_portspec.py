@@ -1,4 +1,4 @@
-"""Forwards in words: what is shown in messages and lists."""
+"""Forwards as text in messages and lists."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from virt_forward.portspec import host_part, qualifiers, render, span
         ("[2001:db8::1]:53/sctp", forward(53, proto="sctp", address="2001:db8::1"), "sctp/[2001:db8::1]:53"),
     ],
 )
-def test_words(shown: str, item: Forward, host: str) -> None:
+def test_render_and_host_part(shown: str, item: Forward, host: str) -> None:
     assert render(item) == shown
     assert host_part(item) == host
 
 
-def test_spans() -> None:
+def test_span_of_one_port_is_a_number() -> None:
     assert span(80, 80) == "80"
     assert span(80, 81) == "80-81"
 
@@ -39,5 +39,5 @@ def test_spans() -> None:
         (forward(dev="enp1s0", source="2001:db8::/32"), "on enp1s0 from 2001:db8::/32"),
     ],
 )
-def test_limits(item: Forward, shown: str) -> None:
+def test_qualifiers(item: Forward, shown: str) -> None:
     assert qualifiers(item) == shown

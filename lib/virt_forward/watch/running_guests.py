@@ -1,0 +1,74 @@
+"""The running guests as the service needs them: to tell which events affect one."""
+
+import os
+from collections.abc import Iterable
+
+from virt_forward.addresses import attachments, probe
+from virt_forward.addresses.probe import Probe
+from virt_forward.host import collect
+from virt_forward.model import Address, Guest, Network
+from virt_forward.state.store import Store
+from virt_forward.watch.kernel_events import Neighbour
+
+
+class RunningGuests:
+    """The addresses, NICs, lease files and probes of all running guests, from their records."""
+
+    def __init__(self) -> None:
+        self._modified = -1
+        self._leases: dict[str, int] = {}
+        self.any_running = False
+        self.probes: list[Probe] = []
+        self._lease_files: set[str] = set()
+        self._macs: set[str] = set()
+        self._macs_by_address: dict[Address, set[str]] = {}
+
+    def reload(self, store: Store) -> bool:
+        """Read the records if they have changed, and tell whether they have."""
+        at = modified_at(os.path.join(store.path, "guests"))
+        if at == self._modified:
+            return False
+        self._modified = at
+        self.update((guest for guest in store.guests()[0] if guest.phase == "running"), store.networks())
+        return True
+
+    def update(self, guests: Iterable[Guest], networks: Iterable[Network]) -> None:
+        """Make ``guests`` the running guests, on these libvirt networks."""
+        guests, networks = tuple(guests), tuple(networks)
+        facts = attachments.HostFacts(networks)
+        bridges = {
+            attachment.bridge
+            for guest in guests
+            for attachment in attachments.find_attachments(guest.nics, facts)
+        }
+        self.any_running = bool(guests)
+        self.probes = [item for guest in guests for item in probe.probes(guest, networks)]
+        self._lease_files = {path for bridge in bridges for path in collect.lease_files(bridge)}
+        self._macs = {nic.mac for guest in guests for nic in guest.nics}
+        self._macs_by_address = {}
+        for endpoint in (endpoint for guest in guests for endpoint in guest.endpoints):
+            self._macs_by_address.setdefault(endpoint.ip, set()).add(endpoint.mac)
+
+    def leases_changed(self) -> bool:
+        """Tell whether a DHCP server has written a lease file since the last call."""
+        before, self._leases = self._leases, {path: modified_at(path) for path in self._lease_files}
+        return any(before.get(path) != at for path, at in self._leases.items())
+
+    def affects_guest(self, neighbour: Neighbour) -> bool:
+        """Tell whether the address of a guest may have changed.
+
+        It may if a NIC of a guest is at an unknown address, or if the address of a guest is at
+        another NIC or removed.
+        """
+        macs = self._macs_by_address.get(neighbour.ip)
+        if macs is not None:
+            return neighbour.removed or neighbour.mac not in macs
+        return not neighbour.removed and neighbour.mac in self._macs and not neighbour.ip.is_link_local
+
+
+def modified_at(path: str) -> int:
+    """Return when a file was modified, in nanoseconds since the epoch; 0 if it does not exist."""
+    try:
+        return os.stat(path).st_mtime_ns
+    except OSError:
+        return 0
