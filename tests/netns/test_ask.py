@@ -287,11 +287,7 @@ def hears(lab: Lab, seeker: Seeker, count: int = 1) -> bool:
 
 
 def turns(lab: Lab, seeker: Seeker, count: int) -> bool:
-    """Turn as the service does, a second each; tell whether something was heard.
-
-    A guest's kernel answers ARP and ND before the call that asks returns, so that only what a
-    loaded machine delays can be missed, and is heard in the next turn.
-    """
+    """The same, but that nothing may be heard: what is late is heard in the next turn."""
     heard = [on_host(lab, lambda: turn(seeker, 0.01)) for _ in range(count)]
     return any(heard)
 

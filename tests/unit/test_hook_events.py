@@ -5,21 +5,19 @@ from __future__ import annotations
 import contextlib
 import fcntl
 from collections.abc import Callable, Iterator
-from ipaddress import ip_address, ip_network
+from ipaddress import ip_address
 from pathlib import Path
 
 import pytest
 
 from support.fake_host import FakeHost, fake_host, flow
-from support.netns import BRIDGE, CLIENT4, GATEWAY4, GATEWAY6, GUEST_MAC, HOST4
+from support.netns import CLIENT4, HOST4
 from support.xml import host_ip, port_forward, uuid_of
 from unit.build import forward
+from unit.expected_table import guest, holds, include_loads_the_same
 from virt_forward.claims.sockets import Listener
-from virt_forward.config import Config
 from virt_forward.errors import NftError
 from virt_forward.hooks import dispatch
-from virt_forward.model import Endpoint, Forward, Guest, HostAddress, Nic
-from virt_forward.ruleset import table
 
 WEB, DB = "10.10.0.200", "10.10.0.201"
 
@@ -28,35 +26,6 @@ WEB, DB = "10.10.0.200", "10.10.0.201"
 def host(tmp_path: Path) -> Iterator[FakeHost]:
     with fake_host(tmp_path) as made:
         yield made
-
-
-def guest(name: str, ip: str, *forwards: Forward) -> Guest:
-    """Return a running guest as it should be in the table."""
-    address = ip_address(ip)
-    return Guest(
-        uuid_of(name),
-        name,
-        forwards=forwards,
-        nics=(Nic(GUEST_MAC, "bridge", BRIDGE),),
-        hosts=(HostAddress(address),),
-        endpoints=(Endpoint(address, BRIDGE, GUEST_MAC),),
-        lans=((ip_network("10.10.0.0/24"), BRIDGE), (ip_network("fd10:10::/64"), BRIDGE)),
-        gateways=(ip_address(GATEWAY4), ip_address(GATEWAY6)),
-    )
-
-
-def holds(host: FakeHost, *guests: Guest) -> bool:
-    """Tell whether the table is what a fresh load of these guests makes."""
-    whole = table.whole(guests, Config(), host.nft.revision() or 0)
-    if not whole.paragraphs:
-        return host.nft.table is None
-    return host.nft.plain_listing() == host.nft.scratch_listing(table.text(whole))
-
-
-def include_loads_the_same(host: FakeHost) -> bool:
-    """Tell whether the include file makes the table that is in the kernel."""
-    text = (host.run_dir / "ruleset.nft").read_text()
-    return host.nft.scratch_listing(text) == (host.nft.plain_listing() or "")
 
 
 web = guest("web", WEB, forward(8080, to=80))
