@@ -319,3 +319,31 @@ def test_removed_metadata_takes_the_rules_away(host: FakeHost) -> None:
     host.start("web", *WEB_XML)
     assert host.event("web", "reconnect") == 0
     assert holds(host)
+
+
+@pytest.mark.parametrize("last", ["started", "stopped"])
+def test_last_of_several_queued_changes_counts(host: FakeHost, last: str) -> None:
+    host.start("db", *DB_XML)
+    host.start("web", *WEB_XML)
+    moved = (host_ip("10.10.0.210"), port_forward("8080:80"))
+    with locked(host):
+        for operation in ("started", "stopped", "started") if last == "started" else ("started", "stopped"):
+            assert host.event("web", operation, *moved) == 0
+    host.event("db", "reconnect", *DB_XML)
+    now = [guest("web", "10.10.0.210", forward(8080, to=80))] if last == "started" else []
+    assert holds(host, *now, db)
+
+
+def test_running_guest_keeps_a_port_on_which_the_host_listens_later(host: FakeHost) -> None:
+    host.start("web", *WEB_XML)
+    host.listeners = [Listener("tcp", ip_address("0.0.0.0"), 8080, 4711)]
+    host.event("web", "reconnect", *WEB_XML)
+    assert holds(host, web)
+
+
+def test_guest_that_starts_in_spite_of_a_conflict_claims_the_rest(host: FakeHost) -> None:
+    host.config.write_text('[policy]\non_error = "warn"\n')
+    host.start("web", *WEB_XML)
+    assert host.event("db", "prepare", host_ip(DB), port_forward("8080:80", "5432")) == 0
+    host.config.unlink()
+    assert host.event("app", "prepare", host_ip("10.10.0.202"), port_forward("5432")) == 1
