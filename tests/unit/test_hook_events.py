@@ -5,21 +5,19 @@ from __future__ import annotations
 import contextlib
 import fcntl
 from collections.abc import Callable, Iterator
-from ipaddress import ip_address, ip_network
+from ipaddress import ip_address
 from pathlib import Path
 
 import pytest
 
 from support.fake_host import FakeHost, fake_host, flow
-from support.netns import BRIDGE, CLIENT4, GATEWAY4, GATEWAY6, GUEST_MAC, HOST4
+from support.netns import CLIENT4, HOST4
 from support.xml import host_ip, port_forward, uuid_of
 from unit.build import forward
+from unit.expected_table import guest, holds, include_loads_the_same
 from virt_forward.claims.sockets import Listener
-from virt_forward.config import Config
 from virt_forward.errors import NftError
 from virt_forward.hooks import dispatch
-from virt_forward.model import Endpoint, Forward, Guest, HostAddress, Nic
-from virt_forward.ruleset import table
 
 WEB, DB = "10.10.0.200", "10.10.0.201"
 
@@ -28,35 +26,6 @@ WEB, DB = "10.10.0.200", "10.10.0.201"
 def host(tmp_path: Path) -> Iterator[FakeHost]:
     with fake_host(tmp_path) as made:
         yield made
-
-
-def guest(name: str, ip: str, *forwards: Forward) -> Guest:
-    """Return a running guest as it should be in the table."""
-    address = ip_address(ip)
-    return Guest(
-        uuid_of(name),
-        name,
-        forwards=forwards,
-        nics=(Nic(GUEST_MAC, "bridge", BRIDGE),),
-        hosts=(HostAddress(address),),
-        endpoints=(Endpoint(address, BRIDGE, GUEST_MAC),),
-        lans=((ip_network("10.10.0.0/24"), BRIDGE), (ip_network("fd10:10::/64"), BRIDGE)),
-        gateways=(ip_address(GATEWAY4), ip_address(GATEWAY6)),
-    )
-
-
-def holds(host: FakeHost, *guests: Guest) -> bool:
-    """Tell whether the table is what a fresh load of these guests makes."""
-    whole = table.whole(guests, Config(), host.nft.revision() or 0)
-    if not whole.paragraphs:
-        return host.nft.table is None
-    return host.nft.plain_listing() == host.nft.scratch_listing(table.text(whole))
-
-
-def include_loads_the_same(host: FakeHost) -> bool:
-    """Tell whether the include file makes the table that is in the kernel."""
-    text = (host.run_dir / "ruleset.nft").read_text()
-    return host.nft.scratch_listing(text) == (host.nft.plain_listing() or "")
 
 
 web = guest("web", WEB, forward(8080, to=80))
@@ -222,7 +191,12 @@ def test_change_killed_at_any_step_is_finished_by_the_next_event(tmp_path: Path)
             killed = bool(done)
             host.start("app", host_ip("10.10.0.202"), port_forward("9090"))
             app = guest("app", "10.10.0.202", forward(9090))
-            assert holds(host, web, db, app) or (number == 0 and holds(host, db, app)), number
+            known = (web, db, app) if number else (db, app)
+            assert holds(host, *known), number
+            # The records say the same as the table.
+            host.nft.flush_ruleset()
+            host.event("db", "reconnect", *DB_XML)
+            assert holds(host, *known), number
             host.event("web", "reconnect", *WEB_XML)
             assert holds(host, web, db, app), number
             assert include_loads_the_same(host), number
@@ -248,6 +222,9 @@ def test_stop_killed_at_any_step_is_finished_by_the_next_event(tmp_path: Path) -
             assert holds(host, db), number
             assert include_loads_the_same(host), number
             assert host.flows == [kept], number
+            host.nft.flush_ruleset()
+            host.event("db", "reconnect", *DB_XML)
+            assert holds(host, db), number
         number += 1
     assert number > 4
 
@@ -342,3 +319,31 @@ def test_removed_metadata_takes_the_rules_away(host: FakeHost) -> None:
     host.start("web", *WEB_XML)
     assert host.event("web", "reconnect") == 0
     assert holds(host)
+
+
+@pytest.mark.parametrize("last", ["started", "stopped"])
+def test_last_of_several_queued_changes_counts(host: FakeHost, last: str) -> None:
+    host.start("db", *DB_XML)
+    host.start("web", *WEB_XML)
+    moved = (host_ip("10.10.0.210"), port_forward("8080:80"))
+    with locked(host):
+        for operation in ("started", "stopped", "started") if last == "started" else ("started", "stopped"):
+            assert host.event("web", operation, *moved) == 0
+    host.event("db", "reconnect", *DB_XML)
+    now = [guest("web", "10.10.0.210", forward(8080, to=80))] if last == "started" else []
+    assert holds(host, *now, db)
+
+
+def test_running_guest_keeps_a_port_on_which_the_host_listens_later(host: FakeHost) -> None:
+    host.start("web", *WEB_XML)
+    host.listeners = [Listener("tcp", ip_address("0.0.0.0"), 8080, 4711)]
+    host.event("web", "reconnect", *WEB_XML)
+    assert holds(host, web)
+
+
+def test_guest_that_starts_in_spite_of_a_conflict_claims_the_rest(host: FakeHost) -> None:
+    host.config.write_text('[policy]\non_error = "warn"\n')
+    host.start("web", *WEB_XML)
+    assert host.event("db", "prepare", host_ip(DB), port_forward("8080:80", "5432")) == 0
+    host.config.unlink()
+    assert host.event("app", "prepare", host_ip("10.10.0.202"), port_forward("5432")) == 1

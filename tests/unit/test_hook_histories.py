@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from support.fake_host import FakeHost, fake_host
 from support.xml import host_ip, port_forward
 from unit.build import forward
-from unit.test_hook_events import guest, holds, include_loads_the_same
+from unit.expected_table import guest, holds, include_loads_the_same
 from virt_forward.model import Guest
 
 
