@@ -55,8 +55,14 @@ def _follow(
     guests: list[Guest], network: Network, port: NetworkPort | None, action: Action, store: Store
 ) -> None:
     config = load_config_or_last(store)
-    stopped = {network.name} if action is Action.NETWORK_GONE else ()
-    reconciler = Reconciler(store, config, HostView(config, store.networks, without=stopped))
+    gone = action is Action.NETWORK_GONE
+    host = HostView(
+        config,
+        store.networks,
+        current=None if gone else network,
+        without={network.name} if gone else (),
+    )
+    reconciler = Reconciler(store, config, host)
     wants = [Replugged(guest.uuid, _plugged(guest, network, port, action)) for guest in guests]
     planned = reconciler.plan(wants).guests
     changed = {guest.uuid: planned[guest.uuid] for guest in guests if planned[guest.uuid] != guest}

@@ -37,11 +37,12 @@ def host_facts(
 ) -> HostFacts:
     """Return the facts that resolving a guest needs.
 
-    ``recorded`` are the networks that we have records of; for any other one in ``names``, libvirt's
-    own status file is read. Raises VirtForwardError where the interfaces cannot be read.
+    ``recorded`` are the networks that we have records of; of those in ``names``, libvirt's own status
+    files count more: an event of a network may have been missed. Raises VirtForwardError where the
+    interfaces cannot be read.
     """
     networks = {network.name: network for network in recorded}
-    networks |= {network.name: network for network in active_networks(set(names) - set(networks))}
+    networks |= {network.name: network for network in active_networks(names)}
     interfaces = read_interfaces()
     own = frozenset(address.ip for addresses in interfaces.values() for address in addresses)
     files = cache(networkd_files)

@@ -18,8 +18,10 @@ Excluded = Callable[[PortForward], list[Span]]
 class HostView:
     """The host as one change sees it, however many guests the change is about.
 
-    ``known`` are the libvirt networks of our records; ``without`` names one that has just been
-    stopped. Raises VirtForwardError where the host's addresses cannot be read.
+    ``known`` are the libvirt networks of our records, which libvirt's own status files override. In
+    an event of a network, ``current`` is that network as the event has it (libvirt writes the status
+    file of a network after its ``started`` hook), or ``without`` names it where it was stopped.
+    Raises VirtForwardError where the host's addresses cannot be read.
     """
 
     def __init__(
@@ -27,11 +29,14 @@ class HostView:
         config: Config,
         known: Callable[[], Iterable[Network]],
         sightings: Sightings = collect.NO_SIGHTINGS,
+        *,
+        current: Network | None = None,
         without: Collection[str] = (),
     ) -> None:
         self.config = config
         self._known = cache(lambda: {network.name: network for network in known()})
         self._sightings = sightings
+        self._current = {current.name: current} if current else {}
         self._without = without
         self._listening = hostports.socket_facts()
 
@@ -61,9 +66,9 @@ class HostView:
         return self._base._replace(networks=self._networks(tuple(names)) if names else ())
 
     def _networks(self, names: tuple[str, ...]) -> tuple[Network, ...]:
-        known = self._known()
-        unknown = [name for name in names if name not in known and name not in self._without]
-        return (*known.values(), *collect.active_networks(unknown))
+        active = {network.name: network for network in collect.active_networks(names)}
+        known = {**self._known(), **active, **self._current}
+        return tuple(network for name, network in known.items() if name not in self._without)
 
     def port_checks(
         self, nics: Iterable[Nic], hosts: Iterable[HostAddress], held: Iterable[Forward] = ()
