@@ -206,7 +206,7 @@ FLUSHES = {
 
 @pytest.mark.parametrize("event", ["start", "stop", "reconnect"])
 @pytest.mark.parametrize("flush", FLUSHES)
-def test_a_flushed_table_is_made_anew_at_the_next_event(cast: Cast, flush: str, event: str) -> None:
+def test_a_flushed_table_is_rebuilt_at_the_next_event(cast: Cast, flush: str, event: str) -> None:
     cast.scene.start("web", *FORWARDS)
     if event != "start":
         cast.scene.start("db", port_forward("8081:80"))

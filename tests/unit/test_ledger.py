@@ -153,17 +153,17 @@ def test_change_that_was_begun_comes_before_the_record(store: Store) -> None:
 def test_queued_change_comes_before_the_one_that_was_begun(store: Store) -> None:
     queued = of(A, forward(82))
     store.put(A, BEFORE)
-    store.leave(A, queued)
+    store.queue(A, queued)
     ledger = begun(store, Journal({A: BEFORE}, {A: AFTER}))
     assert ledger.merged() == {A: queued}
     assert Ledger(store).known(A) == queued
 
 
 def test_queued_change_that_was_taken_in_is_not_made_again(store: Store) -> None:
-    store.leave(A, of(A, forward(82)))
-    (name,) = (item.name for item in store.left()[0])
+    store.queue(A, of(A, forward(82)))
+    (name,) = (item.name for item in store.queued()[0])
     ledger = begun(store, Journal({A: BEFORE}, {A: AFTER}, frozenset({name})))
-    assert ledger.left() == ([], frozenset({name}))
+    assert ledger.queued() == ([], frozenset({name}))
     assert ledger.merged() == {A: AFTER}
 
 
@@ -183,4 +183,4 @@ def test_rebuild_from_libvirt_drops_a_guest_that_was_begun_and_never_recorded(st
     entry = Journal({A: None, B: of(B)}, {A: AFTER, B: of(B, forward(5))})
     begun(store, entry)
     assert Ledger(store).guests().keys() == {A, B}
-    assert Ledger(store, afresh=True).guests() == {B: of(B, forward(5))}
+    assert Ledger(store, rebuild=True).guests() == {B: of(B, forward(5))}

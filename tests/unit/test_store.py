@@ -93,25 +93,25 @@ def test_bytes_that_are_no_text_count_as_nothing(store: Store) -> None:
 
 
 def test_what_is_left_for_later_is_there_until_it_is_forgotten(store: Store) -> None:
-    store.leave(WEB.uuid, WEB)
-    store.leave(UUID, None)
-    store.leave(WEB.uuid, None)
-    found, errors = store.left()
+    store.queue(WEB.uuid, WEB)
+    store.queue(UUID, None)
+    store.queue(WEB.uuid, None)
+    found, errors = store.queued()
     mine = [left.guest for left in found if left.uuid == WEB.uuid]
     assert mine == [WEB, None], "the oldest first"
     assert [left.guest for left in found if left.uuid == UUID] == [None]
     assert errors == []
-    assert store.left() == (found, errors)
-    store.forget_left([left.name for left in found])
-    assert store.left() == ([], [])
+    assert store.queued() == (found, errors)
+    store.dequeue([item.name for item in found])
+    assert store.queued() == ([], [])
 
 
 def test_what_was_left_and_is_damaged_is_told_and_can_be_forgotten(store: Store) -> None:
     store.write(f"todo/{uuid_of('broken')}.1.2.json", "{")
-    found, (error,) = store.left()
+    found, (error,) = store.queued()
     assert "is no record of ours" in str(error)
-    store.forget_left([left.name for left in found])
-    assert store.left() == ([], [])
+    store.dequeue([item.name for item in found])
+    assert store.queued() == ([], [])
 
 
 def test_what_a_killed_process_left_half_written_is_swept_away(store: Store) -> None:
@@ -249,5 +249,5 @@ def test_an_absent_directory_reads_as_empty(tmp_path: Path) -> None:
     store = Store(str(tmp_path / "none"))
     assert store.guests() == ([], [])
     assert store.networks() == []
-    assert store.left() == ([], [])
+    assert store.queued() == ([], [])
     assert store.guest(UUID) is None

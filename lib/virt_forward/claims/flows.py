@@ -24,7 +24,7 @@ class Flow(NamedTuple):
 
 
 def parse(text: str, wanted: frozenset[str] = frozenset()) -> Iterator[Flow]:
-    """Yield the flows in the output of ``conntrack -L``; lines without ports are passed over.
+    """Yield the flows in the output of ``conntrack -L``; lines without ports are skipped.
 
     With ``wanted``, so are lines that have none of these words: conntrack may have 100,000 entries.
     """
@@ -35,7 +35,7 @@ def parse(text: str, wanted: frozenset[str] = frozenset()) -> Iterator[Flow]:
         fields = [
             word.partition("=")[2] for word in words if word.startswith(("src=", "dst=", "sport=", "dport="))
         ]
-        # A line that was cut off is passed over, too.
+        # A line that was cut off is skipped, too.
         if len(fields) == 8:
             with suppress(ValueError):
                 yield _flow(words[0], fields)

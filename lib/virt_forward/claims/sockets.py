@@ -57,7 +57,7 @@ class Reach(NamedTuple):
 def parse(proto: Proto, text: str) -> Iterator[Listener]:
     """Yield the listeners in the text of /proc/net/tcp, tcp6, udp or udp6 (proc_net_tcp.rst).
 
-    A line that is damaged is passed over, here and below.
+    A line that is damaged is skipped, here and below.
     """
     for line in text.splitlines()[1:]:
         fields = line.split()

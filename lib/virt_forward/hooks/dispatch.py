@@ -218,7 +218,7 @@ def _open(domain: Domain, store: Store) -> None:
         _queue(want, store, config)
         raise
     except StateError:
-        store.leave_started(domain.uuid)
+        store.queue_started(domain.uuid)
         raise
     guest = planned.guests[domain.uuid]
     if guest:
@@ -232,7 +232,7 @@ def _queue(want: Present, store: Store, config: Config) -> None:
 
     host = HostView(config, store.networks)
     guest = plan.wanted(want, Ledger(store).known(want.uuid), host)
-    store.leave(want.uuid, guest and plan.resolve_conflicts((), guest, None, host.veto(guest)))
+    store.queue(want.uuid, guest and plan.resolve_conflicts((), guest, None, host.veto(guest)))
 
 
 def _replug(domain: Domain, store: Store) -> None:
@@ -272,7 +272,7 @@ def _forget(uuid: str, store: Store) -> None:
         with store.lock():
             Reconciler(store, load_config_or_last(store)).reconcile([Absent(uuid)])
     except LockTimeout:
-        store.leave(uuid, None)
+        store.queue(uuid, None)
         raise
 
 

@@ -57,7 +57,7 @@ def recover(store: Store, config: Config) -> None:
     Wants the lock held.
     """
     ledger = Ledger(store)
-    if ledger.unfinished or ledger.left()[1]:
+    if ledger.unfinished or ledger.queued()[1]:
         try:
             Reconciler(store, config, ledger=ledger).apply({})
         except VirtForwardError as error:
@@ -83,7 +83,7 @@ class Reconciler:
         self.config = config
         self._host = host
         self.rebuild = rebuild
-        self.ledger = ledger or Ledger(store, afresh=rebuild)
+        self.ledger = ledger or Ledger(store, rebuild=rebuild)
 
     @property
     def host(self) -> "HostView":
@@ -195,7 +195,7 @@ class Reconciler:
 
     def _queued(self, changes: Mapping[str, Guest | None]) -> tuple[Guests, frozenset[str]]:
         """Return the changes that others queued, resolved against all other claims, and their names."""
-        queued, names = self.ledger.left()
+        queued, names = self.ledger.queued()
         found: Guests = {}
         for uuid, guest in ((item.uuid, item.guest) for item in queued if item.uuid not in changes):
             others = _beside(self.ledger.index(), {**changes, **found}, uuid)

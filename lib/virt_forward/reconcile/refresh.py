@@ -1,4 +1,4 @@
-"""Following addresses: the guests that run are located anew as leases and neighbours have it now."""
+"""Following addresses: the guests that run are located again from the present leases and neighbours."""
 
 from virt_forward.addresses import resolve
 from virt_forward.addresses.attachments import find_attachments
@@ -69,7 +69,7 @@ def verify(store: Store) -> None:
                 Reconciler(store, config, rebuild=True).apply({})
 
 
-def put_back(store: Store) -> None:
+def readmit(store: Store) -> None:
     """Look whether libvirt's chains still admit the guests: libvirt may have rebuilt them without a hook."""
     with store.lock():
         converge.follow(store, Change(load_config_or_last(store), Ledger(store).index()))

@@ -29,10 +29,10 @@ class Outcome(NamedTuple):
     errors: tuple[VirtForwardError, ...]
 
 
-def sync(only: Collection[str] | None = None, *, ask_guests: bool = True) -> Outcome:
+def sync(only: Collection[str] | None = None, *, probe_guests: bool = True) -> Outcome:
     """Make records and table right from libvirt's running guests: of all, or ``only`` of some UUIDs.
 
-    With ``ask_guests``, those whose address nothing tells are asked for it, which takes a moment.
+    With ``probe_guests``, those whose address nothing tells are asked for it, which takes a moment.
 
     libvirt is asked before the lock is taken: a hook that waits for the lock keeps libvirt
     waiting. A guest whose record a hook has changed meanwhile is left as the hook has it. A
@@ -47,13 +47,13 @@ def sync(only: Collection[str] | None = None, *, ask_guests: bool = True) -> Out
         _remember_networks(networks, store)
     errors: list[VirtForwardError] = []
     wants = {want.uuid: want for want in _wants([state for state in domains if state.active], errors)}
-    heard = _heard(tuple(wants.values()), store, config) if ask_guests else collect.NO_SIGHTINGS
+    sightings = _sightings(tuple(wants.values()), store, config) if probe_guests else collect.NO_SIGHTINGS
     with store.lock():
         now = _records(store)
         moved = {uuid for uuid in {*seen, *now} if seen.get(uuid) != now.get(uuid)}
         meant = set(now) if only is None else set(now).intersection(only)
         gone = [Absent(uuid) for uuid in sorted(meant - set(wants) - moved)]
-        host = HostView(config, store.networks, heard)
+        host = HostView(config, store.networks, sightings)
         reconciler = Reconciler(store, config, host, rebuild=only is None)
         still = [want for uuid, want in wants.items() if uuid not in moved]
         planned = reconciler.reconcile([*still, *gone])
@@ -79,7 +79,7 @@ def _wants(states: Iterable[DomainState], errors: list[VirtForwardError]) -> Ite
                 yield Present(domain, "running")
 
 
-def _heard(wants: Sequence[Want], store: Store, config: Config) -> Sightings:
+def _sightings(wants: Sequence[Want], store: Store, config: Config) -> Sightings:
     """Ask the guests whose address nothing tells, and return what they have answered."""
     host = HostView(config, store.networks)
     planned = Reconciler(store, config, host).plan(wants).guests

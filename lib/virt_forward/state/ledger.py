@@ -1,4 +1,4 @@
-"""What is written down in the run directory: the guests, what was begun, what was left, who claims what.
+"""What is written down in the run directory: the guests, what was begun, what was queued, who claims what.
 
 A ledger is read for one change, with the lock held. It trusts the derived files (claims,
 include) only while nothing says that a change was cut off.
@@ -14,26 +14,26 @@ from virt_forward.host import log
 from virt_forward.model import Guest, Listen, Span
 from virt_forward.state import journal
 from virt_forward.state.journal import Guests, Journal
-from virt_forward.state.store import Left, Store
+from virt_forward.state.store import Queued, Store
 
 SEAL = "# unchanged as long as this is its sum: "
 """The last line of a derived file. A person may edit one, or a disk that fills up cut it off."""
 
 
 class Ledger:
-    """The state before a change; ``afresh`` trusts nothing but the records, and libvirt's word on top.
+    """The state before a change; ``rebuild`` trusts nothing but the records, and libvirt's word on top.
 
     ``counted`` tells that the index had to be made from the records.
     """
 
-    def __init__(self, store: Store, *, afresh: bool = False) -> None:
+    def __init__(self, store: Store, *, rebuild: bool = False) -> None:
         text = store.read("unfinished")
         self.store = store
         self.pending = (text and journal.parse(text)) or Journal({}, {})
-        if afresh:
+        if rebuild:
             self._drop_newcomers()
         self.unfinished = text is not None
-        self.trusted = not afresh and not self.unfinished
+        self.trusted = not rebuild and not self.unfinished
         self.counted = False
         self._damaged: set[str] = set()
 
@@ -47,7 +47,7 @@ class Ledger:
         try:
             return self.store.guest(uuid)
         except StateError as error:
-            log.error(f"{error}; it is made anew")
+            log.error(f"{error}; it is rebuilt")
             self._damaged.add(uuid)
             self.trusted = False
             return None
@@ -65,34 +65,34 @@ class Ledger:
         return self.pending.after[uuid] if uuid in self.pending.after else self.guest(uuid)
 
     def known(self, uuid: str) -> Guest | None:
-        """Return a guest likewise, with what was left to others on top."""
-        for item in self.left()[0]:
+        """Return a guest likewise, with what was queued on top."""
+        for item in self.queued()[0]:
             if item.uuid == uuid:
                 return item.guest
         return self.recorded(uuid)
 
     def merged(self) -> dict[str, Guest]:
-        """Return all guests as they will be once what was begun, and what was left to others, is done."""
+        """Return all guests as they will be once what was begun, and what was queued, is done."""
         found: dict[str, Guest | None] = {**self.guests()}
-        found |= {item.uuid: item.guest for item in self.left()[0]}
+        found |= {item.uuid: item.guest for item in self.queued()[0]}
         return {uuid: guest for uuid, guest in found.items() if guest}
 
     def index(self) -> claims.Index:
-        """Return the index of claims, made anew from the records where it is not to be trusted."""
+        """Return the index of claims, rebuilt from the records where it is not to be trusted."""
         text = self.derived("claims")
         try:
             if text is not None:
                 return claims.parse_index(text)
         except ValueError as error:
-            log.warning(f"{error}; it is made anew")
+            log.warning(f"{error}; it is rebuilt")
         self.counted = True
         return tuple(row for guest in self.guests().values() for row in claims.rows(guest))
 
-    def left(self) -> tuple[list[Left], frozenset[str]]:
-        """Return the last change that was left for each guest, and the names of all that were."""
-        found, errors = self.store.left()
+    def queued(self) -> tuple[list[Queued], frozenset[str]]:
+        """Return the last change that was queued for each guest, and the names of all that were."""
+        found, errors = self.store.queued()
         for error in errors:
-            log.error(f"{error}; it is passed over")
+            log.error(f"{error}; it is skipped")
         last = {item.uuid: item for item in found if item.uuid and item.name not in self.pending.taken}
         return list(last.values()), frozenset(item.name for item in found)
 
@@ -145,7 +145,7 @@ class Ledger:
             return None
         body, mark, seal = text.rpartition(SEAL)
         if not mark or seal != f"{crc32(body.encode()):08x}\n":
-            log.warning(f"{self.store.path}/{name} is not as it was left; it is made anew")
+            log.warning(f"{self.store.path}/{name} is not as it was left; it is rebuilt")
             return None
         return body
 
@@ -163,7 +163,7 @@ class Ledger:
         """Take back the sign that a change was begun, and what it has taken in."""
         try:
             # What was taken in must go first: the journal is what says that it was.
-            self.store.forget_left(taken)
+            self.store.dequeue(taken)
             self.store.remove("unfinished")
             self.store.sweep()
         except StateError as error:

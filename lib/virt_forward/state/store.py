@@ -32,11 +32,11 @@ LOCK_SECONDS = 15.0
 
 
 STARTED = ".started"
-"""How the name of a change ends that was left without a record: the guest that is prepared runs."""
+"""How the name of a change ends that was queued without a record: the guest that is prepared runs."""
 
 
-class Left(NamedTuple):
-    """A change that was left: the file's name, whose change it is, and what the guest is to be."""
+class Queued(NamedTuple):
+    """A queued change: the file's name, whose change it is, and what the guest is to be."""
 
     name: str
     uuid: str
@@ -202,18 +202,18 @@ class Store:
         else:
             self.write(f"guests/{uuid}.json", records.dump_guest(guest))
 
-    def leave(self, uuid: str, guest: Guest | None) -> None:
-        """Leave a change to whoever holds the lock next, as it could not be had in time."""
-        # The time since boot does not jump, and sorts what was left for one guest.
+    def queue(self, uuid: str, guest: Guest | None) -> None:
+        """Queue a change for whoever holds the lock next, as it could not be had in time."""
+        # The time since boot does not jump, and sorts what was queued for one guest.
         name = f"{uuid}.{time.monotonic_ns():020}.{os.getpid()}"
         self.write(f"todo/{name}.json", records.dump_guest(guest) if guest else "")
 
-    def leave_started(self, uuid: str) -> None:
-        """Leave word that a guest which is recorded as prepared runs now: an empty file needs no space."""
+    def queue_started(self, uuid: str) -> None:
+        """Queue that a guest which is recorded as prepared runs now: an empty file needs no space."""
         self.write(f"todo/{uuid}.{time.monotonic_ns():020}.{os.getpid()}{STARTED}.json", "")
 
-    def left(self) -> tuple[list[Left], list[StateError]]:
-        """Return the changes that were left, the oldest of each guest first, and what cannot be read."""
+    def queued(self) -> tuple[list[Queued], list[StateError]]:
+        """Return the queued changes, the oldest of each guest first, and what cannot be read."""
         found, errors = [], []
         for name in self._names("todo"):
             uuid, path = name.partition(".")[0], f"todo/{name}.json"
@@ -222,16 +222,16 @@ class Store:
                 if name.endswith(STARTED):
                     guest = self.guest(uuid)
                     running = guest and guest._replace(phase="running")
-                    found.append(Left(name, uuid if running else "", running))
+                    found.append(Queued(name, uuid if running else "", running))
                 else:
-                    found.append(Left(name, uuid, self._checked(uuid, text, path) if text else None))
+                    found.append(Queued(name, uuid, self._checked(uuid, text, path) if text else None))
             except StateError as error:
                 errors.append(error)
-                found.append(Left(name, "", None))
+                found.append(Queued(name, "", None))
         return found, errors
 
-    def forget_left(self, names: Iterable[str]) -> None:
-        """Remove changes that were left and have been made."""
+    def dequeue(self, names: Iterable[str]) -> None:
+        """Remove queued changes that have been made."""
         for name in names:
             self.remove(f"todo/{name}.json")
 

@@ -14,7 +14,7 @@ from types import FrameType
 
 from virt_forward.effects.libvirt_accept.plan import chain_changed
 from virt_forward.errors import VirtForwardError
-from virt_forward.reconcile.refresh import put_back, refresh, verify
+from virt_forward.reconcile.refresh import readmit, refresh, verify
 from virt_forward.state.config_file import load_config_or_last
 from virt_forward.state.store import Store
 from virt_forward.watch.backoff import Job
@@ -260,4 +260,4 @@ class Service:
 
     def _do_chains(self) -> None:
         """Restore our rule if libvirt has rebuilt its chain."""
-        put_back(self.store)
+        readmit(self.store)

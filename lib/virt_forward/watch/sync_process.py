@@ -116,7 +116,7 @@ def main(uuids: Iterable[str]) -> int:
 
     only = set(uuids)
     try:
-        outcome = sync(only or None, ask_guests=False)
+        outcome = sync(only or None, probe_guests=False)
     except VirtForwardError as error:
         _print_line(error)
         return FAILED

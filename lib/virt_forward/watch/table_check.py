@@ -12,7 +12,7 @@ def is_intact(store: Store) -> bool:
     False as well while a hook is about to write the file; the caller then takes the lock and finds
     nothing to do. False also if a change is queued or was interrupted, as the table lacks it.
     """
-    if store.left()[0] or store.read("unfinished") is not None:
+    if store.queued()[0] or store.read("unfinished") is not None:
         return False
     text = store.read("ruleset.nft")
     if text is None:

@@ -306,7 +306,7 @@ DAMAGES = (truncated, emptied, foreign, binary, removed)
 
 @pytest.mark.parametrize("damage", DAMAGES)
 @pytest.mark.parametrize("name", ["claims", "ruleset.nft"])
-def test_a_damaged_derived_file_is_made_anew(two: World, name: str, damage: Callable[[Path], None]) -> None:
+def test_a_damaged_derived_file_is_rebuilt(two: World, name: str, damage: Callable[[Path], None]) -> None:
     damage(two.run_dir / name)
     done = two.event("mail", "started")
     assert done.status == 0

@@ -79,7 +79,7 @@ class World:
             libvirt.domains = lambda *_: libvirt_says(running)
             libvirt.networks = lambda _: []
             # There are no guests in this world that could answer.
-            return 1 if resync.sync(ask_guests=False).errors else 0
+            return 1 if resync.sync(probe_guests=False).errors else 0
 
         return self.apart(call, steps)
 

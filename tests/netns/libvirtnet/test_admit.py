@@ -73,7 +73,7 @@ def test_a_rule_that_libvirt_put_its_own_above_is_put_back_on_top(scene: Scene) 
 
 PUT_BACK = (
     "from virt_forward.reconcile import refresh; from virt_forward.state import store;"
-    " refresh.put_back(store.Store())"
+    " refresh.readmit(store.Store())"
 )
 
 
