@@ -43,10 +43,10 @@ def main(driver: str, arguments: list[str], data: bytes) -> int:
     except VirtForwardError as error:
         return _failed(event, error.messages, error.hint)
     except Exception as error:  # a guest must not die of our mistakes
-        attachment = error.__traceback__
-        while attachment and attachment.tb_next:
-            attachment = attachment.tb_next
-        where = f"{attachment.tb_frame.f_code.co_filename}:{attachment.tb_lineno}" if attachment else "?"
+        entry = error.__traceback__
+        while entry and entry.tb_next:
+            entry = entry.tb_next
+        where = f"{entry.tb_frame.f_code.co_filename}:{entry.tb_lineno}" if entry else "?"
         return _failed(
             event, (f"internal error: {type(error).__name__}: {error} ({where})",), "please report it"
         )
@@ -122,7 +122,7 @@ def _prepare(name: str, data: bytes, store: Store) -> None:
     except VirtForwardError as error:
         if not restoring:
             raise
-        # What is wrong with it can be mended while it runs, and hardly in the file it was saved to.
+        # What is wrong with it can be corrected while it runs, and hardly in the file it was saved to.
         for message in error.messages:
             log.error(f"{message}; it is restored without its forwards")
         _drop_quietly(uuid, store)

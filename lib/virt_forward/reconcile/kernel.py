@@ -37,16 +37,16 @@ class Step(NamedTuple):
         return any(guest.phase == "running" for guest in (*self.before, *self.after))
 
 
-def change(step: Step, everybody: Mapping[str, Guest | None], config: Config) -> Table:
+def change(step: Step, guests: Mapping[str, Guest | None], config: Config) -> Table:
     """Make the kernel's table what a step says, and return it.
 
-    ``everybody`` are all guests after the step, for a rebuild. Raises NftError.
+    ``guests`` are all guests after the step, for a rebuild. Raises NftError.
     """
     if step.include is None or not step.include.paragraphs:
-        return rebuild(step.include, everybody, config)
+        return rebuild(step.include, guests, config)
     blocks = _blocks(step, config)
     if table.knows_more(step.include, blocks):
-        return rebuild(step.include, everybody, config)
+        return rebuild(step.include, guests, config)
     if blocks.same() and not step.running:
         return Table(step.include)
     include = table.splice(step.include, blocks)
@@ -59,7 +59,7 @@ def change(step: Step, everybody: Mapping[str, Guest | None], config: Config) ->
         raise
     except NftError as error:
         log.warning(f"the table is not as it was left ({error}); it is rebuilt")
-        return rebuild(step.include, everybody, config)
+        return rebuild(step.include, guests, config)
     return Table(include)
 
 
@@ -71,11 +71,11 @@ def _blocks(step: Step, config: Config) -> table.Change:
     )
 
 
-def rebuild(before: table.Include | None, everybody: Mapping[str, Guest | None], config: Config) -> Table:
+def rebuild(before: table.Include | None, guests: Mapping[str, Guest | None], config: Config) -> Table:
     """Make the kernel's table that of all guests, whatever it is now, and return it. Raises NftError."""
     # Never a revision that a table somebody saved and loaded again may have by chance.
     revision = before.revision + 1 if before else int.from_bytes(os.urandom(3))
-    include = table.whole(_guests(everybody), config, revision)
+    include = table.whole(_guests(guests), config, revision)
     known_empty = before is not None and not before.paragraphs
     if not include.paragraphs:
         if not known_empty:
@@ -87,8 +87,8 @@ def rebuild(before: table.Include | None, everybody: Mapping[str, Guest | None],
     return Table(include, rebuilt=True)
 
 
-def _guests(everybody: Mapping[str, Guest | None]) -> Iterable[Guest]:
-    return (guest for guest in everybody.values() if guest)
+def _guests(guests: Mapping[str, Guest | None]) -> Iterable[Guest]:
+    return (guest for guest in guests.values() if guest)
 
 
 def _replace(include: table.Include, config: Config) -> None:
@@ -103,5 +103,5 @@ def _replace(include: table.Include, config: Config) -> None:
         raise
     except NftError as error:
         # Another version's table may have maps of other types: then nothing but a new one will do.
-        log.warning(f"the table cannot be mended ({error}); it is replaced")
+        log.warning(f"the table cannot be converted ({error}); it is replaced")
         nft.apply(table.text(include))

@@ -248,17 +248,17 @@ class Reconciler:
         old = frozenset(pair for guest in was for pair in flows.pairs(guest))
         new = frozenset(pair for guest in work.after.values() for pair in flows.pairs(guest))
         # While there was no table, clients may have opened UDP flows to the host's own ports.
-        everybody = {**self.ledger.guests(), **work.after} if rebuilt else work.after
-        added = frozenset(pair for guest in everybody.values() for pair in flows.pairs(guest))
-        knocking = added if rebuilt else added - old
-        gateways = {ip for guest in everybody.values() if guest for ip in guest.gateways}
-        problem = conntrack.end_flows(old, new, knocking, self._own_addresses(knocking) - gateways)
+        guests = {**self.ledger.guests(), **work.after} if rebuilt else work.after
+        added = frozenset(pair for guest in guests.values() for pair in flows.pairs(guest))
+        opened = added if rebuilt else added - old
+        gateways = {ip for guest in guests.values() if guest for ip in guest.gateways}
+        problem = conntrack.end_flows(old, new, opened, self._own_addresses(opened) - gateways)
         if problem:
             log.warning(problem)
 
-    def _own_addresses(self, knocking: Iterable[flows.Pair]) -> frozenset[Address]:
+    def _own_addresses(self, opened: Iterable[flows.Pair]) -> frozenset[Address]:
         """Return the host's addresses, where UDP flows to them may have to end."""
-        if not any(forward.proto == "udp" for forward, _ in knocking):
+        if not any(forward.proto == "udp" for forward, _ in opened):
             return frozenset()
         try:
             return self.host.own

@@ -57,8 +57,8 @@ class Ledger:
         found, errors = self.store.guests()
         for error in errors:
             log.error(f"{error}; it is left out")
-        everybody = {guest.uuid: guest for guest in found} | self.pending.after
-        return _consistent([guest for guest in everybody.values() if guest])
+        guests = {guest.uuid: guest for guest in found} | self.pending.after
+        return _consistent([guest for guest in guests.values() if guest])
 
     def recorded(self, uuid: str) -> Guest | None:
         """Return a guest with what was begun on top of its record; a damaged record counts as none."""
