@@ -105,13 +105,16 @@ class Spans:
 
     def __init__(self, forwards: Iterable[Forward]) -> None:
         self._forwards = sorted(forwards, key=lambda forward: forward.start)
+        self._starts = [forward.start for forward in self._forwards]
         # The highest port so far: in order even where forwards do overlap.
         self._reached = list(accumulate((forward.end for forward in self._forwards), max))
 
     def overlapping(self, span: Span) -> list[Forward]:
         """Return those with a port of ``span``, by their first port."""
         first = bisect_left(self._reached, span.start)
-        last = bisect_right(self._forwards, span.end, key=lambda forward: forward.start)
+        if first == len(self._starts) or span.end < self._starts[first]:
+            return []
+        last = bisect_right(self._starts, span.end, first)
         return [forward for forward in self._forwards[first:last] if span.start <= forward.end]
 
 

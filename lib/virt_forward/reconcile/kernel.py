@@ -1,7 +1,7 @@
 """Bringing the kernel's table from one state to the next: by one transaction, or by a rebuild."""
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from virt_forward.claims import index as claims
@@ -10,6 +10,9 @@ from virt_forward.errors import NftError, NftUnusableError
 from virt_forward.host import log, nft
 from virt_forward.model import Guest
 from virt_forward.ruleset import static, table
+
+AllGuests = Callable[[], Mapping[str, Guest | None]]
+"""Reads all guests, a file each: only what rebuilds the table calls it."""
 
 
 class Table(NamedTuple):
@@ -37,10 +40,10 @@ class Step(NamedTuple):
         return any(guest.phase == "running" for guest in (*self.before, *self.after))
 
 
-def change(step: Step, guests: Mapping[str, Guest | None], config: Config) -> Table:
+def change(step: Step, guests: AllGuests, config: Config) -> Table:
     """Make the kernel's table what a step says, and return it.
 
-    ``guests`` are all guests after the step, for a rebuild. Raises NftError.
+    ``guests`` returns all guests after the step, for a rebuild. Raises NftError.
     """
     if step.include is None or not step.include.paragraphs:
         return rebuild(step.include, guests, config)
@@ -71,11 +74,11 @@ def _blocks(step: Step, config: Config) -> table.Change:
     )
 
 
-def rebuild(before: table.Include | None, guests: Mapping[str, Guest | None], config: Config) -> Table:
+def rebuild(before: table.Include | None, guests: AllGuests, config: Config) -> Table:
     """Make the kernel's table that of all guests, whatever it is now, and return it. Raises NftError."""
     # Never a revision that a table somebody saved and loaded again may have by chance.
     revision = before.revision + 1 if before else int.from_bytes(os.urandom(3))
-    include = table.whole(_guests(guests), config, revision)
+    include = table.whole(filter(None, guests().values()), config, revision)
     known_empty = before is not None and not before.paragraphs
     if not include.paragraphs:
         if not known_empty:
@@ -85,10 +88,6 @@ def rebuild(before: table.Include | None, guests: Mapping[str, Guest | None], co
     else:
         _replace(include, config)
     return Table(include, rebuilt=True)
-
-
-def _guests(guests: Mapping[str, Guest | None]) -> Iterable[Guest]:
-    return (guest for guest in guests.values() if guest)
 
 
 def _replace(include: table.Include, config: Config) -> None:

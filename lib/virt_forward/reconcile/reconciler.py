@@ -149,12 +149,15 @@ class Reconciler:
         after += tuple(row for guest in work.after.values() if guest for row in claims.rows(guest))
         good = self.ledger.put(work.before, work.after)
         outside = converge.withdraw(self.store, self._outside(work, after))
-        now = kernel.change(self._step(work, after), {**self.ledger.guests(), **work.after}, self.config)
+        now = kernel.change(self._step(work, after), lambda: self._all(work), self.config)
         good = self.ledger.derive(self._derived(work, now.include, after)) and good
         converge.establish(self.store, outside)
         self._end_flows(work, rebuilt=now.rebuilt)
         if good and work.all:
             self.ledger.finish(work.taken)
+
+    def _all(self, work: Work) -> Guests:
+        return {**self.ledger.guests(), **work.after}
 
     def _step(self, work: Work, after: claims.Index) -> kernel.Step:
         before = tuple(guest for guest in work.before.values() if guest)
@@ -248,7 +251,7 @@ class Reconciler:
         old = frozenset(pair for guest in was for pair in flows.pairs(guest))
         new = frozenset(pair for guest in work.after.values() for pair in flows.pairs(guest))
         # While there was no table, clients may have opened UDP flows to the host's own ports.
-        guests = {**self.ledger.guests(), **work.after} if rebuilt else work.after
+        guests = self._all(work) if rebuilt else work.after
         added = frozenset(pair for guest in guests.values() for pair in flows.pairs(guest))
         opened = added if rebuilt else added - old
         gateways = {ip for guest in guests.values() if guest for ip in guest.gateways}
