@@ -8,20 +8,18 @@ from typing import TYPE_CHECKING
 
 from virt_forward.claims import index as claims
 from virt_forward.model import Guest
-from virt_forward.reconcile.wants import Absent, Present, Replugged, Restoring, Want
+from virt_forward.reconcile.wants import Lasting, Present, Replugged, Restoring
 
 if TYPE_CHECKING:
     from virt_forward.reconcile.view import HostView
 
 
-def wanted(want: Want, before: Guest | None, host: "HostView") -> Guest | None:
+def wanted(want: Lasting, before: Guest | None, host: "HostView") -> Guest | None:
     """Return the guest that a want asks for, before other guests' claims are looked at.
 
     ``before`` is what is known of it. Raises VirtForwardError, with every reason, where the
     declaration cannot be served as it is.
     """
-    if isinstance(want, Absent):
-        return None
     if isinstance(want, Present):
         return _present(want, before, host)
     if isinstance(want, Restoring):

@@ -19,7 +19,7 @@ from virt_forward.errors import StateError, VirtForwardError
 from virt_forward.host import conntrack, log
 from virt_forward.model import Address, Guest
 from virt_forward.reconcile import kernel, plan
-from virt_forward.reconcile.wants import Present, Replugged, Want
+from virt_forward.reconcile.wants import Absent, Lasting, Present, Replugged, Want
 from virt_forward.ruleset import table
 from virt_forward.state.journal import Guests
 from virt_forward.state.ledger import Ledger
@@ -110,6 +110,9 @@ class Reconciler:
         wanted: dict[str, Guest | None] = {}
         errors: dict[str, VirtForwardError] = {}
         for want in wants:
+            if isinstance(want, Absent):  # and nothing of the host is read or even loaded
+                wanted[want.uuid] = None
+                continue
             try:
                 wanted[want.uuid] = plan.wanted(want, before[want.uuid], self.host)
             except VirtForwardError as error:
@@ -119,7 +122,7 @@ class Reconciler:
                     wanted[want.uuid] = self._located(kept, before[want.uuid])
         return Planned({**wanted, **self._resolved(wanted, before)}, errors)
 
-    def _located(self, want: Want, before: Guest | None) -> Guest | None:
+    def _located(self, want: Lasting, before: Guest | None) -> Guest | None:
         try:
             return plan.wanted(want, before, self.host)
         except VirtForwardError:

@@ -43,4 +43,7 @@ class Readdressed(NamedTuple):
     uuid: str
 
 
-Want = Present | Absent | Restoring | Replugged | Readdressed
+Lasting = Present | Restoring | Replugged | Readdressed
+"""Of a guest that there is afterwards, too."""
+
+Want = Lasting | Absent
