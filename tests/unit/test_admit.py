@@ -19,7 +19,7 @@ from virt_forward.effects.item import Change, Item, Search
 from virt_forward.effects.libvirt_accept import iptables, nftables, plan
 from virt_forward.effects.libvirt_accept.plan import Chain, Decision, Rule, Seen, Side
 from virt_forward.errors import VirtForwardError
-from virt_forward.host import collect, log
+from virt_forward.host import libvirt_networks, log
 from virt_forward.host.process import Result
 from virt_forward.model import Endpoint, Guest, Network
 from virt_forward.state.store import Store
@@ -268,7 +268,7 @@ class Programs:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
         self.asked: list[str] = []
         self.failing = ""
-        monkeypatch.setattr(collect, "LIBVIRT_NETWORKS", str(folder))
+        monkeypatch.setattr(libvirt_networks, "DIRECTORY", str(folder))
         monkeypatch.setattr(nftables, "run", self.run)
         monkeypatch.setattr(iptables, "run", self.run)
 

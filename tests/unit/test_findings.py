@@ -10,7 +10,7 @@ from virt_forward.check import findings, includes, listing, reading
 from virt_forward.check.facts import Facts, Flush, Forwarding, Hook, Veto
 from virt_forward.claims import vetoes
 from virt_forward.claims.absent import Host
-from virt_forward.host import collect, process
+from virt_forward.host import process
 from virt_forward.libvirtd.api import DomainState
 from virt_forward.metadata.domain import MetadataError
 from virt_forward.model import Domain, Endpoint, Forward, Guest, Nic
@@ -176,7 +176,7 @@ def test_last_look_is_rounded_up_to_the_next_second(monkeypatch: pytest.MonkeyPa
         "/proc/77/stat": f"77 (a) b) S {' '.join(['0'] * 18)} {500 * ticks} 0 0",
         "/proc/stat": "cpu 1\nbtime 1000\n",
     }
-    monkeypatch.setattr(collect, "read_text", lambda path: files.get(path, ""))
+    monkeypatch.setattr(reading, "read_text", lambda path: files.get(path, ""))
     assert reading._started("virtqemud") == 1501.0
     assert reading._started("libvirtd") == 0.0
     shown = "ExecReload={ path=x ; start_time=[@2000] }\nExecReload={ path=y ; start_time=[@1990] }\n"

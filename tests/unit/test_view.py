@@ -11,7 +11,7 @@ from support import xml
 from unit.build import MAC, uuid_of
 from virt_forward.config import Config
 from virt_forward.errors import VirtForwardError
-from virt_forward.host import collect
+from virt_forward.host import collect, libvirt_networks
 from virt_forward.model import Network, Nic
 from virt_forward.reconcile.view import HostView
 
@@ -26,7 +26,7 @@ def network(third: int) -> Network:
 @pytest.fixture
 def status(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where libvirt keeps the status of its active networks."""
-    monkeypatch.setattr(collect, "LIBVIRT_NETWORKS", str(tmp_path))
+    monkeypatch.setattr(libvirt_networks, "DIRECTORY", str(tmp_path))
     monkeypatch.setattr(collect, "read_interfaces", dict)
     return tmp_path / "default.xml"
 

@@ -11,6 +11,7 @@ from virt_forward.check.facts import Facts, Flush, Forwarding, Hook, Veto
 from virt_forward.config import Config
 from virt_forward.errors import VirtForwardError
 from virt_forward.host import collect, hostports, nft
+from virt_forward.host.files import read_text
 from virt_forward.host.process import run
 from virt_forward.libvirtd import api
 from virt_forward.libvirtd.api import DomainState
@@ -97,8 +98,8 @@ def _invalid(states: list[DomainState]) -> Iterator[MetadataError]:
 
 def _hook(driver: str, store: Store) -> Hook:
     paths = (f"{HOOKS}/{driver}", f"{HOOKS}/{driver}.d/virt-forward")
-    path = next((path for path in paths if MARK in collect.read_text(path)[:400]), paths[0])
-    ours = MARK in collect.read_text(path)[:400]
+    path = next((path for path in paths if MARK in read_text(path)[:400]), paths[0])
+    ours = MARK in read_text(path)[:400]
     changed = os.stat(path).st_ctime if ours else 0.0
     return Hook(driver, path, ours, os.access(path, os.X_OK), changed, _loaded_at(driver, store))
 
@@ -114,12 +115,12 @@ def _loaded_at(driver: str, store: Store) -> float:
 
 def _started(daemon: str) -> float:
     """Return when a daemon was started, in seconds since the epoch; 0 without one (proc_pid_stat(5))."""
-    pid = collect.read_text(f"/run/{daemon}.pid").strip()
-    fields = collect.read_text(f"/proc/{pid}/stat").rpartition(")")[2].split() if pid.isdigit() else []
+    pid = read_text(f"/run/{daemon}.pid").strip()
+    fields = read_text(f"/proc/{pid}/stat").rpartition(")")[2].split() if pid.isdigit() else []
     if len(fields) < 20:
         return 0.0
     boot = next(
-        (line for line in collect.read_text("/proc/stat").splitlines() if line.startswith("btime ")),
+        (line for line in read_text("/proc/stat").splitlines() if line.startswith("btime ")),
         "btime 0",
     )
     # Rounded up: a file changed in the same second counts as older.
@@ -136,7 +137,7 @@ def _reloaded(daemon: str) -> float:
 
 def _flush(store: Store) -> Flush:
     path = next(filter(os.path.exists, RULESETS), RULESETS[-1])
-    text = collect.read_text(path)
+    text = read_text(path)
     return Flush(
         path,
         includes.flushes(text, _included),
@@ -148,15 +149,13 @@ def _flush(store: Store) -> Flush:
 
 def _included(pattern: str) -> Iterator[tuple[str, str]]:
     for path in sorted(glob.glob(os.path.join(INCLUDES, pattern))):
-        yield path, collect.read_text(path)
+        yield path, read_text(path)
 
 
 def _forwarding() -> Iterator[Forwarding]:
     for device in sorted(collect.default_route_devices()):
         for version in (4, 6):
-            values = [
-                collect.read_text(f"/proc/sys/net/{path}").strip() for path in _switches(device, version)
-            ]
+            values = [read_text(f"/proc/sys/net/{path}").strip() for path in _switches(device, version)]
             if any(values):
                 yield Forwarding(device, version, any(value not in ("", "0") for value in values))
 

@@ -14,12 +14,11 @@ from virt_forward.addresses.probe import Sightings
 from virt_forward.claims import absent
 from virt_forward.config import Config
 from virt_forward.errors import VirtForwardError
+from virt_forward.host.files import list_directory, read_text
+from virt_forward.host.libvirt_networks import active_networks
 from virt_forward.host.process import run
 from virt_forward.model import Address, Endpoint, Network, Reservation, Sighting
 from virt_forward.text import output
-
-LIBVIRT_NETWORKS = "/run/libvirt/network"
-"""Where libvirt keeps the status of its active networks, as NAME.xml."""
 
 NO_SIGHTINGS: Sightings = MappingProxyType({})
 
@@ -171,37 +170,3 @@ def _with_dropins(name: str, path: str) -> Iterator[str]:
             item: os.path.join(folder, item) for item in list_directory(folder) if item.endswith(".conf")
         }
     yield from (read_text(paths[item]) for item in sorted(paths))
-
-
-def active_networks(names: Iterable[str]) -> list[Network]:
-    """Return those libvirt networks of ``names`` that are active, by libvirt's own status files."""
-    return [network for name in sorted(names) for network in _status_file(name)]
-
-
-def _status_file(name: str) -> list[Network]:
-    path = os.path.join(LIBVIRT_NETWORKS, f"{name}.xml")
-    if "/" in name or not os.path.exists(path):
-        return []
-    from virt_forward.metadata.network import parse_network
-
-    try:
-        return [parse_network(read_text(path).encode())[0]]
-    except VirtForwardError:
-        return []
-
-
-def list_directory(directory: str) -> list[str]:
-    """Return the names in a directory; none if it does not exist or cannot be read."""
-    try:
-        return os.listdir(directory)
-    except OSError:
-        return []
-
-
-def read_text(path: str) -> str:
-    """Return the text of a file; empty if it does not exist or cannot be read."""
-    try:
-        with open(path, encoding="utf-8", errors="replace") as file:
-            return file.read()
-    except OSError:
-        return ""

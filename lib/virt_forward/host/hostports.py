@@ -11,7 +11,8 @@ from virt_forward.addresses.attachments import Attachment
 from virt_forward.claims import index as claims
 from virt_forward.claims import sockets, vetoes
 from virt_forward.config import Config
-from virt_forward.host.collect import Interfaces, list_directory, read_interfaces, read_text
+from virt_forward.host.collect import Interfaces, read_interfaces
+from virt_forward.host.files import list_directory, read_text
 from virt_forward.model import Address, Forward, HostAddress, Listen, PortForward, Span
 
 

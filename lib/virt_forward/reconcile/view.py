@@ -10,6 +10,7 @@ from virt_forward.claims import index as claims
 from virt_forward.config import Config
 from virt_forward.errors import VirtForwardError
 from virt_forward.host import collect, hostports
+from virt_forward.host.libvirt_networks import active_networks
 from virt_forward.model import Address, Forward, Guest, HostAddress, Network, Nic, PortForward, Span
 
 Excluded = Callable[[PortForward], list[Span]]
@@ -66,7 +67,7 @@ class HostView:
         return self._base._replace(networks=self._networks(tuple(names)) if names else ())
 
     def _networks(self, names: tuple[str, ...]) -> tuple[Network, ...]:
-        active = {network.name: network for network in collect.active_networks(names)}
+        active = {network.name: network for network in active_networks(names)}
         known = {**self._known(), **active, **self._current}
         return tuple(network for name, network in known.items() if name not in self._without)
 

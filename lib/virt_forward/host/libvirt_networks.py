@@ -1,0 +1,41 @@
+"""libvirt's status files of its active networks: its own word, which needs no connection to it."""
+
+import os
+from collections.abc import Iterable, Iterator
+
+from virt_forward.errors import VirtForwardError
+from virt_forward.host.files import list_directory, read_text
+from virt_forward.model import Network
+
+DIRECTORY = "/run/libvirt/network"
+"""Where libvirt keeps the status of its active networks, as NAME.xml."""
+
+
+def active_networks(names: Iterable[str]) -> list[Network]:
+    """Return those libvirt networks of ``names`` that are active."""
+    texts = (_status(f"{name}.xml") for name in sorted(names) if "/" not in name)
+    return [network for text in texts for network in _parsed(text)]
+
+
+def active_on(bridges: set[str]) -> list[Network]:
+    """Return the active networks on one of ``bridges``."""
+    files = list_directory(DIRECTORY) if bridges else ()
+    texts = (_status(name) for name in files if name.endswith(".xml"))
+    # Parsing costs more than all else here, and hardly ever is a bridge a libvirt network's.
+    likely = (text for text in texts if any(f"'{bridge}'" in text for bridge in bridges))
+    return [network for text in likely for network in _parsed(text) if network.bridge in bridges]
+
+
+def _status(file: str) -> str:
+    return read_text(os.path.join(DIRECTORY, file))
+
+
+def _parsed(text: str) -> Iterator[Network]:
+    if not text:
+        return
+    from virt_forward.metadata.network import parse_network
+
+    try:
+        yield parse_network(text.encode())[0]
+    except VirtForwardError:
+        return
