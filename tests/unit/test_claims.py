@@ -254,6 +254,10 @@ GOOD = claims.render_index(index_of(A))
         *(GOOD.replace("198.51.100.", ip) for ip in ("198.51.", "")),
         *(GOOD.replace("80\t80", span) for span in ("080\t80", "80\t8_0", "80\t 80", "٨٠\t80")),
         *(GOOD.replace("2001:db8:10::", ip) for ip in ("2001:DB8:10::", "2001:db8:10:0::")),
+        *(
+            f"{GOOD.partition(chr(10))[0]}\nheld\t80\t80\ttcp\t{limits}\n"
+            for limits in ("\t\tFD00::/64", "\t\t192.0.2.1", "FD00::1\t\t", "192.0.2.1\t\t\t")
+        ),
         f"{GOOD.partition(chr(10))[0]}\n" * 2 + GOOD.partition("\n")[2],
         GOOD + "guest\tx\ty\t\n",
         GOOD.partition("\n")[0] + "\n",

@@ -158,7 +158,8 @@ def _damaged(*_: str) -> NoReturn:
 def _listen(fields: str) -> Listen:
     proto, *limits = fields.split("\t")
     parsed = zip(limits, values.LIMITS.values(), strict=True)
-    return Listen(PROTOS[PROTOS.index(proto)], *(parse(text) if text else None for text, parse in parsed))
+    found = Listen(PROTOS[PROTOS.index(proto)], *(parse(text) if text else None for text, parse in parsed))
+    return found if _listen_text(found) == fields else _damaged()
 
 
 def _endpoint(uuid: str, name: str, ip: str, bridge: str, origin: str) -> Row:
