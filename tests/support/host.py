@@ -13,7 +13,7 @@ from pathlib import Path
 
 from support import netns
 from support.box import COMMAND, Box, first_process, lay_out
-from support.proc import REPO, Background, eventually
+from support.proc import REPO, Background, eventually, run
 
 HERE = Path(__file__).parent
 
@@ -23,6 +23,9 @@ Name=virbr0
 Kind=bridge
 MACAddress=52:54:00:9a:8a:d1
 """
+SYSTEMD = int(run(["systemctl", "--version"]).out.split()[1])
+# systemd 256 has other words for it, and check tells of the old ones.
+FORWARDING = "IPForward=yes" if SYSTEMD < 256 else "IPv4Forwarding=yes\nIPv6Forwarding=yes"
 NETWORK = f"""\
 [Match]
 Name=virbr0
@@ -30,7 +33,7 @@ Name=virbr0
 Address={netns.GATEWAY4}/24
 Address={netns.GATEWAY6}/64
 DHCPServer=yes
-IPForward=yes
+{FORWARDING}
 ConfigureWithoutCarrier=yes
 [DHCPServer]
 PoolOffset=20
