@@ -186,14 +186,14 @@ def _unshare() -> None:
         raise OSError(ctypes.get_errno(), "a network namespace cannot be made; run it as root")
 
 
-def main() -> int:
-    """Measure and print."""
-    parser = argparse.ArgumentParser(description="What the hooks cost, as ratios within one run.")
+def report(what: str, runs: str, measure: Callable[[int], dict[str, float]]) -> int:
+    """Measure in a namespace and print, as the command line asks; return the exit status."""
+    parser = argparse.ArgumentParser(description=f"What {what}, as ratios within one run.")
     parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.add_argument("--runs", type=int, default=9, help="pairs of runs a figure (9)")
+    parser.add_argument("--runs", type=int, default=9, help=f"{runs} a figure (9)")
     options = parser.parse_args()
     if os.geteuid() != 0:
-        print("hooks.py: this needs root, for a network namespace", file=sys.stderr)
+        print(f"{parser.prog}: this needs root, for a network namespace", file=sys.stderr)
         return 1
     with nowhere():
         found = measure(options.runs)
@@ -206,4 +206,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(report("the hooks cost", "pairs of runs", measure))

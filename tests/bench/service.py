@@ -10,8 +10,6 @@ removed   ten guests' starts while the run directory is removed again and again,
 Everything happens in a network namespace and a run directory that are gone afterwards.
 """
 
-import argparse
-import json
 import os
 import resource
 import shutil
@@ -124,24 +122,5 @@ def measure(runs: int) -> dict[str, float]:
     return found | {"removed": removed(max(runs // 3, 1))}
 
 
-def main() -> int:
-    """Measure and print."""
-    parser = argparse.ArgumentParser(description="What the service costs, as ratios within one run.")
-    parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.add_argument("--runs", type=int, default=9, help="runs a figure (9)")
-    options = parser.parse_args()
-    if os.geteuid() != 0:
-        print("service.py: this needs root, for a network namespace", file=sys.stderr)
-        return 1
-    with hooks.nowhere():
-        found = measure(options.runs)
-    if options.json:
-        print(json.dumps(found))
-    else:
-        for name, figure in found.items():
-            print(f"{name:12} {figure:6.2f}")
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(hooks.report("the service costs", "runs", measure))
