@@ -91,7 +91,8 @@ def test_invalid_metadata_of_any_domain_is_found() -> None:
         DomainState("db", UUID, True, domain_xml()),
         DomainState("no", UUID, True, b"<x/>"),
     ]
-    (error,) = reading._invalid(states)
+    (error,) = reading._parsed(states)
+    assert isinstance(error, MetadataError)
     (problem,) = findings.problems(GOOD._replace(invalid=(error,)))
     assert problem.message.startswith("line 4: <portForward>: attribute proto is missing")
     assert problem.fix == "correct it with: virsh edit web"
@@ -205,7 +206,9 @@ def test_guest_that_is_only_isolated_is_not_expected_to_have_open_forwards() -> 
 
     opened = '<portForward proto="tcp"><range start="80"/></portForward>'
     states = [state("a", ""), state("b", opened), state("c", opened, active=False)]
-    assert [domain.name for domain in reading._declaring(states)] == ["b"]
+    found = [*reading._parsed(states)]
+    assert [item.name for item in found if isinstance(item, Domain)] == ["b"]
+    assert len(found) == 1
 
 
 @pytest.mark.parametrize(

@@ -38,11 +38,12 @@ def read_facts(config: Config, store: Store, domains: list[DomainState] | None) 
     """Return the facts; ``domains`` are all domains of libvirt, None if it is not reachable."""
     guests = tuple(store.guests()[0])
     include = table.whole(guests, config, 1)
+    parsed = [*_parsed(domains or [])]
     expected = nft.scratch_listing(table.text(include)) if include.paragraphs else None
     return Facts(
         guests,
         tuple(store.networks()),
-        None if domains is None else tuple(_declaring(domains)),
+        None if domains is None else tuple(domain for domain in parsed if isinstance(domain, Domain)),
         nft.plain_listing(),
         expected,
         tuple(_hook(driver, store) for driver in DAEMONS),
@@ -52,7 +53,7 @@ def read_facts(config: Config, store: Store, domains: list[DomainState] | None) 
         collect.listen_targets(),
         config.uplinks,
         tuple(_vetoes(guests, config, store)),
-        tuple(_invalid(domains or [])),
+        tuple(error for error in parsed if isinstance(error, MetadataError)),
     )
 
 
@@ -76,24 +77,18 @@ def domains(config: Config) -> list[DomainState]:
         return api.domains(opened)
 
 
-def _declaring(states: list[DomainState]) -> Iterator[Domain]:
+def _parsed(states: list[DomainState]) -> Iterator[Domain | MetadataError]:
+    """Yield the running domains that declare forwards, and what is wrong with the metadata of any domain."""
     for state in states:
         try:
             domain = parse_domain(state.xml)
-        except VirtForwardError:
-            continue
-        if state.active and domain.declaration and domain.declaration.port_forwards:
-            yield domain
-
-
-def _invalid(states: list[DomainState]) -> Iterator[MetadataError]:
-    for state in states:
-        try:
-            parse_domain(state.xml)
         except MetadataError as error:
             yield error
         except VirtForwardError:
             continue
+        else:
+            if state.active and domain.declaration and domain.declaration.port_forwards:
+                yield domain
 
 
 def _hook(driver: str, store: Store) -> Hook:

@@ -8,6 +8,7 @@ from virt_forward import cli, text
 from virt_forward.check import findings, guests, reading
 from virt_forward.check.problem import Problem
 from virt_forward.cli.listing import choose
+from virt_forward.config import Config
 from virt_forward.errors import VirtForwardError
 from virt_forward.libvirtd.api import DomainState
 from virt_forward.state.config_file import load_config
@@ -30,7 +31,7 @@ def add_to(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> N
 def run(options: argparse.Namespace) -> int:
     """Print the problems and the running guests; return 1 if there is a problem."""
     config = load_config()
-    domains = _domains(options)
+    domains = _domains(options, config)
     wanted = {state.name for state in choose(domains or [], options.domains)} if options.domains else None
     facts = reading.read_facts(config, Store(), domains)
     found = findings.problems(facts)
@@ -46,9 +47,9 @@ def run(options: argparse.Namespace) -> int:
     return 1 if shown else 0
 
 
-def _domains(options: argparse.Namespace) -> list[DomainState] | None:
+def _domains(options: argparse.Namespace, config: Config) -> list[DomainState] | None:
     try:
-        return reading.domains(load_config())
+        return reading.domains(config)
     except VirtForwardError as error:
         if options.domains:
             raise
