@@ -119,10 +119,13 @@ class Service:
                     self._run_job(name)
         self._notify_ready()
 
-    def _is_due(self, name: str) -> bool:
+    def _due_at(self, name: str) -> float:
         if name == "libvirt" and self.sync.is_running():
-            return False
-        return self.jobs[name].due_at() <= time.monotonic()
+            return math.inf
+        return self.jobs[name].due_at()
+
+    def _is_due(self, name: str) -> bool:
+        return self._due_at(name) <= time.monotonic()
 
     def _notify_ready(self) -> None:
         """Send READY=1 once: after the first sync, after READY_SECONDS, or if libvirt is not running."""
@@ -134,9 +137,7 @@ class Service:
 
     def _timeout(self) -> float | None:
         """Return how long to wait for an event, in seconds; None if no job or check is due."""
-        times = [
-            job.due_at() for name, job in self.jobs.items() if name != "libvirt" or not self.sync.is_running()
-        ]
+        times = [self._due_at(name) for name in self.jobs]
         times += [self.table.next_at(), self.sync.deadline(), self.prober.next_at(), self._ready_at]
         if self.guests.any_running:
             times += [self._leases_at, self._table_check_at]
