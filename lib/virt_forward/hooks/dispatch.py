@@ -13,7 +13,7 @@ from virt_forward.claims import vetoes
 from virt_forward.config import Config
 from virt_forward.errors import LockTimeout, NftError, NftUnusableError, StateError, VirtForwardError
 from virt_forward.hooks.events import Action, Event, parse_event
-from virt_forward.hooks.prefilter import known
+from virt_forward.hooks.prefilter import known, uuid_of
 from virt_forward.host import log, process
 from virt_forward.model import Domain, Guest
 from virt_forward.reconcile import plan
@@ -278,5 +278,4 @@ def _forget(uuid: str, store: Store) -> None:
 
 def _uuid(data: bytes) -> str:
     # The quick look at the XML has found this UUID and a record of it already.
-    found = data.partition(b"<uuid>")[2].partition(b"</uuid>")[0].decode("ascii", "replace").strip().lower()
-    return os.path.basename(found)
+    return os.path.basename(uuid_of(data))

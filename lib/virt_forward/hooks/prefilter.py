@@ -17,8 +17,13 @@ def concerns_us(arguments: list[str], data: bytes) -> bool:
     if operation not in ("stopped", "release") and NAMESPACE in data:
         return True
     directory = os.environ.get("VIRT_FORWARD_RUN_DIR") or "/run/virt-forward"
-    uuid = data.partition(b"<uuid>")[2].partition(b"</uuid>")[0].decode("ascii", "replace").strip().lower()
+    uuid = uuid_of(data)
     return bool(uuid) and "/" not in uuid and known(directory, uuid)
+
+
+def uuid_of(data: bytes) -> str:
+    """Return the text of the first ``<uuid>`` of a domain, in lower case; not checked."""
+    return data.partition(b"<uuid>")[2].partition(b"</uuid>")[0].decode("ascii", "replace").strip().lower()
 
 
 def known(directory: str, uuid: str) -> bool:
