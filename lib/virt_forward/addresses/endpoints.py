@@ -173,11 +173,11 @@ class LearnedAddresses:
         ]
 
     def _known_endpoint(self) -> Endpoint | None:
-        attachment = (self.mac, self.attachment.bridge, self.version)
+        key = (self.mac, self.attachment.bridge, self.version)
         endpoints = (
             endpoint
             for endpoint in self.guest.endpoints
-            if (endpoint.mac, endpoint.bridge, endpoint.ip.version) == attachment
+            if (endpoint.mac, endpoint.bridge, endpoint.ip.version) == key
         )
         return next((endpoint for endpoint in endpoints if endpoint.origin in LEARNED), None)
 

@@ -4,12 +4,12 @@ With br_netfilter a guest's packet to its own forward comes back to the very por
 and a bridge sends nothing back there unless the port is in hairpin mode (bridge(8)).
 """
 
-import os
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from virt_forward.effects.item import NOTHING, Change, Item, Items
 from virt_forward.host import switches
+from virt_forward.host.files import list_directory
 from virt_forward.model import Guest
 from virt_forward.state.store import Store
 
@@ -79,11 +79,7 @@ def _ports(guests: Iterable[Guest]) -> Iterator[Item]:
 
 
 def _ports_with(bridge: str, mac: str) -> Iterator[Item]:
-    try:
-        names = os.listdir(f"/sys/class/net/{bridge}/brif")
-    except OSError:
-        return
-    for name in names:
+    for name in list_directory(f"/sys/class/net/{bridge}/brif"):
         if switches.read(f"/sys/class/net/{name}/address") == mac:
             yield Item(NAME, name)
 

@@ -14,8 +14,8 @@ from virt_forward.addresses.probe import Sightings
 from virt_forward.claims import absent
 from virt_forward.config import Config
 from virt_forward.errors import VirtForwardError
+from virt_forward.host import libvirt_networks
 from virt_forward.host.files import list_directory, read_text
-from virt_forward.host.libvirt_networks import active_networks
 from virt_forward.host.process import run
 from virt_forward.model import Address, Endpoint, Network, Reservation, Sighting
 from virt_forward.text import output
@@ -37,18 +37,15 @@ def host_facts(
     """Return the facts that resolving a guest needs.
 
     ``recorded`` are the networks that we have records of; of those in ``names``, libvirt's own status
-    files count more: an event of a network may have been missed. Raises VirtForwardError where the
-    interfaces cannot be read.
+    files count more (libvirt_networks.current). Raises VirtForwardError where the interfaces cannot
+    be read.
     """
-    networks = {network.name: network for network in recorded}
-    networks |= {network.name: network for network in active_networks(names)}
     interfaces = read_interfaces()
-    own = frozenset(address.ip for addresses in interfaces.values() for address in addresses)
     files = cache(networkd_files)
     return HostFacts(
-        tuple(networks.values()),
+        tuple(libvirt_networks.current(recorded, names).values()),
         cache(lambda name: bridge_facts(name, interfaces, files(), sightings.get(name, ()))),
-        own,
+        _own_addresses(interfaces),
         config.learn,
         verify_addresses,
     )
@@ -117,9 +114,8 @@ def default_route_devices() -> set[str]:
     return found | {words[9] for words in ipv6 if len(words) > 9 and words[:2] == ["0" * 32, "00"]} - {"lo"}
 
 
-def own_addresses() -> frozenset[Address]:
-    """Return all addresses of the host."""
-    return frozenset(address.ip for addresses in read_interfaces().values() for address in addresses)
+def _own_addresses(interfaces: Interfaces) -> frozenset[Address]:
+    return frozenset(address.ip for addresses in interfaces.values() for address in addresses)
 
 
 def listen_targets() -> absent.Host:
@@ -129,7 +125,9 @@ def listen_targets() -> absent.Host:
     words = ["route", "show", "table", "local", "type", "local"]
     routes = (absent.parse_local_routes(run(["ip", "-j", family, *words]).stdout) for family in ("-4", "-6"))
     devices = frozenset(name for _, name in socket.if_nameindex())
-    return absent.Host(own_addresses(), tuple(subnet for found in routes for subnet in found), devices)
+    return absent.Host(
+        _own_addresses(read_interfaces()), tuple(subnet for found in routes for subnet in found), devices
+    )
 
 
 def read_interfaces() -> Interfaces:

@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 
 from virt_forward.claims import flows
+from virt_forward.host.files import read_text
 from virt_forward.host.process import run
 from virt_forward.model import Address
 from virt_forward.text import output
@@ -52,11 +53,7 @@ def _words(
 
 
 def _nothing_tracked() -> bool:
-    try:
-        with open("/proc/sys/net/netfilter/nf_conntrack_count", encoding="ascii") as file:
-            return file.read().strip() == "0"
-    except OSError:
-        return False
+    return read_text("/proc/sys/net/netfilter/nf_conntrack_count").strip() == "0"
 
 
 def _deletions(known: Iterable[flows.Flow], doomed: set[flows.Flow]) -> set[str]:

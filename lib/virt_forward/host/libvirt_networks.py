@@ -11,10 +11,14 @@ DIRECTORY = "/run/libvirt/network"
 """Where libvirt keeps the status of its active networks, as NAME.xml."""
 
 
-def active_networks(names: Iterable[str]) -> list[Network]:
-    """Return those libvirt networks of ``names`` that are active."""
+def current(recorded: Iterable[Network], names: Iterable[str]) -> dict[str, Network]:
+    """Return the networks of our records by name; of those in ``names``, the status files count more.
+
+    An event of a network may have been missed.
+    """
     texts = (_status(f"{name}.xml") for name in sorted(names) if "/" not in name)
-    return [network for text in texts for network in _parsed(text)]
+    active = [network for text in texts for network in _parsed(text)]
+    return {network.name: network for network in (*recorded, *active)}
 
 
 def active_on(bridges: set[str]) -> list[Network]:

@@ -1,15 +1,12 @@
 """Kernel settings: files of one word in /proc/sys and /sys."""
 
 from virt_forward.host import log
+from virt_forward.host.files import read_text
 
 
 def read(path: str) -> str:
     """Return the value of a setting; empty if the file does not exist."""
-    try:
-        with open(path, encoding="ascii") as file:
-            return file.read().strip()
-    except OSError:
-        return ""
+    return read_text(path).strip()
 
 
 def is_on(path: str) -> bool | None:

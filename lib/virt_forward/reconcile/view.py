@@ -9,8 +9,7 @@ from virt_forward.addresses.probe import Sightings
 from virt_forward.claims import index as claims
 from virt_forward.config import Config
 from virt_forward.errors import VirtForwardError
-from virt_forward.host import collect, hostports
-from virt_forward.host.libvirt_networks import active_networks
+from virt_forward.host import collect, hostports, libvirt_networks
 from virt_forward.model import Address, Forward, Guest, HostAddress, Network, Nic, PortForward, Span
 
 Excluded = Callable[[PortForward], list[Span]]
@@ -35,7 +34,7 @@ class HostView:
         without: Collection[str] = (),
     ) -> None:
         self.config = config
-        self._known = cache(lambda: {network.name: network for network in known()})
+        self._known = cache(lambda: tuple(known()))
         self._sightings = sightings
         self._current = {current.name: current} if current else {}
         self._without = without
@@ -67,8 +66,7 @@ class HostView:
         return self._base._replace(networks=self._networks(tuple(names)) if names else ())
 
     def _networks(self, names: tuple[str, ...]) -> tuple[Network, ...]:
-        active = {network.name: network for network in active_networks(names)}
-        known = {**self._known(), **active, **self._current}
+        known = libvirt_networks.current(self._known(), names) | self._current
         return tuple(network for name, network in known.items() if name not in self._without)
 
     def port_checks(
