@@ -80,6 +80,10 @@ class Machine(Box):
     def systemctl(self, *words: str, timeout: float = 30) -> str:
         return self.run(["systemctl", *words], timeout=timeout).out
 
+    def restart_libvirtd(self) -> None:
+        # It waits up to 30 s for its workers as it stops: finishTimer in libvirt's src/rpc/virnetdaemon.c.
+        self.systemctl("restart", "libvirtd", timeout=90)
+
     def journal(self, *words: str) -> str:
         return self.run(["journalctl", "--no-pager", "-o", "cat", *words]).out
 

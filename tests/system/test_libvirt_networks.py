@@ -73,7 +73,7 @@ def on_machine() -> Iterator[House]:
         made.install()
         made.systemctl("stop", "virt-forward.service")
         listing = "nft -s list chain ip libvirt_network guest_input"
-        yield House(made, lambda: made.systemctl("restart", "libvirtd"), listing.split())
+        yield House(made, made.restart_libvirtd, listing.split())
 
 
 @pytest.fixture(scope="module", params=[on_host, on_machine], ids=["iptables", "nftables"])

@@ -64,7 +64,7 @@ def test_a_guest_that_ran_before_is_forwarded_to_its_lease(machine: Machine) -> 
 
 def test_a_restart_of_libvirtd_keeps_guest_and_forward(machine: Machine) -> None:
     pid = machine.qemu_pid(WEB)
-    machine.systemctl("restart", "libvirtd")
+    machine.restart_libvirtd()
     eventually(lambda: machine.state(WEB) == "running", "libvirtd finds the guest again", 20)
     assert machine.qemu_pid(WEB) == pid
     assert machine.fetch(8080) == WEB.page, machine.explain()
