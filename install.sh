@@ -5,12 +5,13 @@ shopt -s nullglob
 
 usage() {
     cat <<'EOF'
-Usage: sudo ./install.sh [--dry-run]              install, or bring an installation up to date
-       sudo ./install.sh --uninstall [--dry-run]  take away all that the installation made
-       sudo ./install.sh --demo [--dry-run]       show the main job in throwaway network namespaces
+Usage: sudo ./install.sh [--no-service] [--dry-run]  install, or bring an installation up to date
+       sudo ./install.sh --uninstall [--dry-run]     take away all that the installation made
+       sudo ./install.sh --demo [--dry-run]          show the main job in throwaway network namespaces
        ./install.sh --help
 
-  --dry-run   say what would be done, and touch nothing
+  --no-service  do not enable or start virt-forward.service; one that runs is restarted
+  --dry-run     say what would be done, and touch nothing
 
 Environment:
   PREFIX      where the command and the package go (/usr/local)
@@ -29,7 +30,7 @@ config=/etc/virt-forward/config.toml
 root=${DESTDIR:-}
 prefix=${PREFIX:-/usr/local}
 libdir='' # set by places
-action=install dry_run=no finished=yes
+action=install dry_run=no with_service=yes finished=yes
 declare -a files=() staged=()
 declare -A source_of=() mode_of=()
 
@@ -61,7 +62,6 @@ act() {
 
 at_exit() {
     local status=$?
-    [[ $action != install ]] || restore_package
     ((${#staged[@]} == 0)) || rm -rf -- "${staged[@]}"
     [[ $finished == yes ]] ||
         printf 'install.sh: error: stopped half-way; run it again with the same PREFIX, also to --uninstall\n' >&2
@@ -79,10 +79,13 @@ places() {
     libdir=$prefix/lib/virt-forward
 }
 
-# One line for each file outside the package: to ship another unit or page, add its line.
+# One line for each file outside the package: to ship another unit or completion, add its line.
 list_files() {
+    local page
     one_file 0755 "$prefix/bin/virt-forward" "$data/launcher"
-    one_file 0644 "$prefix/share/man/man1/virt-forward.1" "$data/virt-forward.1"
+    for page in "$data"/*.[1-8]; do
+        one_file 0644 "$prefix/share/man/man${page##*.}/${page##*/}" "$page"
+    done
     one_file 0644 "$prefix/share/bash-completion/completions/virt-forward" "$data/virt-forward.bash"
     one_file 0644 "$unit" "$data/virt-forward.service"
     one_file 0644 /etc/systemd/system/nftables.service.d/virt-forward.conf "$data/nftables-virt-forward.conf"
@@ -163,33 +166,77 @@ write_file() {
     mv -fT -- "$4" "$2"
 }
 
+# The package is in a directory that is named after its content, and virt_forward is a link to it. An upgrade
+# switches the link by one rename(2); a hook that runs goes on with the package it has begun with (hooks/qemu).
 put_package() {
     act "copy the package to $root$libdir/virt_forward and compile it" copy_package
 }
 
-# A hook whose package is away would refuse every start, so one that an update had moved aside comes back first.
-restore_package() {
-    [[ ! -d $root$libdir/.old || -d $root$libdir/virt_forward ]] ||
-        mv -T -- "$root$libdir/.old" "$root$libdir/virt_forward"
-}
-
 copy_package() {
-    local here=$root$libdir
-    restore_package
-    staged+=("$here/.new" "$here/.old")
-    rm -rf -- "$here/.new" "$here/.old"
-    cp -R -- "$repo/lib/virt_forward" "$here/.new"
+    local here=$root$libdir name
+    staged+=("$here/.new" "$here/.link")
+    rm -rf -- "$here/.new" "$here/.link"
+    mkdir -- "$here/.new"
+    cp -R -- "$repo/lib/virt_forward" "$here/.new/virt_forward"
     find "$here/.new" -name __pycache__ -prune -exec rm -rf {} +
     chmod -R u=rwX,go=rX "$here/.new"
-    compile_package "$here/.new"
-    [[ ! -d $here/virt_forward ]] || mv -T -- "$here/virt_forward" "$here/.old"
-    mv -T -- "$here/.new" "$here/virt_forward"
-    rm -rf -- "$here/.old"
+    compile_package "$here/.new/virt_forward"
+    name=package-$(cd "$here/.new" && find . -name '*.pyc' -o -type f -print0 | sort -z | xargs -0 sha256sum | sha256sum | cut -c 1-12)
+    if [[ -d $here/$name ]]; then
+        exchange "$here/.new" "$here/$name"
+    else
+        mv -T -- "$here/.new" "$here/$name"
+    fi
+    switch_link "$here" "$name/virt_forward"
 }
 
-# Compiled now, by the Python that will run it: otherwise root's hooks would write to PREFIX.
+switch_link() {
+    ln -s -- "$2" "$1/.link"
+    if [[ -d $1/virt_forward && ! -L $1/virt_forward ]]; then
+        exchange "$1/.link" "$1/virt_forward" # a version before this had a directory there
+    else
+        mv -fT -- "$1/.link" "$1/virt_forward"
+    fi
+}
+
+# renameat2(2) with RENAME_EXCHANGE, or three renames where the file system cannot do that.
+exchange() {
+    "$python" -I -c 'import ctypes, os, sys
+here, there = map(os.fsencode, sys.argv[1:])
+sys.exit(ctypes.CDLL(None).renameat2(-100, here, -100, there, 2) != 0)' "$1" "$2" || {
+        mv -T -- "$2" "$1.other"
+        mv -T -- "$1" "$2"
+        mv -T -- "$1.other" "$1"
+    }
+}
+
+# Compiled now, by the Python that will run it: otherwise root's hooks would write to PREFIX. Unchecked, as whoever
+# copies an installed tree (a packager, a backup) may change the times of the files, and the directory is replaced
+# as a whole.
 compile_package() {
-    "$python" -I -m compileall -q -s "$1" -p "$libdir/virt_forward" "$1"
+    "$python" -I -m compileall -q --invalidation-mode unchecked-hash -s "$1" -p "$libdir/virt_forward" "$1"
+}
+
+remove_replaced() {
+    local dir current=''
+    [[ ! -L $root$libdir/virt_forward ]] || current=$(readlink -- "$root$libdir/virt_forward")
+    for dir in "$root$libdir"/package-*; do
+        [[ ${current%%/*} == "${dir##*/}" ]] || act "remove $dir, which was replaced" remove_unused "$dir"
+    done
+}
+
+remove_unused() {
+    if wait_unused "$1"; then rm -rf -- "$1"; else note "a program still uses $1; the next installation removes it"; fi
+}
+
+# A hook is given 15 seconds, and has the package open until it ends. A packager's root has none.
+wait_unused() {
+    local try
+    for ((try = 0; try < 100; try++)); do
+        [[ -z $root && -n $(find /proc/[0-9]*/fd -lname "$1/*" -print -quit 2>/dev/null) ]] || return 0
+        sleep 0.2
+    done
+    return 1
 }
 
 put_hooks() {
@@ -251,7 +298,9 @@ install_all() {
     done
     put_hooks # last: from here on libvirt may call them
     [[ -n $root ]] || start_work
+    remove_replaced
     finished=yes
+    [[ -n $root ]] || check_work
 }
 
 # ---- uninstall ------------------------------------------------------------------------------
@@ -295,10 +344,15 @@ remove_tree() {
     ((${#last[@]} == 0)) ||
         act "remove ${last[*]}, and the directories that the installation made, if they are empty" remove_last
     [[ -n $root ]] || forget_unit
+    if exists "$root$unit.d"; then note "$root$unit.d is not from this installer and stays"; fi
 }
 
 remove_last() (
+    local dir
     trap '' INT TERM HUP
+    for dir in "$root$libdir"/package-*; do
+        wait_unused "$dir" || true
+    done
     rm -rf -- "${last[@]}"
     ((${#made[@]} == 0)) || rmdir --ignore-fail-on-non-empty -- "${made[@]/#/$root}" 2>/dev/null || true
 )
@@ -337,6 +391,7 @@ parse() {
         case $word in
             --help | -h) usage && exit ;;
             --dry-run) dry_run=yes ;;
+            --no-service) with_service=no ;;
             --uninstall | --demo)
                 [[ -z $chosen ]] || fail "$chosen and $word do not go together" 2
                 chosen=$word action=${word#--}
@@ -344,6 +399,7 @@ parse() {
             *) fail "what is '$word'? See ./install.sh --help" 2 ;;
         esac
     done
+    [[ -z $chosen || $with_service == yes ]] || fail "$chosen and --no-service do not go together" 2
 }
 
 need_root() {

@@ -12,13 +12,12 @@ start_work() {
     label_files
     selinux_note
     reload_systemd
-    restart_service
+    start_service
     reload_libvirt
     act "run: virt-forward sync, for guests that run already" first_sync
-    if [[ $dry_run == yes ]] || "$prefix/bin/virt-forward" check --help >/dev/null 2>&1; then
-        act "run: virt-forward check, if this version has it" first_check
-    fi
 }
+
+check_work() { act "run: virt-forward check" first_check; }
 
 first_sync() {
     local said
@@ -47,10 +46,15 @@ reload_systemd() {
     act 'run: systemctl daemon-reload' attempt systemctl daemon-reload
 }
 
-# The service is a person's choice; one that runs is to run this version.
-restart_service() {
+# One that runs is to run this version, whoever started it.
+start_service() {
     [[ -d /run/systemd/system ]] || return 0
-    act 'run: systemctl try-restart virt-forward' systemctl try-restart virt-forward
+    if [[ $with_service == no ]]; then
+        act 'run: systemctl try-restart virt-forward' attempt systemctl try-restart virt-forward
+    else
+        act 'run: systemctl enable virt-forward' attempt systemctl -q enable virt-forward
+        act 'run: systemctl restart virt-forward' attempt systemctl restart virt-forward
+    fi
 }
 
 # A unit whose file has gone can be stopped, but not disabled.

@@ -34,7 +34,9 @@ def machine() -> Iterator[Machine]:
         # Containers have a read-only /sys, real hosts have not.
         made.run(["mount", "--bind", INTERFACES, INTERFACES])
         made.run(["mount", "-o", "remount,rw", INTERFACES])
-        made.install()
+        # What hooks and drop-in do is seen without the service.
+        made.install("--no-service")
+        assert made.run(["systemctl", "is-enabled", "virt-forward"], check=False).out == "disabled\n"
         assert made.state(EARLY) == "running", "installing harms no guest"
         made.start(WEB)
         made.wait_booted(WEB)
@@ -237,7 +239,10 @@ def test_uninstalling_leaves_the_guests_and_nothing_else() -> None:
         machine.install()
         machine.start(WEB)
         assert machine.our_table()
-        machine.systemctl("enable", "--now", "virt-forward")
+        for _ in range(2):
+            assert machine.run(["systemctl", "is-enabled", "virt-forward"]).out == "enabled\n"
+            assert machine.run(["systemctl", "is-active", "virt-forward"]).out == "active\n"
+            machine.install()
         # As an interrupted run may leave it.
         machine.run(["rm", "/etc/systemd/system/virt-forward.service"])
         machine.systemctl("daemon-reload")

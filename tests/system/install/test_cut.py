@@ -14,7 +14,7 @@ from support.proc import REPO, Done, run
 from system.install.box import PATH, install, tree
 
 # Commands that change something, as bash shows them before it expands them.
-CHANGES = r'^("\$@"|mkdir|mv|cp|rm|rmdir|chmod|find|sed .*>|printf .*>>|"\$python")'
+CHANGES = r'^("\$@"|mkdir|mv|cp|rm|rmdir|chmod|find|ln|sed .*>|printf .*>>|"\$python")'
 # A package of one module: what is copied does not matter here, and is compiled each time.
 CUT = """
 . "$INSTALL"

@@ -97,7 +97,7 @@ case $* in
 esac
 EOF
 chmod +x /usr/local/bin/systemctl
-for action in "" --uninstall; do
+for action in "" --no-service --uninstall; do
     "$INSTALL" $action >/dev/null
     grep -vx -e --version /run/calls | sort
     rm /run/calls
@@ -105,8 +105,8 @@ done
 """
     )
     calls = ["daemon-reload", "reload virtnetworkd.service", "reload virtqemud.service"]
-    installed = [*calls, "try-restart virt-forward"]
-    assert out.splitlines() == [*installed, "-q stop virt-forward", *calls]
+    enabled = ["-q enable virt-forward", *calls, "restart virt-forward"]
+    assert out.splitlines() == [*enabled, *calls, "try-restart virt-forward", "-q stop virt-forward", *calls]
 
 
 # As systemd has it: without its file a unit cannot be disabled, and one that is not loaded cannot be stopped.
@@ -221,3 +221,37 @@ test ! -e /run/virt-forward
 """
     )
     assert out.split() == ["1", "0"], "virbr0's is somebody else's"
+
+
+def test_a_hook_that_runs_during_an_upgrade_ends_with_the_package_it_began_with() -> None:
+    """The old package has a module that the new one has not, and its hook waits before it imports that."""
+    out = private_host(
+        """
+mkdir /run/test && cp -R "${INSTALL%/install.sh}"/{install.sh,installer,hooks,lib} /run/test
+cd /run/test
+mkfifo begun go
+echo "open('/run/test/told', 'w').write('imported\\n')" >lib/virt_forward/hooks/of_yesterday.py
+cat >>lib/virt_forward/hooks/dispatch.py <<'EOF'
+open("/run/test/begun", "w").close()
+open("/run/test/go").read()
+from virt_forward.hooks import of_yesterday
+EOF
+./install.sh >/dev/null
+echo '<domain/>' | /etc/libvirt/hooks/network default plugged begin - & hook=$!
+read -r <begun || :
+"$INSTALL" >said & upgrade=$!
+old=$(readlink /usr/local/lib/virt-forward/virt_forward)
+until grep -q 'which was replaced' said; do sleep 0.05; done
+[[ $(readlink /usr/local/lib/virt-forward/virt_forward) != "$old" ]]
+sleep 0.5
+ls -d /usr/local/lib/virt-forward/package-* | wc -l
+echo '<domain/>' | /etc/libvirt/hooks/network default plugged begin -
+echo >go
+wait $hook
+cat told
+wait $upgrade
+echo "the upgrade: $?"
+ls -d /usr/local/lib/virt-forward/package-* | wc -l
+"""
+    )
+    assert out.splitlines() == ["2", "imported", "the upgrade: 0", "1"]

@@ -31,7 +31,7 @@ def only_stub(tmp_path: Path, name: str, body: str) -> str:
 
 def test_help_needs_no_root_and_names_every_option() -> None:
     done = install("--help")
-    for word in ("--dry-run", "--uninstall", "--demo", "PREFIX", "DESTDIR"):
+    for word in ("--dry-run", "--uninstall", "--demo", "--no-service", "PREFIX", "DESTDIR"):
         assert word in done.out
 
 
@@ -41,6 +41,7 @@ def test_help_needs_no_root_and_names_every_option() -> None:
         (["--nonsense"], "what is '--nonsense'?"),
         (["demo"], "what is 'demo'?"),
         (["--demo", "--uninstall"], "--demo and --uninstall do not go together"),
+        (["--no-service", "--uninstall"], "--uninstall and --no-service do not go together"),
     ],
 )
 def test_wrong_options(options: list[str], says: str) -> None:
@@ -191,10 +192,10 @@ def test_labels_that_cannot_be_set_are_no_failure(tmp_path: Path) -> None:
 
 
 def test_labels_come_before_libvirt_looks_for_hooks() -> None:
-    steps = "label_files selinux_note reload_systemd restart_service reload_libvirt act"
+    steps = "label_files selinux_note reload_systemd start_service reload_libvirt act"
     stubs = "; ".join(f"{step}() {{ echo {step}; }}" for step in steps.split())
     said = functions(f"{stubs}; start_work").out.split()
-    assert said.index("label_files") < said.index("restart_service") < said.index("reload_libvirt")
+    assert said.index("label_files") < said.index("start_service") < said.index("reload_libvirt")
 
 
 @pytest.mark.root
