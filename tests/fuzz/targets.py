@@ -229,6 +229,7 @@ def arguments(data: bytes) -> None:
     os.environ["VIRT_FORWARD_RUN_DIR"] = NOWHERE
     try:
         assert prefilter.concerns_us(words[:3], data) in (True, False)
+        assert prefilter.network_concerns_us(words[:3], data) in (True, False)
     finally:
         del os.environ["VIRT_FORWARD_RUN_DIR"]
         os.environ |= {} if before is None else {"VIRT_FORWARD_RUN_DIR": before}

@@ -64,6 +64,13 @@ class FakeHost:
             return 0
         return dispatch.main("qemu", arguments, text.encode())
 
+    def network_event(self, operation: str, text: str) -> int:
+        """Run the network hook; return the exit status."""
+        arguments = ["default", operation, "begin", "-"]
+        if not prefilter.network_concerns_us(arguments, text.encode()):
+            return 0
+        return dispatch.main("network", arguments, text.encode())
+
     def start(self, name: str, *children: str, attributes: str = "") -> None:
         for operation in ("prepare", "start", "started"):
             assert self.event(name, operation, *children, attributes=attributes) == 0, self.messages

@@ -6,8 +6,16 @@ from pathlib import Path
 
 import pytest
 
+from support.xml import Network, network_hook, uuid_of
 from unit.build import UUID, domain_xml, forwards_xml
-from virt_forward.hooks.prefilter import OPERATIONS, concerns_us
+from virt_forward.hooks.prefilter import (
+    NETWORK_OPERATIONS,
+    OPERATIONS,
+    PORT_OPERATIONS,
+    concerns_us,
+    network_concerns_us,
+    owner_of,
+)
 
 OURS = domain_xml(forwards_xml("").decode())
 OTHERS = domain_xml()
@@ -64,3 +72,44 @@ def test_invalid_uuid_does_not_matter(uuid: str, run_dir: Path) -> None:
 
 def test_empty_xml_does_not_matter() -> None:
     assert not concerns_us(["web", "stopped", "end"], b"")
+
+
+PORT = network_hook(Network(), port_of="web").encode()
+WEB = uuid_of("web")
+
+
+@pytest.mark.parametrize("operation", PORT_OPERATIONS)
+@pytest.mark.parametrize("kind", ["guests", "todo"])
+def test_port_matters_if_its_owner_has_a_record(operation: str, kind: str, run_dir: Path) -> None:
+    assert not network_concerns_us(["default", operation, "begin"], PORT)
+    (run_dir / kind).mkdir()
+    (run_dir / kind / f"{uuid_of('db')}.json").touch()
+    assert not network_concerns_us(["default", operation, "begin"], PORT)
+    (run_dir / kind / f"{WEB}{'.1.2' * (kind == 'todo')}.json").touch()
+    assert network_concerns_us(["default", operation, "begin"], PORT)
+
+
+@pytest.mark.parametrize("text", ["<title>{}</title>", "<metadata><!-- {} --></metadata>"])
+def test_text_of_a_network_is_not_taken_for_its_port(text: str, run_dir: Path) -> None:
+    """Whoever edits a network's metadata does not choose whose port an event is about."""
+    foreign = text.format(PORT.decode().replace(WEB, uuid_of("db")))
+    data = PORT.replace(b"<network>", f"<network>{foreign}".encode())
+    (run_dir / "guests").mkdir()
+    (run_dir / "guests" / f"{WEB}.json").touch()
+    assert owner_of(data) == WEB
+    assert network_concerns_us(["default", "port-created", "begin"], data)
+
+
+def test_port_without_an_owner_is_left_to_the_parser() -> None:
+    data = network_hook(Network()).encode()
+    assert network_concerns_us(["default", "port-created", "begin"], data)
+
+
+@pytest.mark.parametrize("operation", NETWORK_OPERATIONS)
+def test_whole_network_always_matters(operation: str) -> None:
+    assert network_concerns_us(["default", operation, "begin"], network_hook(Network()).encode())
+
+
+@pytest.mark.parametrize("arguments", [[], ["default"], ["default", "start"], ["default", "plugged"]])
+def test_other_network_operations_never_matter(arguments: list[str]) -> None:
+    assert not network_concerns_us(arguments, PORT)

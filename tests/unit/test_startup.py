@@ -7,19 +7,20 @@ from pathlib import Path
 import pytest
 
 from support.proc import REPO, run
+from support.xml import Network, network_hook
 from unit.build import UUID, domain_xml, forwards_xml
 
 PYTHON = "/usr/bin/python3"
 BARE = "import sys; print(*sys.modules)"
 HOOK = """
-import sys
+import os, sys
 del sys.argv[0]
-try:
-    program = compile(open(sys.argv[0]).read(), sys.argv[0], "exec")
-    exec(program, {"__name__": "__main__", "__file__": sys.argv[0]})
-except SystemExit as end:
-    assert not end.code, end.code
-print(*sys.modules)
+def end(status):
+    assert not status, status
+    print(*sys.modules)
+os._exit = end
+program = compile(open(sys.argv[0]).read(), sys.argv[0], "exec")
+exec(program, {"__name__": "__main__", "__file__": sys.argv[0]})
 """
 OURS = forwards_xml('<vf:portForward proto="tcp"><vf:range start="80"/></vf:portForward>').decode()
 
@@ -51,6 +52,15 @@ def qemu(operation: str, sub: str, data: bytes, run_dir: Path) -> set[str]:
 )
 def test_an_event_that_is_not_about_us(operation: str, sub: str, metadata: str, tmp_path: Path) -> None:
     found = qemu(operation, sub, domain_xml(metadata), tmp_path / "run")
+    assert found == {"virt_forward", "virt_forward.hooks", "virt_forward.hooks.prefilter"}
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("operation", ["port-created", "port-deleted", "frobnicate"])
+def test_port_of_a_guest_that_is_not_ours(operation: str, tmp_path: Path) -> None:
+    data = network_hook(Network(), port_of="stranger").encode()
+    words = [str(REPO / "hooks/network"), "default", operation, "begin", "-"]
+    found = loaded(words, data, tmp_path / "run")
     assert found == {"virt_forward", "virt_forward.hooks", "virt_forward.hooks.prefilter"}
     assert not (tmp_path / "run").exists()
 

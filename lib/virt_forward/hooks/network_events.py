@@ -22,7 +22,7 @@ def handle(action: Action, data: bytes, store: Store) -> None:
             return
         if action is not Action.PORT_GONE:
             _remember(network, action, store)
-        guests = [guest for guest in Ledger(store).merged().values() if _concerns(guest, network, port)]
+        guests = _concerned(network, port, store)
         if guests:
             _follow(guests, network, port, action, store)
 
@@ -47,8 +47,13 @@ def _remember(network: Network, action: Action, store: Store) -> None:
     store.put_network(network.uuid, network if action is Action.NETWORK_SEEN else None)
 
 
-def _concerns(guest: Guest, network: Network, port: NetworkPort | None) -> bool:
-    return network.name in guest.networks or (port is not None and guest.uuid == port.uuid)
+def _concerned(network: Network, port: NetworkPort | None, store: Store) -> list[Guest]:
+    """Return the owner of a port if it is a guest of ours; without a port, all guests on the network."""
+    ledger = Ledger(store)
+    if port:
+        owner = ledger.known(port.uuid)
+        return [owner] if owner else []
+    return [guest for guest in ledger.merged().values() if network.name in guest.networks]
 
 
 def _follow(

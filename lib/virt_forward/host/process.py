@@ -1,14 +1,23 @@
-"""Running other programs, with a time limit and complete input and output."""
+"""Running other programs, with a time limit and complete input and output.
 
-import contextlib
+By posix_spawn(3): to import subprocess takes longer than a program that a hook starts.
+"""
+
+import fcntl
 import os
-import subprocess
+import select
 import time
-from collections.abc import Iterator, Sequence
-from typing import IO, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 # libvirtd passes its own PATH to hooks, and a user's PATH may lack sbin.
 ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C"}
+
+SIGKILL = 9
+"""signal(7). The module signal would be imported for this number alone."""
+
+KILL_SECONDS = 1.0
+"""How long to wait for a program that was killed: one that the kernel does not let go is left to itself."""
 
 _until: float | None = None
 """The deadline of this process on the monotonic clock; None without one."""
@@ -27,13 +36,14 @@ def left(seconds: float) -> float:
 
 held: set[int] = set()
 """File descriptors that programs inherit: if this process is killed, a lock is held until the
-program it has started ends as well."""
+program it has started has ended as well."""
 
 
 class Result(NamedTuple):
     """The exit status and output of a program.
 
     ``status`` is 127 if the program cannot be started, and 124 after a timeout, as by timeout(1).
+    It is negative if the program was ended by a signal.
     """
 
     status: int
@@ -42,36 +52,89 @@ class Result(NamedTuple):
 
 
 def run(argv: Sequence[str], stdin: str = "", timeout: float = 10.0) -> Result:
-    """Run ``argv`` and return the result. ``timeout`` is in seconds. Raises nothing."""
+    """Run ``argv`` and return the result. ``timeout`` is in seconds. Raises nothing.
+
+    The program is killed with all that it has started after the timeout, and when this process ends.
+    """
     timeout = left(timeout)
+    fds: list[int] = []
     try:
-        with _whole(stdin) as file:
-            done = subprocess.run(
-                argv,
-                stdin=file,
-                capture_output=True,
-                text=True,
-                timeout=timeout,
-                env=_environment(),
-                check=False,
-                encoding="utf-8",
-                errors="replace",
-                pass_fds=held,
-            )
-    except subprocess.TimeoutExpired:
-        return Result(124, "", f"{argv[0]} did not finish within {timeout:.2g} seconds")
+        # Files and not pipes: if we were killed, a program would take half of its input for all.
+        for name in ("stdin", "stdout", "stderr"):
+            fds.append(os.memfd_create(name))
+        with open(fds[0], "wb", closefd=False) as file:
+            file.write(stdin.encode("utf-8", "replace"))
+        os.lseek(fds[0], 0, os.SEEK_SET)
+        status = _status(argv, fds, timeout)
+        if status is None:
+            return Result(124, "", f"{argv[0]} did not finish within {timeout:.2g} seconds")
+        return Result(status, _text(fds[1]), _text(fds[2]))
     except OSError as error:
         return Result(127, "", f"{argv[0]}: {error.strerror}")
-    return Result(done.returncode, done.stdout, done.stderr)
+    finally:
+        for fd in fds:
+            os.close(fd)
 
 
-@contextlib.contextmanager
-def _whole(text: str) -> Iterator[IO[bytes]]:
-    """Return a file with ``text``: if we were killed, a program would take half of it in a pipe for all."""
-    with open(os.memfd_create("stdin"), "w+b") as file:
-        file.write(text.encode("utf-8", "replace"))
-        file.seek(0)
-        yield file
+def _text(fd: int) -> str:
+    os.lseek(fd, 0, os.SEEK_SET)
+    with open(fd, "rb", closefd=False) as file:
+        return file.read().decode("utf-8", "replace")
+
+
+def _status(argv: Sequence[str], fds: Sequence[int], timeout: float) -> int | None:
+    """Run a program on three open files and return its exit status; None after the timeout."""
+    environment = _environment()
+    lifeline, ours = os.pipe()
+    try:
+        # A descriptor that is duplicated to its own number is inherited.
+        places = [*enumerate(fds), *((fd, fd) for fd in (*held, lifeline))]
+        pid = os.posix_spawn(
+            _path(argv[0], environment["PATH"]),
+            list(argv),
+            environment,
+            file_actions=[(os.POSIX_SPAWN_DUP2, fd, place) for place, fd in places],
+            setpgroup=0,
+        )
+        _end_with(lifeline, pid)
+        return _wait(pid, timeout)
+    finally:
+        os.close(ours)
+        os.close(lifeline)
+
+
+def _end_with(pipe: int, group: int) -> None:
+    """Have the kernel kill a process group when all ends for writing to ``pipe`` are closed.
+
+    With this process ends its own one: a program that outlived us would have no deadline, and our
+    lock. By signal-driven input, see fcntl(2); prctl(2) cannot be called from here.
+    """
+    fcntl.fcntl(pipe, fcntl.F_SETOWN, -group)
+    fcntl.fcntl(pipe, fcntl.F_SETSIG, SIGKILL)
+    fcntl.fcntl(pipe, fcntl.F_SETFL, os.O_ASYNC)
+
+
+def _wait(pid: int, timeout: float) -> int | None:
+    pidfd = os.pidfd_open(pid)
+    try:
+        poller = select.poll()
+        poller.register(pidfd, select.POLLIN)
+        in_time = poller.poll(timeout * 1000)
+        if not in_time:
+            os.killpg(pid, SIGKILL)
+            poller.poll(KILL_SECONDS * 1000)
+        ended, status = os.waitpid(pid, os.WNOHANG)
+        return os.waitstatus_to_exitcode(status) if in_time and ended else None
+    finally:
+        os.close(pidfd)
+
+
+def _path(program: str, path: str) -> str:
+    """Return the path of a program; one that is not found fails as it is started."""
+    if "/" in program:
+        return program
+    candidates = (f"{directory}/{program}" for directory in path.split(":") if directory)
+    return next((found for found in candidates if os.access(found, os.X_OK)), f"/usr/bin/{program}")
 
 
 def _environment() -> dict[str, str]:

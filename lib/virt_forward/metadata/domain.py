@@ -1,10 +1,9 @@
 """A libvirt domain XML to a Domain: its name, NICs and what it declares to us."""
 
-from lxml import etree
-
 from virt_forward import text
 from virt_forward.errors import VirtForwardError
 from virt_forward.metadata import forwards, values, xml
+from virt_forward.metadata.xml import etree
 from virt_forward.model import Declaration, Domain, Nic
 
 

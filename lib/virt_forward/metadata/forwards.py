@@ -7,10 +7,9 @@ overflow, families that clash) is said here. Every error of a document is told.
 from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
-from lxml import etree
-
 from virt_forward import ports, portspec, text
 from virt_forward.metadata import values
+from virt_forward.metadata.xml import etree
 from virt_forward.model import MAX_PORT, Declaration, HostAddress, PortForward, Range
 
 NAMESPACE = "urn:virt-forward:1"

@@ -3,11 +3,10 @@
 from ipaddress import ip_network
 from typing import NamedTuple
 
-from lxml import etree
-
 from virt_forward import text
 from virt_forward.errors import VirtForwardError
 from virt_forward.metadata import values, xml
+from virt_forward.metadata.xml import etree
 from virt_forward.model import Network, Reservation, Subnet
 
 

@@ -9,7 +9,6 @@ import io
 import os
 import select
 import signal
-import subprocess
 import sys
 import traceback
 from collections.abc import Callable, Mapping
@@ -22,6 +21,7 @@ from virt_forward.host import log
 CLONE_NEWNET = 0x40000000
 STEP_COUNT, REASONS = "steps", "reasons"
 CREATES = os.O_WRONLY | os.O_RDWR | os.O_CREAT
+MADE_TO_FAIL = ("/bin/sh", ("sh", "-c", "echo made to fail >&2; exit 1"))
 Break = Callable[[str], Any]
 """What happens in place of a step; it gets the step's name and raises, returns or never comes back."""
 
@@ -35,7 +35,7 @@ def refused(errno: int) -> Break:
 
     def fail(step: str) -> Any:
         if step.startswith("run "):
-            return subprocess.CompletedProcess([step], 1, "", "made to fail")
+            return MADE_TO_FAIL
         raise OSError(errno, os.strerror(errno), step)
 
     return fail
@@ -71,18 +71,19 @@ class Steps:
         """Wrap every way in which the package reaches out of its process; for a process that ends soon."""
         self.sink = os.open(sink, os.O_WRONLY | os.O_CREAT, 0o600)
         self._wrap_os()
-        really_open, really_run, really_lock = builtins.open, subprocess.run, fcntl.flock
+        really_open, really_spawn, really_lock = builtins.open, os.posix_spawn, fcntl.flock
 
         def counted_open(file: Any, mode: str = "r", *args: Any, **more: Any) -> Any:
             if isinstance(file, int) or "r" in mode:
                 return really_open(file, mode, *args, **more)
             return self.step(f"write {file}", lambda: really_open(file, mode, *args, **more))
 
-        def counted_run(argv: Any, *args: Any, **more: Any) -> Any:
-            return self.step(f"run {argv[0]}", lambda: really_run(argv, *args, **more))
+        def counted_spawn(path: Any, argv: Any, *args: Any, **more: Any) -> int:
+            program = self.step(f"run {argv[0]}", lambda: (path, argv))
+            return really_spawn(*program, *args, **more)
 
         builtins.open = counted_open
-        subprocess.run = counted_run  # type: ignore[assignment]
+        os.posix_spawn = counted_spawn
         fcntl.flock = lambda fd, how: self.step("lock", lambda: really_lock(fd, how))
 
     def _wrap_os(self) -> None:

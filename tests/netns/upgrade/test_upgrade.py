@@ -59,8 +59,8 @@ class Host:
         data = text.encode()
 
         def call() -> int:
-            ours = driver == "network" or prefilter.concerns_us(words, data)
-            return dispatch.main(driver, words, data) if ours else 0
+            concerns_us = {"qemu": prefilter.concerns_us, "network": prefilter.network_concerns_us}
+            return dispatch.main(driver, words, data) if concerns_us[driver](words, data) else 0
 
         self._done(self._apart(call))
 
