@@ -10,6 +10,7 @@ import pytest
 
 from support import machine as machines
 from support.guest import Guest
+from support.guest import fetch as guest_fetch
 from support.host import NFTABLES
 from support.machine import Machine
 from support.proc import eventually
@@ -230,6 +231,53 @@ def test_the_command_tells_what_is_forwarded(machine: Machine) -> None:
     assert "web" in said
     assert "8080" in said
     assert "10.10.0.200" in said
+
+
+SECOND = Guest(
+    "second",
+    forwards(port_forward("8085:80")),
+    mac="52:54:00:00:00:79",
+    ip6=None,
+    interface="<interface type='bridge'>@<source bridge='vmbr0'/></interface>",
+)
+
+
+def test_init_makes_a_bridge_that_leases_and_forwards(machine: Machine, theirs: None) -> None:
+    """Bridge, DHCP server, router advertisements and the printed lines, by networkd and nft as they are."""
+    uplink = ["--uplink", "enp1s0", "--dns", "9.9.9.9"]
+    assert "virbr0 is taken" in machine.command("init", "--bridge", "virbr0", *uplink, check=False).err
+    would = machine.command("init", "--dry-run", *uplink).out
+    assert not machine.read("/etc/systemd/network/98-vmbr0.netdev")
+    said = machine.command("init", "--apply", *uplink).out
+    wrote = re.findall(r"^wrote (\S+)$", said, re.MULTILINE)
+    try:
+        assert wrote == re.findall(r"^==> (\S+)$", would, re.MULTILINE)
+        assert "is set up already" in machine.command("init", *uplink, check=False).err
+        eventually(
+            lambda: "vmbr0" in machine.run(["ip", "-br", "-4", "addr"]).out, "networkd makes the bridge"
+        )
+        address = re.search(r"Address=(\S+)/24", machine.read(wrote[1]))
+        prefix = re.search(r"Prefix=(\S+)/64", machine.read(wrote[1]))
+        assert address
+        assert prefix
+        lines = said.partition("after what is there:")[2].partition("note:")[0].partition("Attach")[0]
+        machine.write("/etc/nftables.conf", NFTABLES.replace('include "/run', '#include "/run') + lines)
+        machine.systemctl("reload", "nftables")
+        machine.start(SECOND)
+        lease = machine.wait_lease(SECOND)
+        assert lease.rpartition(".")[0] == address[1].rpartition(".")[0]
+        machine.command("sync")
+        assert machine.fetch(8085) == SECOND.page, machine.explain()
+        # The guest has made itself an address of the advertised prefix, from its MAC address (RFC 4291).
+        slaac = f"{prefix[1]}5054:ff:fe00:79"
+        eventually(
+            lambda: guest_fetch(machine.ns.path, slaac, 80) == SECOND.page, f"guest answers at {slaac}"
+        )
+    finally:
+        machine.virsh("destroy", SECOND.name, check=False)
+        machine.run(["rm", *wrote])
+        machine.run(["networkctl", "delete", "vmbr0"])
+        machine.run(["networkctl", "reload"])
 
 
 def test_uninstalling_leaves_the_guests_and_nothing_else() -> None:

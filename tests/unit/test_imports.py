@@ -19,6 +19,7 @@ LAYERS = (
     ("claims",),
     ("addresses",),
     ("ruleset",),
+    ("setup",),
     # ---- pure above: bytes to values to text, and nothing else ----
     ("host",),
     ("state",),

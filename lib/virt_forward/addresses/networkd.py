@@ -64,16 +64,20 @@ def bridge_config(files: Mapping[str, str], bridge: str, mac: str = "") -> Bridg
     ``files`` maps the names of the files to their text with drop-ins appended; they are tried in
     lexical order, as by systemd. ``mac`` is the MAC address of the bridge.
     """
+    facts = {"Name": bridge, "Type": "bridge", "Kind": "bridge", "MACAddress": mac.lower()}
     for name in sorted(files):
         sections = parse_ini(files[name])
-        if _matches(sections, bridge, mac):
+        if matches(sections, facts):
             return _read(sections)
     return BridgeConfig()
 
 
-def _matches(sections: list[Section], bridge: str, mac: str) -> bool:
+def matches(sections: list[Section], facts: Mapping[str, str]) -> bool:
+    """Tell whether a ``.network`` file is for an interface.
+
+    ``facts`` are the interface's properties by the keys of [Match]; a key that is not in it does not match.
+    """
     conditions = [item for name, items in sections if name == "Match" for item in items]
-    facts = {"Name": bridge, "Type": "bridge", "Kind": "bridge", "MACAddress": mac.lower()}
     merged: dict[str, list[str]] = {}
     for key, text in conditions:
         value = text.lower().replace("-", ":") if key == "MACAddress" else text

@@ -62,7 +62,7 @@ def _need_root() -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    from virt_forward.cli import check, listing, rules, sync, watch
+    from virt_forward.cli import check, init, listing, rules, sync, watch
 
     parser: argparse.ArgumentParser = _Parser(
         prog="virt-forward",
@@ -76,4 +76,5 @@ def _parser() -> argparse.ArgumentParser:
     watch.add_to(commands)
     rules.add_to(commands)
     check.add_to(commands)
+    init.add_to(commands)
     return parser

@@ -20,8 +20,9 @@ _virt_forward()
     done
     case $command:$cur in
         :-*) mapfile -t COMPREPLY < <(compgen -W '--help --version' -- "$cur") ;;
-        :*) mapfile -t COMPREPLY < <(compgen -W 'list sync rules check watch' -- "$cur") ;;
+        :*) mapfile -t COMPREPLY < <(compgen -W 'list sync rules check watch init' -- "$cur") ;;
         list:-* | check:-*) mapfile -t COMPREPLY < <(compgen -W '--help --json' -- "$cur") ;;
+        init:-*) mapfile -t COMPREPLY < <(compgen -W '--help --bridge --mac --subnet --ipv6 --uplink --dns --lan --yes --dry-run --apply' -- "$cur") ;;
         *:-*) mapfile -t COMPREPLY < <(compgen -W '--help' -- "$cur") ;;
         list:* | check:*) _virt_forward_domains "$cur" ;;
     esac

@@ -71,6 +71,18 @@ def listing() -> list[dict[str, object]] | None:
     return items
 
 
+def ruleset() -> list[dict[str, Any]]:
+    """Return the host's whole ruleset as the items of nft's JSON, without the elements of named sets.
+
+    Raises NftError.
+    """
+    result = run(["nft", "-j", "-t", "list", "ruleset"], timeout=TIMEOUT)
+    if result.status:
+        raise _failure(result.stderr, result.status)
+    items: list[dict[str, Any]] = json.loads(result.stdout)["nftables"]
+    return items
+
+
 def plain_listing() -> str | None:
     """Return our table as ``nft -s`` lists it, without counters; None if there is no table."""
     result = run(["nft", "-s", "list", "table", *TABLE.split()], timeout=TIMEOUT)

@@ -69,7 +69,7 @@ def completions(*words: str, domains: str = "web\ndb 1\nweb2\n") -> list[str]:
 @pytest.mark.parametrize(
     ("words", "offered"),
     [
-        (("",), ["list", "sync", "rules", "check", "watch"]),
+        (("",), ["list", "sync", "rules", "check", "watch", "init"]),
         (("s",), ["sync"]),
         (("--v",), ["--version"]),
         (("list", "--"), ["--help", "--json"]),
