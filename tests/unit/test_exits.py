@@ -29,7 +29,7 @@ from virt_forward.check.problem import Problem
 from virt_forward.claims import index as claims
 from virt_forward.claims import vetoes
 from virt_forward.claims.sockets import Listener
-from virt_forward.cli import check, listing, report
+from virt_forward.cli import check, listing, report, table
 from virt_forward.cli import sync as sync_command
 from virt_forward.errors import VirtForwardError
 from virt_forward.hooks import dispatch
@@ -97,17 +97,17 @@ def test_list_table_is_harmless_and_aligned(rows: list[tuple[str, str]]) -> None
         for name, reason in rows
     ]
     with printed() as told:
-        listing._print_table(lines)
+        listing.print_table(lines)
     assert len(told()) == len(rows) + 1
     for line in told():
         assert_harmless(line, 2 * text.MAX_LINE)
     states = [line.index("active") for line in told()[1:]]
-    before = [listing._width(line[:at]) for line, at in zip(told()[1:], states, strict=True)]
+    before = [table.width(line[:at]) for line, at in zip(told()[1:], states, strict=True)]
     assert set(before) == {told()[0].index("STATE")}
 
 
 def test_width_of_wide_and_combining_characters() -> None:
-    assert [listing._width(cell) for cell in ("web", "東京", "e\u0301", "")] == [3, 4, 1, 0]
+    assert [table.width(cell) for cell in ("web", "東京", "e\u0301", "")] == [3, 4, 1, 0]
 
 
 @given(ANYTHING, ANYTHING)

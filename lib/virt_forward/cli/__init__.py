@@ -5,7 +5,7 @@ import io
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import NoReturn, TextIO
+from typing import Any, NoReturn, TextIO
 
 from virt_forward import __version__, text
 from virt_forward.errors import UsageError, VirtForwardError
@@ -17,7 +17,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     run: Callable[[argparse.Namespace], int] = options.run
     try:
-        _need_root()
+        if options.needs_root(options):
+            _need_root(options.command)
         return run(options)
     except VirtForwardError as error:
         print_error(error)
@@ -49,32 +50,45 @@ def _escape_unencodable() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
+class _Help(argparse.HelpFormatter):
+    """Keeps the lines of a text that has several: the examples."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return text if "\n" in text else super()._fill_text(text, width, indent)
+
+
 class _Parser(argparse.ArgumentParser):
     """argparse does not escape the arguments that it repeats in its errors."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**{"formatter_class": _Help, **settings})
 
     def error(self, message: str) -> NoReturn:
         super().error(text.line(message))
 
 
-def _need_root() -> None:
-    if os.geteuid() != 0:
-        raise VirtForwardError("this needs root, to read the table and libvirt's guests", "run it with sudo")
+def _need_root(command: str) -> None:
+    if os.geteuid() == 0:
+        return
+    raise VirtForwardError(
+        f"virt-forward {command} needs root: the nft table and /run/virt-forward are root's alone",
+        f"sudo virt-forward {command} ...; members of the group libvirt can set the metadata without root by "
+        "virsh metadata --uri urn:virt-forward:1, and virt-forward.service applies it",
+    )
 
 
 def _parser() -> argparse.ArgumentParser:
-    from virt_forward.cli import check, init, listing, rules, sync, watch
+    from virt_forward.cli import add, check, init, listing, remove, rules, sync, watch
 
     parser: argparse.ArgumentParser = _Parser(
         prog="virt-forward",
         description="Port forwarding for libvirt guests that follows the guest.",
-        epilog="The forwards of a guest are declared in its domain metadata; see virt-forward(1).",
+        epilog="The forwards of a guest are declared in its domain metadata; see virt-forward(1). "
+        "virt-forward COMMAND --help has examples.",
     )
     parser.add_argument("--version", action="version", version=f"virt-forward {__version__}")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    listing.add_to(commands)
-    sync.add_to(commands)
-    watch.add_to(commands)
-    rules.add_to(commands)
-    check.add_to(commands)
-    init.add_to(commands)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
+    parser.set_defaults(needs_root=lambda _: True)
+    for command in (listing, add, remove, check, sync, rules, watch, init):
+        command.add_to(commands)
     return parser

@@ -2,12 +2,12 @@
 
 import argparse
 import json
-import unicodedata
 from collections.abc import Iterable
+from difflib import get_close_matches
 
-from virt_forward import cli, portspec, text
-from virt_forward.cli import report
-from virt_forward.errors import StateError, VirtForwardError
+from virt_forward import cli, ports, portspec, text
+from virt_forward.cli import repeat, report, table
+from virt_forward.errors import StateError, UsageError, VirtForwardError
 from virt_forward.host import collect, nft
 from virt_forward.libvirtd import api
 from virt_forward.libvirtd.api import DomainState
@@ -16,7 +16,14 @@ from virt_forward.model import Guest
 from virt_forward.state.config_file import load_config
 from virt_forward.state.store import Store
 
-HEADINGS = ("DOMAIN", "STATE", "HOST", "GUEST", "PACKETS", "BYTES", "")
+EXAMPLES = """\
+examples:
+  virt-forward list                       all guests, running or not
+  virt-forward list web db
+  virt-forward list --watch --interval 1  again every second, until Ctrl-C
+  virt-forward list --json | jq -r '.forwards[] | select(.state != "active") | .domain'
+  virt-forward list --specs web           the words that add takes, for another guest
+"""
 
 
 def add_to(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -25,42 +32,106 @@ def add_to(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> N
         "list",
         help="show the declared forwards and their state",
         description="Show the declared forwards of all guests, their state and their counters.",
+        epilog=EXAMPLES,
     )
-    parser.add_argument("domains", nargs="*", metavar="DOMAIN", help="name or UUID; all if none is given")
-    parser.add_argument("--json", action="store_true", help="print JSON, version 1")
-    parser.set_defaults(run=run)
+    parser.add_argument("domains", nargs="*", metavar="DOMAIN", help="name, UUID or id; all if none is given")
+    how = parser.add_mutually_exclusive_group()
+    how.add_argument("--json", action="store_true", help="print JSON, version 1")
+    how.add_argument(
+        "--specs", action="store_true", help="print the SPEC of each declared forward only; needs no root"
+    )
+    how.add_argument("--watch", action="store_true", help="show the list again and again, until Ctrl-C")
+    parser.add_argument(
+        "-n", "--interval", type=_seconds, metavar="SECONDS", help="how often --watch does so (2)"
+    )
+    parser.set_defaults(run=run, needs_root=lambda options: not options.specs)
+
+
+def _seconds(word: str) -> float:
+    try:
+        seconds = float(word)
+    except ValueError:
+        seconds = 0
+    if not 0.1 <= seconds <= 86400:
+        raise argparse.ArgumentTypeError(f"{text.quote(word)} is wrong: use seconds, from 0.1 to 86400")
+    return seconds
 
 
 def run(options: argparse.Namespace) -> int:
     """Print the forwards; return 1 if the metadata of a guest cannot be read."""
-    with api.connection(load_config().uri) as opened:
-        chosen = choose(api.domains(opened), options.domains)
+    if options.interval and not options.watch:
+        raise UsageError("--interval is for --watch only")
+    if options.watch:
+        return _watch(options)
     errors: list[VirtForwardError] = []
-    lines = _lines(chosen, errors)
-    if options.json:
-        print(json.dumps({"version": 1, "forwards": [report.as_json(line) for line in lines]}, indent=2))
+    if options.specs:
+        _print_specs(_chosen(options.domains), errors)
+    elif options.json:
+        shown = [report.as_json(line) for line in lines(_chosen(options.domains), errors)]
+        print(json.dumps({"version": 1, "forwards": shown}, indent=2))
     else:
-        _print_table(lines)
+        print_table(lines(_chosen(options.domains), errors))
     for error in errors:
         cli.print_error(error)
     return 1 if errors else 0
 
 
-def choose(states: Iterable[DomainState], wanted: list[str]) -> list[DomainState]:
-    """Return the domains with some names or UUIDs, all if none is given.
+def _watch(options: argparse.Namespace) -> int:
+    import sys
 
-    Raises VirtForwardError for a name that no domain has.
+    if not sys.stdout.isatty():
+        raise UsageError("--watch needs a terminal", "use watch(1), or list in a loop")
+    title = " ".join(["virt-forward list", *map(text.word, options.domains)])
+    return repeat.repeat(title, options.interval or 2.0, lambda columns: _drawn(options.domains, columns))
+
+
+def _drawn(domains: list[str], columns: int) -> list[str]:
+    """Return the list as lines of a screen. What goes wrong may be right again the next time."""
+    errors: list[VirtForwardError] = []
+    rows: list[str] = []
+    try:
+        found = lines(_chosen(domains), errors)
+        rows = table.render(found, colour=table.coloured(), columns=columns)
+    except VirtForwardError as error:
+        errors.append(error)
+    said = [f"error: {message}"[:columns] for error in errors for message in text.lines(error.messages)]
+    return [*rows, *said]
+
+
+def _chosen(wanted: list[str]) -> list[DomainState]:
+    with api.connection(load_config().uri) as opened:
+        return choose(api.domains(opened), wanted)
+
+
+def choose(states: Iterable[DomainState], wanted: list[str]) -> list[DomainState]:
+    """Return the domains with some ids, UUIDs or names, all if none is given.
+
+    As for virsh, a word that is the id of one and the name of another means the former. Raises
+    VirtForwardError for a word that no domain has.
     """
     states = list(states)
-    known = {word for state in states for word in (state.name, state.uuid)}
-    unknown = [word for word in wanted if word not in known]
+    found = {word: _named(states, word) for word in wanted}
+    unknown = [word for word, state in found.items() if state is None]
     if unknown:
+        names = [state.name for state in states]
+        near = {name: None for word in unknown for name in get_close_matches(word, names, 1)}
+        hint = f"did you mean {' or '.join(map(text.word, near))}? " if near else ""
         messages = (f"there is no domain {text.quote(word)}" for word in unknown)
-        raise VirtForwardError(messages, "see virsh list --all")
-    return [state for state in states if not wanted or state.name in wanted or state.uuid in wanted]
+        raise VirtForwardError(messages, f"{hint}virsh list --all shows all")
+    return [state for state in states if not wanted or state in found.values()]
 
 
-def _lines(states: list[DomainState], errors: list[VirtForwardError]) -> list[report.Line]:
+def _named(states: list[DomainState], word: str) -> DomainState | None:
+    for key in ("id", "uuid", "name"):
+        for state in states:
+            value = getattr(state, key)
+            if value is not None and str(value) == (word.lower() if key == "uuid" else word):
+                return state
+    return None
+
+
+def lines(states: list[DomainState], errors: list[VirtForwardError]) -> list[report.Line]:
+    """Return the lines of some domains as the host is now; what is wrong with one is added to ``errors``."""
     store = Store()
     host = report.HostState(report.counters(nft.listing()), tuple(store.networks()), collect.listen_targets())
     found: list[report.Line] = []
@@ -81,23 +152,18 @@ def _record(store: Store, uuid: str, errors: list[VirtForwardError]) -> Guest | 
         return None
 
 
-def _print_table(lines: list[report.Line]) -> None:
-    rows = [HEADINGS, *map(_row, lines)]
-    widths = [max(_width(row[column]) for row in rows) for column in range(len(HEADINGS))]
-    for row in rows:
-        cells = (cell + " " * (width - _width(cell)) for cell, width in zip(row, widths, strict=True))
-        print("  ".join(cells).rstrip())
+def print_table(found: Iterable[report.Line]) -> None:
+    """Print lines as a table, in colours on a terminal."""
+    for row in table.render(found, colour=table.coloured()):
+        print(row)
 
 
-def _width(cell: str) -> int:
-    """Return the width of a cell in columns: two for a wide character, none for a combining one."""
-    wide = sum(unicodedata.east_asian_width(c) in "WF" for c in cell)
-    return len(cell) + wide - sum(unicodedata.category(c) in ("Mn", "Me") for c in cell)
-
-
-def _row(line: report.Line) -> tuple[str, ...]:
-    where = " ".join(filter(None, (portspec.host_part(line.forward), portspec.qualifiers(line.forward))))
-    first, last = line.forward.to, line.forward.to + line.forward.end - line.forward.start
-    guest = f"{', '.join(line.guest) or '?'} {portspec.span(first, last)}"
-    name, reason = text.plain(line.domain), text.line(line.reason or "")
-    return (name, line.state, *map(text.line, (where, guest)), str(line.packets), str(line.bytes), reason)
+def _print_specs(states: Iterable[DomainState], errors: list[VirtForwardError]) -> None:
+    for state in states:
+        try:
+            declaration = parse_domain(state.xml).declaration
+        except VirtForwardError as error:
+            errors.append(error)
+            continue
+        for forward in ports.expand(declaration) if declaration else ():
+            print(portspec.render(forward))

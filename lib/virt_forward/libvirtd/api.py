@@ -19,18 +19,19 @@ SYSTEMD = "/run/systemd/system"
 
 
 class DomainState(NamedTuple):
-    """A domain of libvirt, with its XML: the live one if it is active."""
+    """A domain of libvirt, with its XML: the live one if it is active. Only an active one has an ``id``."""
 
     name: str
     uuid: str
     active: bool
     xml: bytes
+    id: int | None = None
 
 
 @contextmanager
 def connection(uri: str) -> Iterator[Any]:
     """Open a connection. Raises VirtForwardError if libvirt is not reachable."""
-    libvirt = _module()
+    libvirt = module()
     try:
         opened = libvirt.open(uri)
     except libvirt.libvirtError as error:
@@ -67,7 +68,8 @@ def _runs(daemon: str) -> bool:
         return False
 
 
-def _module() -> Any:
+def module() -> Any:
+    """Return libvirt-python. Raises VirtForwardError if it is not installed."""
     try:
         import libvirt
     except ImportError:
@@ -79,7 +81,7 @@ def _module() -> Any:
 
 def domains(opened: Any, only: Collection[str] | None = None) -> list[DomainState]:
     """Return domains sorted by name: all, or those with a UUID in ``only`` that exist."""
-    libvirt = _module()
+    libvirt = module()
     try:
         listed = opened.listAllDomains() if only is None else _looked_up(libvirt, opened, only)
         states = [_state(libvirt, domain) for domain in listed]
@@ -92,7 +94,7 @@ def domains(opened: Any, only: Collection[str] | None = None) -> list[DomainStat
 
 def networks(opened: Any) -> list[bytes] | None:
     """Return the XML of each active network; None if libvirt's network driver is not reachable."""
-    libvirt = _module()
+    libvirt = module()
     try:
         active = opened.listAllNetworks(libvirt.VIR_CONNECT_LIST_NETWORKS_ACTIVE)
         return [network.XMLDesc(0).encode() for network in active]
@@ -109,6 +111,7 @@ def _looked_up(libvirt: Any, opened: Any, uuids: Collection[str]) -> Iterator[An
 def _state(libvirt: Any, domain: Any) -> DomainState | None:
     try:
         active = bool(domain.isActive())
-        return DomainState(domain.name(), domain.UUIDString(), active, domain.XMLDesc(0).encode())
+        number = domain.ID() if active else None
+        return DomainState(domain.name(), domain.UUIDString(), active, domain.XMLDesc(0).encode(), number)
     except libvirt.libvirtError:
         return None

@@ -19,8 +19,8 @@ MAX_BYTES = 4 * 1024 * 1024
 """No domain or network XML comes near this; a document beyond it is refused unread."""
 
 
-def parse(data: bytes, what: str) -> etree._Element:
-    """Parse ``data`` and return its root element.
+def parse(data: bytes, what: str, *, comments: bool = False) -> etree._Element:
+    """Parse ``data`` and return its root element; without comments, unless they are to be kept.
 
     ``what`` names the document in error messages. Raises VirtForwardError for anything
     that is not well-formed, is too large or too deep (libxml2 stops at 256 levels), or
@@ -33,8 +33,8 @@ def parse(data: bytes, what: str) -> etree._Element:
         no_network=True,
         load_dtd=False,
         huge_tree=False,
-        remove_comments=True,
-        remove_pis=True,
+        remove_comments=not comments,
+        remove_pis=not comments,
     )
     try:
         root = etree.fromstring(data, parser)

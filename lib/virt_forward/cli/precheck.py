@@ -1,0 +1,75 @@
+"""What speaks against forwards that are to be declared: all that would refuse the guest's start, and more."""
+
+from collections.abc import Collection, Iterable, Iterator
+from difflib import get_close_matches
+from typing import Any
+
+from virt_forward import ports, text
+from virt_forward.claims import index as claims
+from virt_forward.claims import vetoes
+from virt_forward.config import Config
+from virt_forward.errors import VirtForwardError
+from virt_forward.host import collect
+from virt_forward.libvirtd import metadata
+from virt_forward.libvirtd.metadata import Target
+from virt_forward.metadata.domain import foreign_macs, parse_domain
+from virt_forward.metadata.edit import Document
+from virt_forward.model import Forward, Guest
+from virt_forward.reconcile.reconciler import Reconciler
+from virt_forward.reconcile.view import HostView
+from virt_forward.reconcile.wants import Present
+from virt_forward.state.store import Store
+
+
+def check(
+    added: Collection[Forward], documents: Iterable[Document], opened: Any, target: Target, config: Config
+) -> None:
+    """Raise VirtForwardError if forwards of a domain cannot be served as they are to be declared.
+
+    ``documents`` are the definitions of the domain with the forwards in them.
+    """
+    _check_devices(added)
+    taken = claims.conflicts(_declared_claims(opened, target.uuid), added)
+    _refuse(taken.values())
+    for document in documents:
+        domain = document.domain()
+        wrong = foreign_macs(domain) if any(forward.mac for forward in added) else None
+        if wrong:
+            raise wrong
+        store = Store()
+        reconciler = Reconciler(store, config, HostView(config, store.networks))
+        planned = reconciler.plan([Present(domain, "running" if target.active else "prepared")])
+        for error in planned.errors.values():
+            raise error
+        guest = planned.guests[domain.uuid]
+        conflicts = guest.conflicts if guest else ()
+        _refuse(
+            reason for forward, reason in conflicts if any(ports.collide(forward, mine) for mine in added)
+        )
+
+
+def _refuse(reasons: Iterable[str]) -> None:
+    found = [*dict.fromkeys(reasons)]
+    if found:
+        raise VirtForwardError(found, "; ".join([*dict.fromkeys(map(vetoes.remedy, found))][:3]))
+
+
+def _declared_claims(opened: Any, besides: str) -> Iterator[claims.Row]:
+    """Yield the claims of all other domains, whether they run or not; one that is wrong claims nothing."""
+    for xml in metadata.declarations(opened, besides):
+        try:
+            domain = parse_domain(xml)
+        except VirtForwardError:
+            continue
+        if domain.declaration:
+            forwards = ports.expand(domain.declaration)
+            yield from claims.rows(Guest(domain.uuid, domain.name, "prepared", forwards=forwards))
+
+
+def _check_devices(added: Iterable[Forward]) -> None:
+    devices = collect.listen_targets().devices
+    for dev in dict.fromkeys(forward.dev for forward in added):
+        if dev and dev not in devices:
+            near = get_close_matches(dev, devices, 1)
+            hint = f"did you mean {text.word(near[0])}?" if near else "ip link shows the interfaces"
+            raise VirtForwardError(f"this host has no interface {dev}", hint)

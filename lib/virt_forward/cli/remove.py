@@ -1,0 +1,72 @@
+"""``virt-forward remove``: take forwards out of a guest's metadata, and close them."""
+
+import argparse
+from collections.abc import Sequence
+
+from virt_forward.cli import change
+from virt_forward.errors import UsageError
+from virt_forward.metadata.edit import Document, NotDeclaredError, Where
+from virt_forward.metadata.spec import Spec, parse_spec
+from virt_forward.model import Forward
+
+EXAMPLES = """\
+examples:
+  virt-forward remove web 8080:80         what was added by these words
+  virt-forward remove web 8080            the host's side is enough
+  virt-forward remove web 5005/udp        one port of a range
+  virt-forward remove web --all           every forward
+  virt-forward remove clone --all --config
+"""
+
+
+def add_to(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add the command to the parser."""
+    parser = commands.add_parser(
+        "remove",
+        help="remove forwards of a guest",
+        description="Remove forwards from the metadata of a guest, and close them if it runs. SPEC is what "
+        "add takes, or its host part alone; of a range, only the ports that it names are removed. --dev, "
+        "--source and --mac say which one is meant of several with the same port. Without --live and "
+        "--config, the running guest is changed, and its configuration if it has one.",
+        epilog=EXAMPLES,
+    )
+    change.add_arguments(parser, "*")
+    parser.add_argument("--all", action="store_true", help="remove every forward")
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Remove the forwards, and print them; return 1 if the kernel does not follow."""
+    if options.all == bool(options.specs):
+        raise UsageError("either SPEC or --all says what to remove", "as in: virt-forward remove web 8080")
+    specs = [parse_spec(word) for word in options.specs]
+    where = change.where(options)
+
+    def edit(documents: Sequence[Document]) -> list[change.Made]:
+        if options.all:
+            return [change.Made(removed=tuple(document.remove_all())) for document in documents]
+        removed: list[list[Forward]] = [[] for _ in documents]
+        for spec in specs:
+            for index, found in enumerate(_removed(documents, spec, where)):
+                removed[index] += found
+        return [change.Made(removed=tuple(found)) for found in removed]
+
+    return change.run(options, edit)
+
+
+def _removed(documents: Sequence[Document], spec: Spec, where: Where) -> list[list[Forward]]:
+    """Remove what a SPEC names from every document that has it; return what that was in each.
+
+    Raises NotDeclaredError if none of them has it.
+    """
+    removed: list[list[Forward]] = []
+    errors: list[NotDeclaredError] = []
+    for document in documents:
+        try:
+            removed.append(document.remove(spec, where))
+        except NotDeclaredError as error:
+            removed.append([])
+            errors.append(error)
+    if len(errors) == len(documents):
+        raise errors[0]
+    return removed

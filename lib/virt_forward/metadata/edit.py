@@ -1,0 +1,367 @@
+"""Editing the ``<forwards>`` of a domain where they stand: all that is not asked for stays as it is.
+
+The element is changed as a tree and never rendered from values, so that comments, attributes, prefixes
+and the order of elements survive.
+"""
+
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+from lxml import etree
+
+from virt_forward import ports, portspec
+from virt_forward.errors import VirtForwardError
+from virt_forward.metadata import forwards, xml
+from virt_forward.metadata.domain import parse_domain
+from virt_forward.metadata.spec import Spec
+from virt_forward.model import Domain, Forward, PortForward, Range, Span, Subnet
+
+KEY = "vf"
+"""The usual prefix of our namespace."""
+
+_PORT_FORWARD = f"{{{forwards.NAMESPACE}}}portForward"
+_RANGE = f"{{{forwards.NAMESPACE}}}range"
+_OURS = f"{{{forwards.NAMESPACE}}}*"
+_LIMITS = ("address", "dev", "source", "mac")
+
+
+class Submission(NamedTuple):
+    """What virDomainSetMetadata() takes for our namespace; ``element`` is None to remove it.
+
+    libvirt declares the namespace with the prefix ``key`` and gives it to all elements that have none
+    (virXMLInjectNamespace() in src/util/virxml.c). It refuses an element that declares ``key`` itself.
+    """
+
+    element: str | None
+    key: str = KEY
+
+
+class Where(NamedTuple):
+    """What narrows the forwards that a SPEC means and has no place in it; None where it was not given."""
+
+    dev: str | None = None
+    source: Subnet | None = None
+    mac: str | None = None
+
+
+class NotDeclaredError(VirtForwardError):
+    """Nothing that a SPEC names is declared."""
+
+
+class Document:
+    """The ``<forwards>`` of one domain XML while it is edited.
+
+    Raises VirtForwardError where the XML, or what it declares to us, is wrong: it is not edited then.
+    """
+
+    def __init__(self, domain: bytes) -> None:
+        parse_domain(domain)
+        self._tree = xml.parse(domain, "domain XML", comments=True)
+        self._root = self._tree.find(f"metadata/{forwards.ROOT}")
+        if self._root is not None:
+            # A second prefix that nothing uses is what libvirt has declared; new elements must not get it.
+            kept = [name for name, uri in self._root.nsmap.items() if name and uri != forwards.NAMESPACE]
+            etree.cleanup_namespaces(self._root, keep_ns_prefixes=kept)
+        self.before = self.submission()
+
+    @property
+    def changed(self) -> bool:
+        """Whether the document is not as it was read."""
+        return self.submission() != self.before
+
+    def domain(self) -> Domain:
+        """Return the domain, with what it declares as it is now."""
+        return parse_domain(etree.tostring(self._tree))
+
+    def forwards(self) -> tuple[Forward, ...]:
+        """Return the declared forwards, as they are now."""
+        return tuple(forward for _, item in self._items() for forward in ports.expand_one(item))
+
+    def add(self, forward: Forward) -> bool:
+        """Declare a forward; return False if it is declared already.
+
+        Raises VirtForwardError if it overlaps another one.
+        """
+        meeting = [each for each in self.forwards() if ports.collide(each, forward)]
+        if meeting and _same(meeting, forward):
+            return False
+        if meeting:
+            one, other = portspec.render(forward), portspec.render(meeting[0])
+            raise VirtForwardError(
+                f"{one} overlaps {other}, and each host port leads to one place only",
+                f"use another port, or remove {other} first",
+            )
+        root = self._root if self._root is not None else self._new_root()
+        _append(self._parent(root, forward), _written_range(forward, root))
+        return True
+
+    def _new_root(self) -> etree._Element:
+        metadata = self._tree.find("metadata")
+        if metadata is None:
+            metadata = etree.SubElement(self._tree, "metadata")
+        self._root = etree.SubElement(metadata, forwards.ROOT, nsmap={KEY: forwards.NAMESPACE})
+        return self._root
+
+    def remove(self, spec: Spec, where: Where = Where()) -> list[Forward]:  # noqa: B008 - it is frozen
+        """Remove the ports of a SPEC from the declaration; return what was removed.
+
+        Of forwards that listen alike but for ``dev``, ``source`` and ``mac``, those are meant that have
+        exactly what ``where`` says; if there are none, the one that has at least that.
+        Raises NotDeclaredError, or VirtForwardError if it is not clear which one is meant.
+        """
+        meant = self._meant(spec, where)
+        _check_guest_ports(spec, meant)
+        removed: list[Forward] = []
+        for element, item in self._items():
+            pieces = ports.expand_one(item)
+            if any(piece in meant for piece in pieces):
+                removed += [_cut(piece, spec.span) for piece in pieces if piece.span.overlaps(spec.span)]
+                _exclude(element, item, spec.span)
+        self._drop_empty()
+        return removed
+
+    def remove_all(self) -> list[Forward]:
+        """Remove every ``<portForward>``; ``<host>``, ``isolate`` and comments stay."""
+        removed = list(self.forwards())
+        for element, _ in self._items():
+            _remove(element)
+        self._drop_empty()
+        return removed
+
+    def submission(self) -> Submission:
+        """Return the element as libvirt takes it, so that its own spelling comes out again."""
+        if self._root is None:
+            return Submission(None)
+        root = _detached(self._root)
+        # Without a prefix, elements would be in the default namespace where there is one.
+        if root.prefix and not any(None in element.nsmap for element in root.iter(etree.Element)):
+            key = root.prefix
+            for element in [each for each in root.iter(_OURS) if each.prefix == key]:
+                element.tag = etree.QName(element).localname
+        else:
+            key = next(name for name in _keys() if not _uses(root, name))
+        kept = [name for name in root.nsmap if name and name != key]
+        etree.cleanup_namespaces(root, keep_ns_prefixes=kept)
+        return Submission(etree.tostring(root, encoding="unicode"), key)
+
+    def text(self) -> str:
+        """Return the element as text that stands on its own; empty if there is none."""
+        if self._root is None:
+            return ""
+        root = _detached(self._root)
+        if not (root.text or "").strip(" "):
+            etree.indent(root)
+        return etree.tostring(root, encoding="unicode")
+
+    def _items(self) -> list[tuple[etree._Element, PortForward]]:
+        """Return each ``<portForward>`` with its values, which are valid."""
+        if self._root is None:
+            return []
+        bare = _detached(self._root)
+        etree.strip_elements(bare, etree.Comment, etree.ProcessingInstruction, with_tail=False)
+        declaration, _ = forwards.parse_forwards(bare)
+        return [*zip(self._root.iterfind(_PORT_FORWARD), declaration.port_forwards, strict=True)]
+
+    def _parent(self, root: etree._Element, forward: Forward) -> etree._Element:
+        """Return the ``<portForward>`` that a new range belongs into: the last one alike, or a new one."""
+        for element, item in reversed(self._items()):
+            excluded = [r.span for r in item.ranges if r.exclude]
+            alike = (item.listen, item.mac) == (forward.listen, forward.mac)
+            if alike and not ports.names_no_port(item) and not any(map(forward.span.overlaps, excluded)):
+                return element
+        element = _element(_PORT_FORWARD, root)
+        element.set("proto", forward.proto)
+        for name in _LIMITS:
+            value = getattr(forward, name)
+            if value is not None:
+                element.set(name, _limit(value))
+        _append(root, element)
+        return element
+
+    def _meant(self, spec: Spec, where: Where) -> set[Forward]:
+        """Return the declared forwards that a SPEC removes ports of, all of which listen alike."""
+        declared = [each for each in self.forwards() if each.span.overlaps(spec.span)]
+        here = [each for each in declared if (each.proto, each.address) == (spec.proto, spec.address)]
+        found = [each for each in here if _narrowed(each, where)]
+        exact = [each for each in found if Where(each.dev, each.source, each.mac) == where]
+        meant = exact or found
+        if not meant:
+            raise _not_declared(spec, declared)
+        if len({(each.listen, each.mac) for each in meant}) > 1:
+            ways = ", ".join(dict.fromkeys(portspec.qualifiers(each) for each in meant))
+            raise VirtForwardError(
+                f"{_host_words(spec)} is declared more than once: {ways}",
+                "say which one is meant with --dev, --source or --mac",
+            )
+        return set(meant)
+
+    def _drop_empty(self) -> None:
+        """Drop the element if nothing is left in it, not even a comment."""
+        if self._root is not None and not len(self._root) and not self._root.attrib:
+            _remove(self._root)
+            self._root = None
+
+
+def _check_guest_ports(spec: Spec, meant: Iterable[Forward]) -> None:
+    for forward in meant if spec.guest else ():
+        if forward.offset != spec.forward().offset:
+            raise NotDeclaredError(
+                f"{portspec.render(spec.forward())} is not declared; there is {portspec.render(forward)}"
+            )
+
+
+def _same(declared: Iterable[Forward], forward: Forward) -> bool:
+    """Tell whether ``declared`` lead every port of a forward where it does."""
+    alike = [each for each in declared if each.offset == forward.offset]
+    nics = {each.mac for each in declared} <= {forward.mac} or forward.mac is None
+    return nics and not ports.subtract(forward.span, ports.merge(each.span for each in alike))
+
+
+def _narrowed(forward: Forward, where: Where) -> bool:
+    """Tell whether a forward has what was asked for."""
+    return all(
+        wanted in (None, value)
+        for wanted, value in zip(where, (forward.dev, forward.source, forward.mac), strict=True)
+    )
+
+
+def _not_declared(spec: Spec, near: Iterable[Forward]) -> NotDeclaredError:
+    shown = dict.fromkeys(
+        " ".join(filter(None, (portspec.render(each), portspec.qualifiers(each)))) for each in near
+    )
+    hint = f"declared is {', '.join([*shown][:3])}" if shown else ""
+    return NotDeclaredError(f"{_host_words(spec)} is not declared", hint)
+
+
+def _host_words(spec: Spec) -> str:
+    return portspec.host_part(spec.forward())
+
+
+def _cut(forward: Forward, span: Span) -> Forward:
+    """Return the part of a forward on the ports of ``span``."""
+    start, end = max(forward.start, span.start), min(forward.end, span.end)
+    return forward._replace(start=start, end=end, to=start + forward.offset)
+
+
+def _exclude(element: etree._Element, item: PortForward, span: Span) -> None:
+    """Take ports out of a ``<portForward>``; the element goes with its last port."""
+    if ports.names_no_port(item):
+        _append(element, _written_exclusion(element, span))
+        if not ports.expand_one(item, [span]):
+            _remove(element)
+        return
+    ranges = [*zip(element.iterfind(_RANGE), item.ranges, strict=True)]
+    for child, each in ranges:
+        if not each.exclude and each.span.overlaps(span):
+            _shorten(child, each, ports.subtract(each.span, [span]))
+    left = [r for r in _read_ranges(element) if not r.exclude]
+    for child, each in ranges:
+        if each.exclude and span.contains(each.span) and not any(r.span.overlaps(each.span) for r in left):
+            _remove(child)
+    excluded = ports.merge(r.span for r in _read_ranges(element) if r.exclude)
+    if not any(ports.subtract(r.span, excluded) for r in left):
+        _remove(element)
+
+
+def _read_ranges(element: etree._Element) -> Iterator[Range]:
+    for child in element.iterfind(_RANGE):
+        start = int(child.get("start", ""))
+        end, to = int(child.get("end", start)), int(child.get("to", start))
+        yield Range(start, end, to, child.get("exclude") == "yes")
+
+
+def _shorten(child: etree._Element, was: Range, left: list[Span]) -> None:
+    """Leave of a ``<range>`` these spans: it goes, becomes shorter, or becomes two."""
+    if not left:
+        _remove(child)
+        return
+    parent = child.getparent()
+    assert parent is not None
+    at = parent.index(child)
+    for number, span in enumerate(left):
+        element = child
+        if number:
+            element = _element(_RANGE, child)
+            parent.insert(at + number, element)
+            before = parent[at + number - 1]
+            element.tail, before.tail = before.tail, parent.text
+        _set_span(element, span, was)
+
+
+def _set_span(element: etree._Element, span: Span, was: Range) -> None:
+    element.set("start", str(span.start))
+    if span.end != span.start or "end" in element.attrib:
+        element.set("end", str(span.end))
+    if was.offset or "to" in element.attrib:
+        element.set("to", str(span.start + was.offset))
+
+
+def _written_range(forward: Forward, near: etree._Element) -> etree._Element:
+    element = _element(_RANGE, near)
+    element.set("start", str(forward.start))
+    if forward.end != forward.start:
+        element.set("end", str(forward.end))
+    if forward.shifted:
+        element.set("to", str(forward.to))
+    return element
+
+
+def _written_exclusion(near: etree._Element, span: Span) -> etree._Element:
+    element = _element(_RANGE, near)
+    element.set("start", str(span.start))
+    if span.end != span.start:
+        element.set("end", str(span.end))
+    element.set("exclude", "yes")
+    return element
+
+
+def _limit(value: object) -> str:
+    """Return an attribute's value as a person writes it: a source that is one address without a prefix."""
+    if isinstance(value, Subnet) and value.prefixlen == value.max_prefixlen:
+        return str(value.network_address)
+    return str(value)
+
+
+def _element(tag: str, near: etree._Element) -> etree._Element:
+    """Return a new element with the prefix that ``near`` has."""
+    return etree.Element(tag, nsmap={near.prefix: forwards.NAMESPACE})
+
+
+def _append(parent: etree._Element, child: etree._Element) -> None:
+    """Append a child, with the white space that the children before it have."""
+    outer = parent.getparent()
+    if len(parent):
+        last = parent[-1]
+        child.tail, last.tail = last.tail, parent.text
+    elif outer is not None and (outer.text or "").startswith("\n"):
+        parent.text, child.tail = f"{outer.text}  ", outer.text
+    parent.append(child)
+
+
+def _remove(child: etree._Element) -> None:
+    """Remove an element with the white space before it."""
+    parent, before = child.getparent(), child.getprevious()
+    assert parent is not None
+    if before is not None:
+        before.tail = child.tail if child.getnext() is None else before.tail
+    elif child.getnext() is None:
+        parent.text = None
+    child.tail = None
+    parent.remove(child)
+
+
+def _detached(root: etree._Element) -> etree._Element:
+    """Return a copy that stands on its own."""
+    return etree.fromstring(etree.tostring(root, with_tail=False))
+
+
+def _keys() -> Iterator[str]:
+    yield KEY
+    yield from (f"{KEY}{number}" for number in range(1, 1000))
+
+
+def _uses(root: etree._Element, prefix: str) -> bool:
+    """Tell whether an element or attribute has a prefix, or the root needs it for another namespace."""
+    if root.nsmap.get(prefix, forwards.NAMESPACE) != forwards.NAMESPACE:
+        return True
+    return any(element.prefix == prefix for element in root.iter(etree.Element))

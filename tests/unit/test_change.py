@@ -1,0 +1,219 @@
+"""``add`` and ``remove`` without libvirt: which definition is changed, and that a change is whole or none."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from unit.build import UUID, domain_xml, forward
+from virt_forward import cli
+from virt_forward.cli import change, listing, precheck, report
+from virt_forward.errors import VirtForwardError
+from virt_forward.libvirtd import api, metadata
+from virt_forward.libvirtd.metadata import Part, Target
+from virt_forward.metadata.edit import Submission
+from virt_forward.reconcile.resync import Outcome
+
+AFTER: dict[Part, Submission] = {"live": Submission("<new/>"), "config": Submission("<new/>")}
+BEFORE: dict[Part, Submission] = {"live": Submission("<old/>"), "config": Submission(None)}
+CONFIG, LIVE = 2, 1
+
+
+class FakeError(Exception):
+    """Stands for libvirt.libvirtError."""
+
+
+class FakeDomain:
+    """Stands for libvirt.virDomain: its metadata by definition; ``fails`` are calls that are refused."""
+
+    def __init__(self, **xml: str) -> None:
+        self.xml = {{"config": CONFIG, "live": LIVE}[part]: text for part, text in xml.items()}
+        self.calls: list[tuple[int, str | None]] = []
+        self.fails: set[int] = set()
+
+    def setMetadata(self, kind: int, element: str | None, key: str | None, uri: str, flags: int) -> None:  # noqa: N802
+        assert (kind, uri, key is None) == (2, "urn:virt-forward:1", element is None)
+        self.calls.append((flags, element))
+        if len(self.calls) - 1 in self.fails:
+            raise FakeError("no space left")
+
+    def XMLDesc(self, flags: int) -> str:  # noqa: N802
+        return self.xml[flags or LIVE]
+
+
+@pytest.fixture(autouse=True)
+def libvirt(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = SimpleNamespace(
+        libvirtError=FakeError,
+        VIR_DOMAIN_AFFECT_LIVE=LIVE,
+        VIR_DOMAIN_AFFECT_CONFIG=CONFIG,
+        VIR_DOMAIN_XML_INACTIVE=CONFIG,
+        VIR_DOMAIN_METADATA_ELEMENT=2,
+    )
+    monkeypatch.setattr(api, "module", lambda: fake)
+
+
+def target(handle: Any = None, *, active: bool = True, persistent: bool = True) -> Target:
+    return Target(handle, "web", UUID, active, persistent)
+
+
+@pytest.mark.parametrize(
+    ("active", "persistent", "asked", "parts"),
+    [
+        (True, True, {}, ("config", "live")),
+        (True, False, {}, ("live",)),
+        (False, True, {}, ("config",)),
+        (True, True, {"live": True}, ("live",)),
+        (True, True, {"config": True}, ("config",)),
+        (True, True, {"live": True, "config": True}, ("config", "live")),
+    ],
+)
+def test_definitions_that_are_changed(
+    active: bool, persistent: bool, asked: dict[str, bool], parts: tuple[Part, ...]
+) -> None:
+    found = target(active=active, persistent=persistent)
+    assert metadata.parts(found, **{"live": False, "config": False, **asked}) == parts
+
+
+@pytest.mark.parametrize(
+    ("active", "persistent", "asked", "wrong"),
+    [
+        (False, True, {"live": True}, "web is not running"),
+        (False, True, {"live": True, "config": True}, "web is not running"),
+        (True, False, {"config": True}, "web is transient"),
+    ],
+)
+def test_definition_that_does_not_exist(
+    active: bool, persistent: bool, asked: dict[str, bool], wrong: str
+) -> None:
+    with pytest.raises(VirtForwardError, match=wrong):
+        metadata.parts(
+            target(active=active, persistent=persistent), **{"live": False, "config": False, **asked}
+        )
+
+
+def test_metadata_is_set_in_both_definitions() -> None:
+    domain = FakeDomain()
+    metadata.write(target(domain), AFTER, BEFORE)
+    assert domain.calls == [(CONFIG, "<new/>"), (LIVE, "<new/>")]
+
+
+def test_failed_set_is_taken_back() -> None:
+    domain = FakeDomain()
+    domain.fails = {1}
+    with pytest.raises(VirtForwardError, match=r"metadata of web \(live\): no space left") as caught:
+        metadata.write(target(domain), AFTER, BEFORE)
+    assert domain.calls == [(CONFIG, "<new/>"), (LIVE, "<new/>"), (CONFIG, None)]
+    assert len(caught.value.messages) == 1
+
+
+def test_set_that_cannot_be_taken_back_is_told() -> None:
+    domain = FakeDomain()
+    domain.fails = {1, 2}
+    with pytest.raises(VirtForwardError) as caught:
+        metadata.write(target(domain), AFTER, BEFORE)
+    assert "nor back to what it was (config)" in caught.value.messages[1]
+
+
+OURS = """<forwards xmlns="urn:virt-forward:1"><portForward proto="tcp">
+<range start="{}"/></portForward></forwards>"""
+
+
+@pytest.fixture
+def web(monkeypatch: pytest.MonkeyPatch) -> FakeDomain:
+    """A running guest: port 80 in both definitions, 81 in the live one, 82 in the configuration."""
+    live, config = (OURS.format(f'80"/><range start="{port}') for port in (81, 82))
+    domain = FakeDomain(live=domain_xml(live).decode(), config=domain_xml(config).decode())
+    states = [api.DomainState("web", UUID, True, domain_xml(live), 1)]
+
+    @contextlib.contextmanager
+    def connection(_uri: str) -> Iterator[None]:
+        yield
+
+    monkeypatch.setattr(api, "connection", connection)
+    monkeypatch.setattr(api, "domains", lambda *_: states)
+    monkeypatch.setattr(metadata, "target", lambda *_: target(domain))
+    monkeypatch.setattr(precheck, "check", lambda *_: None)
+    monkeypatch.setattr(change, "sync", lambda **_: Outcome((), ()))
+    monkeypatch.setattr(listing, "lines", lambda *_: [
+        report.Line("web", UUID, forward(port), (), (), "active") for port in (80, 81, 443)
+    ])  # fmt: skip
+    monkeypatch.setattr("os.geteuid", lambda: 0)
+    return domain
+
+
+def test_change_is_made_where_it_is_one(web: FakeDomain, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["add", "web", "81", "--json"]) == 0
+    ((flags, element),) = web.calls
+    assert flags == CONFIG
+    assert element
+    assert 'start="81"' in element
+    shown = json.loads(capsys.readouterr().out)
+    assert (shown["changed"], shown["added"], shown["unchanged"]) == (["config"], ["81/tcp"], ["81/tcp"])
+    assert [row["start"] for row in shown["forwards"]] == [81]
+
+
+def test_what_is_declared_already_is_told_and_no_error(
+    web: FakeDomain, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["add", "web", "80"]) == 0
+    assert web.calls == []
+    said = capsys.readouterr().out.splitlines()
+    assert said[0] == "web: 80/tcp is declared already"
+    assert len(said) == 3
+
+
+@pytest.mark.parametrize(("port", "calls"), [("81", [LIVE]), ("82", [CONFIG]), ("80", [CONFIG, LIVE])])
+def test_forward_is_removed_where_it_is_declared(web: FakeDomain, port: str, calls: list[int]) -> None:
+    assert cli.main(["remove", "web", port]) == 0
+    assert [flags for flags, _ in web.calls] == calls
+
+
+def test_one_wrong_word_changes_nothing(web: FakeDomain, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["remove", "web", "80", "83"]) == 1
+    assert cli.main(["add", "web", "443", "80:81"]) == 1
+    assert cli.main(["add", "web", "443", "0"]) == 2
+    assert cli.main(["remove", "web"]) == 2
+    assert cli.main(["remove", "web", "80", "--all"]) == 2
+    assert cli.main(["add", "web", "203.0.113.7:80", "--source", "2001:db8::/32"]) == 2
+    assert web.calls == []
+    assert "virt-forward: error: tcp/83 is not declared" in capsys.readouterr().err
+
+
+def test_dry_run_prints_the_metadata_of_each_definition(
+    web: FakeDomain, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["add", "web", "443", "--dry-run"]) == 0
+    assert web.calls == []
+    shown = capsys.readouterr().out
+    assert shown.count('<range start="443"/>') == 2
+    assert shown.index("<!-- config -->") < shown.index("<!-- live -->")
+    assert cli.main(["add", "web", "443", "--dry-run", "--live"]) == 0
+    assert "<!--" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("option", "word"), [("--dev", "a/b"), ("--source", "192.0.2.1/24"), ("--mac", "52:54")]
+)
+def test_wrong_value_of_an_option_is_wrong_usage(
+    option: str, word: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["add", "web", "80", option, word])
+    assert caught.value.code == 2
+    assert f'"{word}" is wrong: ' in capsys.readouterr().err
+
+
+def test_without_root_the_reason_is_told(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("os.geteuid", lambda: 1000)
+    assert cli.main(["add", "web", "80"]) == 1
+    said = capsys.readouterr().err
+    assert "virt-forward add needs root: the nft table and /run/virt-forward are root's alone" in said
+    assert "members of the group libvirt can set the metadata without root by virsh metadata" in said
