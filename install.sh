@@ -87,6 +87,8 @@ list_files() {
         one_file 0644 "$prefix/share/man/man${page##*.}/${page##*/}" "$page"
     done
     one_file 0644 "$prefix/share/bash-completion/completions/virt-forward" "$data/virt-forward.bash"
+    one_file 0644 "$prefix/share/zsh/site-functions/_virt-forward" "$data/_virt-forward"
+    one_file 0644 "$prefix/share/fish/vendor_completions.d/virt-forward.fish" "$data/virt-forward.fish"
     one_file 0644 "$unit" "$data/virt-forward.service"
     one_file 0644 /etc/systemd/system/nftables.service.d/virt-forward.conf "$data/nftables-virt-forward.conf"
 }

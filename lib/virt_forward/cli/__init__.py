@@ -70,11 +70,14 @@ class _Parser(argparse.ArgumentParser):
 def _need_root(command: str) -> None:
     if os.geteuid() == 0:
         return
-    raise VirtForwardError(
-        f"virt-forward {command} needs root: the nft table and /run/virt-forward are root's alone",
-        f"sudo virt-forward {command} ...; members of the group libvirt can set the metadata without root by "
-        "virsh metadata --uri urn:virt-forward:1, and virt-forward.service applies it",
-    )
+    hint = f"run it with sudo virt-forward {command} ..."
+    if command in ("add", "remove"):
+        # The whole change is root's, as the table is; what it begins with is not.
+        hint += (
+            "; a member of the group libvirt can set the metadata without root, by "
+            "virsh metadata --uri urn:virt-forward:1, and virt-forward.service applies it"
+        )
+    raise VirtForwardError(f"virt-forward {command} needs root", hint)
 
 
 def _parser() -> argparse.ArgumentParser:

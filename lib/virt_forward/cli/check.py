@@ -22,6 +22,9 @@ def add_to(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> N
         help="find what stops a forward from working",
         description="Look for what stops a forward from working, and print how to fix it. "
         "Nothing on the host is changed. The exit status is 1 if a problem is found.",
+        epilog="examples:\n"
+        "  virt-forward check                      the host and all guests\n"
+        "  virt-forward check web",
     )
     parser.add_argument("domains", nargs="*", metavar="DOMAIN", help="name or UUID; all if none is given")
     parser.add_argument("--json", action="store_true", help="print JSON, version 1")

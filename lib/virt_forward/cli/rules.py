@@ -15,6 +15,9 @@ def add_to(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> N
         "rules",
         help="print the expected table as nft text",
         description="Print the expected table inet virt-forward as text that nft -f loads.",
+        epilog="examples:\n"
+        "  virt-forward rules                      what the table should be\n"
+        "  virt-forward rules | nft -c -f -        nft's opinion of it",
     )
     parser.set_defaults(run=run)
 

@@ -30,6 +30,8 @@ def add_to(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> N
         "sync",
         help="make the kernel match the running guests",
         description="Read the running guests and their metadata from libvirt, and rebuild the table.",
+        epilog="examples:\n"
+        "  virt-forward sync                       after a flush, or an edit without the service",
     )
     parser.set_defaults(run=run)
 

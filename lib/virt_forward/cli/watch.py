@@ -11,6 +11,7 @@ def add_to(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> N
         description="Run in the foreground until SIGTERM: apply metadata that is edited on running guests, "
         "complete forwards when guests get their addresses, and restore the table after a flush. "
         "The rules stay when the service ends.",
+        epilog="examples:\n  virt-forward watch                      what virt-forward.service runs",
     )
     parser.set_defaults(run=run)
 

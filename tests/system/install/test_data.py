@@ -1,10 +1,8 @@
-"""The files that other programs read: man, bash, systemd."""
+"""The files that systemd reads."""
 
 from __future__ import annotations
 
-import re
 import shlex
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,7 +12,6 @@ from support import netns
 from support.netns import Ns
 from support.proc import REPO, run
 
-LIB_ENV = {"PATH": netns.PATH, "PYTHONPATH": str(REPO / "lib"), "PYTHONDONTWRITEBYTECODE": "1"}
 DATA = REPO / "lib/virt_forward/data"
 UNIT = "[Service]\nType=oneshot\nRemainAfterExit=yes\nExecStart=/bin/true\nExecReload=/bin/true\n"
 TABLE = """table inet virt-forward
@@ -23,69 +20,6 @@ table inet virt-forward {
   chain x { }
 }
 """
-
-
-# Either reads the page as a person would; which of them a machine has is chance.
-LINTERS = (["mandoc", "-T", "lint", "-W", "warning"], ["man", "--warnings", "-E", "UTF-8", "-l"])
-
-
-def test_nobody_has_anything_to_say_against_the_page() -> None:
-    there = [linter for linter in LINTERS if shutil.which(linter[0])]
-    assert there, "neither mandoc nor man is installed: tests/run should have"
-    for linter in there:
-        done = run([*linter, DATA / "virt-forward.1"], env={"PATH": netns.PATH}, check=False)
-        said = done.out if linter[0] == "mandoc" else done.err
-        assert (done.status, said) == (0, "")
-
-
-def test_the_page_knows_every_command() -> None:
-    page = (DATA / "virt-forward.1").read_text()
-    usage = run(
-        ["python3", "-c", "from virt_forward.cli import main; main()", "--help"], env=LIB_ENV, check=False
-    )
-    commands = re.findall(r"^    ([a-z]+) ", usage.out, re.MULTILINE)
-    assert commands
-    for command in commands:
-        assert f".It Cm {command}" in page
-        assert command in completions("")
-
-
-def completions(*words: str, domains: str = "web\ndb 1\nweb2\n") -> list[str]:
-    script = f"""
-    set -u
-    . {DATA}/virt-forward.bash
-    timeout() {{ shift; "$@"; }}
-    virsh() {{ printf '%s' {shlex.quote(domains)}; }}
-    COMP_WORDS=({shlex.join(["virt-forward", *words])})
-    COMP_CWORD={len(words)}
-    _virt_forward
-    printf '%s\\n' "${{COMPREPLY[@]}}"
-    """
-    done = run(["bash", "-c", script])
-    assert done.err == ""
-    return done.out.split("\n")[:-1]
-
-
-@pytest.mark.parametrize(
-    ("words", "offered"),
-    [
-        (("",), ["list", "sync", "rules", "check", "watch", "init"]),
-        (("s",), ["sync"]),
-        (("--v",), ["--version"]),
-        (("list", "--"), ["--help", "--json"]),
-        (("sync", "--"), ["--help"]),
-        (("list", ""), ["web", "db\\ 1", "web2"]),
-        (("list", "--json", "we"), ["web", "web2"]),
-        (("list", "db"), ["db\\ 1"]),
-        (("rules", "w"), [""]),
-    ],
-)
-def test_completion(words: tuple[str, ...], offered: list[str]) -> None:
-    assert completions(*words) == offered
-
-
-def test_completion_is_quiet_without_libvirt() -> None:
-    assert completions("list", "", domains="") == [""]
 
 
 def verify(directory: Path, dropin: str) -> tuple[int, str]:

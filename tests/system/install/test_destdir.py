@@ -14,7 +14,10 @@ LIB = "usr/local/lib/virt-forward"
 OUTSIDE_THE_PACKAGE = {
     "usr/local/bin/virt-forward": 0o755,
     "usr/local/share/man/man1/virt-forward.1": 0o644,
+    "usr/local/share/man/man5/virt-forward-config.toml.5": 0o644,
     "usr/local/share/bash-completion/completions/virt-forward": 0o644,
+    "usr/local/share/zsh/site-functions/_virt-forward": 0o644,
+    "usr/local/share/fish/vendor_completions.d/virt-forward.fish": 0o644,
     "etc/libvirt/hooks/qemu": 0o755,
     "etc/libvirt/hooks/network": 0o755,
     "etc/systemd/system/nftables.service.d/virt-forward.conf": 0o644,
