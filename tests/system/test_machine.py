@@ -13,6 +13,7 @@ from support.guest import Guest
 from support.guest import fetch as guest_fetch
 from support.host import NFTABLES
 from support.machine import Machine
+from support.metrics import openmetrics
 from support.proc import eventually
 from support.xml import forwards, host_ip, port_forward
 from system.conftest import WEB
@@ -278,6 +279,25 @@ def test_init_makes_a_bridge_that_leases_and_forwards(machine: Machine, theirs: 
         machine.run(["rm", *wrote])
         machine.run(["networkctl", "delete", "vmbr0"])
         machine.run(["networkctl", "reload"])
+
+
+def test_metrics_count_what_passes_a_forward(machine: Machine) -> None:
+    path = "/run/lab/virt-forward.prom"
+
+    def packets() -> float:
+        machine.command("metrics", "--output", path)
+        found = {family.name: family for family in openmetrics(machine.read(path))}
+        assert found["virt_forward_table_matches"].samples[0].value == 1
+        counted = found["virt_forward_forward_packets"].samples
+        return sum(each.value for each in counted if each.labels["domain"] == WEB.name)
+
+    before = packets()
+    assert machine.fetch(8080) == WEB.page
+    assert packets() >= before + 6, "a page takes three packets each way at least"
+    machine.run(["nft", "add", "rule", "inet", "virt-forward", "forward", "counter"])
+    text = machine.command("metrics").out
+    machine.command("sync")
+    assert "virt_forward_table_matches 0" in text
 
 
 def test_uninstalling_leaves_the_guests_and_nothing_else() -> None:

@@ -81,7 +81,7 @@ def _need_root(command: str) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    from virt_forward.cli import add, check, init, listing, remove, rules, sync, watch
+    from virt_forward.cli import add, check, init, listing, metrics, remove, rules, sync, watch
 
     parser: argparse.ArgumentParser = _Parser(
         prog="virt-forward",
@@ -92,6 +92,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"virt-forward {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
     parser.set_defaults(needs_root=lambda _: True)
-    for command in (listing, add, remove, check, sync, rules, watch, init):
+    for command in (listing, add, remove, check, sync, rules, watch, init, metrics):
         command.add_to(commands)
     return parser

@@ -21,7 +21,7 @@ DHCP server. With --lan, a wired NIC is put into the bridge, and guests are on t
 No file that exists is changed, and nothing takes effect until you run the commands that are printed, or say
 --apply."""
 
-EPILOG = """\
+EXAMPLES = """\
 examples:
   virt-forward init --dry-run                     what it would write
   virt-forward init                               a bridge vmbr0, on a free network
@@ -35,8 +35,7 @@ def add_to(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> N
         "init",
         help="write a bridge for guests, and print the lines for your ruleset",
         description=DESCRIPTION,
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=EXAMPLES,
     )
     parser.add_argument(
         "--bridge", metavar="NAME", help="name of the bridge; the first free of vmbr0, vmbr1, …"

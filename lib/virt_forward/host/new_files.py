@@ -1,4 +1,4 @@
-"""Creating files that do not exist yet, all of them or none."""
+"""Creating files that do not exist yet, all of them or none; and replacing one as a whole."""
 
 import contextlib
 import os
@@ -26,3 +26,22 @@ def create_all(files: Iterable[tuple[str, str]]) -> None:
             with contextlib.suppress(OSError):
                 os.unlink(path)
         raise VirtForwardError(f"{error.filename or path}: {error.strerror}; nothing was written") from None
+
+
+def replace(path: str, text: str) -> None:
+    """Write a file with mode 0644 by a rename: whoever reads it sees the old or the new text as a whole.
+
+    Raises VirtForwardError if it cannot be written.
+    """
+    folder, name = os.path.split(os.path.abspath(path))
+    # Not the name of the file with something after it: collectors take every file with their suffix.
+    temporary = os.path.join(folder, f".{name}.{os.getpid()}.new")
+    try:
+        with open(temporary, "w", encoding="utf-8") as file:
+            os.fchmod(file.fileno(), 0o644)
+            file.write(text)
+        os.rename(temporary, path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise VirtForwardError(f"{path}: cannot be written: {error.strerror}") from None
