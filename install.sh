@@ -417,6 +417,7 @@ main() {
     trap at_exit EXIT
     trap 'exit 130' INT
     trap 'exit 143' TERM HUP
+    [[ $action == demo ]] || refuse_beside_package
     case $action in
         install) install_all ;;
         uninstall) uninstall_all ;;

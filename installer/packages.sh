@@ -71,3 +71,14 @@ need_python() {
     "$python" -I -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
         fail "Python 3.11 or newer is needed as $python, and here it is $("$python" -V 2>&1)"
 }
+
+# Two installations would take each other's hooks.
+refuse_beside_package() {
+    local state=''
+    [[ -z $root ]] || return 0
+    if command -v dpkg-query >/dev/null; then
+        state=$(dpkg-query --show --showformat '${db:Status-Status}' virt-forward 2>/dev/null) || state=''
+    fi
+    [[ $state =~ ^(|not-installed|config-files)$ ]] ||
+        fail "the package virt-forward is installed here: upgrade that, or remove it first (apt-get remove virt-forward)"
+}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from support import bare, guest, machine
+from support import bare, guest, machine, package
 
 
 def main() -> None:
@@ -11,6 +11,7 @@ def main() -> None:
         machine.rootfs(suite)
     for suite in bare.SUITES:
         bare.rootfs(suite)
+    package.rootfs()
 
 
 if __name__ == "__main__":

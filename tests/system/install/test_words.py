@@ -118,6 +118,17 @@ def test_a_package_manager_that_fails_is_quoted(tmp_path: Path) -> None:
     assert done.err == "install.sh: error: 'dnf install -q -y nftables' failed:\nno such mirror\n"
 
 
+@pytest.mark.parametrize(
+    ("state", "refused"),
+    [("installed", True), ("half-configured", True), ("config-files", False), ("not-installed", False)],
+)
+def test_a_package_of_the_distribution_is_left_alone(tmp_path: Path, state: str, refused: bool) -> None:
+    path = only_stub(tmp_path, "dpkg-query", f"echo -n {state}")
+    done = functions(f"PATH={path}; refuse_beside_package", check=False)
+    assert (done.status != 0) == refused
+    assert ("the package virt-forward is installed here" in done.err) == refused
+
+
 def test_dry_run_of_packages_calls_nobody(tmp_path: Path) -> None:
     path = only_stub(tmp_path, "apt-get", f"touch {tmp_path}/called")
     (tmp_path / "os-release").write_text("ID=debian\n")

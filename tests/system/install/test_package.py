@@ -1,0 +1,135 @@
+"""The Debian package: built, checked by lintian; installed, upgraded and removed beside a guest."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterator
+
+import pytest
+
+from support import machine as machines
+from support import package
+from support.machine import Machine
+from support.proc import Done, eventually
+from system.conftest import WEB
+
+pytestmark = pytest.mark.system
+
+FILE = "/run/lab/virt-forward.deb"
+LOOK = ["find", "/etc", "/usr", "/var/lib/systemd", "/run/virt-forward", "-path", "*virt?forward*"]
+HOOKS = "/etc/libvirt/hooks"
+THEIRS = "#!/bin/sh\nexec cat >/dev/null\n"
+
+
+def test_lintian_has_nothing_to_say() -> None:
+    assert package.build().lintian == ""
+
+
+@pytest.fixture(scope="module")
+def machine() -> Iterator[Machine]:
+    """A Debian with a running guest, and the package's file on it."""
+    with machines.machine() as made:
+        made.run(["sh", "-c", f"base64 -d >{FILE}"], stdin=base64.b64encode(package.build().deb).decode())
+        made.start(WEB)
+        made.wait_booted(WEB)
+        yield made
+
+
+@pytest.fixture(scope="module")
+def before(machine: Machine) -> set[str]:
+    return files(machine)
+
+
+@pytest.fixture
+def installed(machine: Machine, before: set[str]) -> Machine:
+    if machine.run(["dpkg-query", "-W", "virt-forward"], check=False).status:
+        install(machine)
+    return machine
+
+
+def files(machine: Machine) -> set[str]:
+    return set(machine.run(LOOK, check=False).out.splitlines())
+
+
+def install(machine: Machine, *, check: bool = True) -> Done:
+    return machine.run(["dpkg", "-i", FILE], timeout=60, check=check)
+
+
+def test_install_forwards_to_a_guest_that_runs(installed: Machine) -> None:
+    assert installed.fetch(8080) == WEB.page, installed.explain()
+    assert installed.run(["systemctl", "is-enabled", "virt-forward"]).out == "enabled\n"
+    assert installed.run(["systemctl", "is-active", "virt-forward"]).out == "active\n"
+    # The root file system leaves out documentation.
+    missing = installed.run(["dpkg", "-V", "virt-forward"], check=False).out.splitlines()
+    assert not [line for line in missing if "/usr/share/doc/" not in line and "/usr/share/man/" not in line]
+    found = installed.run(["virt-forward", "check", "--json"], check=False).out
+    assert "hook-missing" not in found
+    assert "hook-not-loaded" not in found
+
+
+def test_every_module_is_compiled(installed: Machine) -> None:
+    find = "find /usr/lib/virt-forward/virt_forward -name "
+    sources = installed.run([*find.split(), "*.py"]).out.split()
+    compiled = installed.run([*find.split(), "*.pyc"]).out.split()
+    assert len(sources) == len(compiled) > 100
+
+
+def test_a_hook_of_the_package_runs_for_a_guest_that_starts(installed: Machine) -> None:
+    installed.virsh("destroy", WEB.name)
+    assert installed.traces_of_guests() == []
+    installed.virsh("start", WEB.name)
+    assert "chain guest-web" in installed.our_table()
+    installed.wait_booted(WEB)
+    assert installed.fetch(8080) == WEB.page, installed.explain()
+
+
+def test_upgrade_restarts_the_service_and_keeps_forwards(installed: Machine) -> None:
+    pid = installed.systemctl("show", "-P", "MainPID", "virt-forward")
+    install(installed)
+    assert installed.systemctl("show", "-P", "MainPID", "virt-forward") != pid
+    assert installed.fetch(8080) == WEB.page, installed.explain()
+
+
+def test_a_hook_of_somebody_else_is_left_as_it_is(installed: Machine) -> None:
+    installed.write(f"{HOOKS}/qemu", THEIRS, mode="0755")
+    install(installed)
+    assert installed.read(f"{HOOKS}/qemu") == THEIRS
+    assert "# virt-forward hook" in installed.read(f"{HOOKS}/qemu.d/virt-forward")
+    installed.run(["rm", f"{HOOKS}/qemu"])
+    install(installed)
+    assert "# virt-forward hook" in installed.read(f"{HOOKS}/qemu")
+    assert installed.run(["ls", HOOKS]).out.split() == ["network", "qemu"]
+
+
+@pytest.mark.parametrize("options", [[], ["--uninstall"]])
+def test_install_sh_leaves_the_package_alone(installed: Machine, options: list[str]) -> None:
+    done = installed.run([f"{machines.SOURCE}/install.sh", *options], check=False)
+    assert done.status == 1
+    assert done.err.startswith("install.sh: error: the package virt-forward is installed here")
+    assert done.err.count("\n") == 1
+
+
+def test_remove_leaves_the_guest_and_purge_nothing(installed: Machine, before: set[str]) -> None:
+    installed.write("/etc/virt-forward/config.toml", "[forward]\nhairpin = false\n")
+    installed.run(["dpkg", "--remove", "virt-forward"], timeout=60)
+    assert installed.state(WEB) == "running"
+    assert installed.our_table() == ""
+    eventually(lambda: installed.fetch(8080) is None, "the forward is closed")
+    assert installed.read("/etc/virt-forward/config.toml")
+    assert installed.run(["ls", HOOKS]).out == ""
+    installed.virsh("destroy", WEB.name)
+    installed.virsh("start", WEB.name)
+    installed.run(["dpkg", "--purge", "virt-forward"])
+    assert files(installed) == before
+    status = installed.run(["systemctl", "status", "virt-forward"], check=False)
+    assert "could not be found" in status.err, status
+
+
+def test_package_is_refused_beside_install_sh(machine: Machine) -> None:
+    machine.run(["dpkg", "--purge", "virt-forward"], check=False)
+    machine.install("--no-service")
+    done = install(machine, check=False)
+    assert done.status != 0
+    assert "run ./install.sh --uninstall before you install the package" in done.err
+    machine.install("--uninstall")
+    machine.run(["dpkg", "--purge", "virt-forward"], check=False)
