@@ -97,6 +97,10 @@ ARGUMENTS = (
     b"web\0started\0begin\0urn:virt-forward:1",
 )
 
+SPECS = texts(
+    *("8080:80", "443", "127.0.0.1:8080:80", "[2001:db8::1]:53:53/udp", "5000-5020:6000-6020/udp"),
+    *("203.0.113.7:25/tcp", "9/sctp", "[2001:db8::1]:443"),
+)
 CONFIGS = (
     *golden("config.toml"),
     *texts(

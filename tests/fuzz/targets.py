@@ -10,6 +10,7 @@ import json
 import os
 from collections.abc import Callable
 from contextlib import suppress
+from ipaddress import ip_address
 
 from fuzz import seeds
 from fuzz.engine import Target
@@ -25,10 +26,11 @@ from fuzz.invariants import (
     is_told,
     is_wire_address,
 )
+from unit.build import domain_xml
 from unit.test_nft_text import resolved
 from unit.test_probe import ECHO_ID, GATEWAYS
 from unit.test_schema import assert_agreement
-from virt_forward import config
+from virt_forward import config, ports, portspec
 from virt_forward.addresses import leases, networkd, probe
 from virt_forward.check import includes, listing
 from virt_forward.claims import flows, sockets
@@ -38,13 +40,15 @@ from virt_forward.config import Config
 from virt_forward.effects import record
 from virt_forward.effects.item import Change
 from virt_forward.effects.libvirt_accept import iptables, nftables, plan
-from virt_forward.errors import StateError, VirtForwardError
+from virt_forward.errors import StateError, UsageError, VirtForwardError
 from virt_forward.hooks import events, prefilter
 from virt_forward.metadata import values, xml
 from virt_forward.metadata.domain import parse_domain
+from virt_forward.metadata.edit import Document, Where
 from virt_forward.metadata.forwards import ROOT
 from virt_forward.metadata.network import parse_network
-from virt_forward.model import PROTOS
+from virt_forward.metadata.spec import Spec, parse_spec
+from virt_forward.model import PROTOS, Forward, Span
 from virt_forward.ruleset import static, table
 from virt_forward.state import journal, records
 from virt_forward.watch import kernel_events
@@ -80,6 +84,12 @@ def domain(data: bytes) -> None:
         is_guest(guest)
 
 
+def declared(document: Document) -> tuple[Forward, ...]:
+    """Return the forwards of an edited document as its next reader finds them."""
+    declaration = document.domain().declaration
+    return ports.expand(declaration) if declaration else ()
+
+
 def forwards(data: bytes) -> None:
     try:
         root = xml.parse(data, "fuzz")
@@ -89,6 +99,36 @@ def forwards(data: bytes) -> None:
     # A domain is searched for this element; no other is ever given to the parser.
     if root.tag == ROOT:
         assert_agreement(data)
+
+
+def edit(data: bytes) -> None:
+    try:
+        document = Document(data)
+    except VirtForwardError as error:
+        is_told(error)
+        return
+    before, shown = document.forwards(), document.text()
+    new = Forward("sctp", 9, 9, 10, ip_address("192.0.2.9"), "fuzz0")
+    assert document.add(new)
+    assert sorted(map(repr, declared(document))) == sorted(map(repr, (*before, new)))
+    assert document.submission().element
+    assert document.remove(Spec("sctp", Span(9, 9), new.address), Where("fuzz0")) == [new]
+    assert document.forwards() == before
+    assert document.text() == shown or not before
+    document.remove_all()
+    assert declared(document) == ()
+
+
+def spec(data: bytes) -> None:
+    try:
+        found = parse_spec(text_of(data))
+    except UsageError as error:
+        is_told(error)
+        return
+    forward = found.forward()
+    assert parse_spec(portspec.render(forward)).forward() == forward
+    # What a word says, the metadata takes.
+    assert Document(domain_xml()).add(forward)
 
 
 def network(data: bytes) -> None:
@@ -272,6 +312,8 @@ TARGETS = (
     Target("hook-arguments", arguments, seeds.ARGUMENTS),
     # what a person writes
     Target("config", configuration, seeds.CONFIGS),
+    Target("spec", spec, seeds.SPECS),
+    Target("edit", edit, seeds.DOMAINS),
     Target("includes", ruleset, seeds.RULESETS),
     # our own state
     Target("guest-record", guest_record, seeds.GUEST_RECORDS),

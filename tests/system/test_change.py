@@ -53,6 +53,14 @@ def test_added_forward_answers_when_the_command_returns(empty: Host, web: Guest)
     assert after == before
 
 
+def test_added_forward_answers_with_the_service_running(service: Background, web: Guest, empty: Host) -> None:
+    """The service sees the edit as well, and does the same at the same time."""
+    empty.command("add", "web", "8091:80", "--live")
+    assert empty.fetch(8091) == web.page, empty.explain()
+    empty.command("remove", "web", "8091", "--live")
+    assert empty.fetch(8091) is None
+
+
 def test_live_and_config_are_edited_each_on_its_own(empty: Host) -> None:
     empty.define(SHOP)
     empty.virsh("start", "shop", "--paused")
@@ -123,7 +131,7 @@ def test_refused_change_changes_nothing(empty: Host, listener: int) -> None:
     everything = empty.virsh("dumpxml", "shop").out + empty.virsh("dumpxml", "shop", "--inactive").out
     table = empty.our_table()
     expected = {
-        ("shop", "8207:80", "8443"): "tcp/8443 is taken by guest rival",
+        ("shop", "8207:80", "8443"): "tcp/8443 is declared by guest rival",
         ("shop", "8207:80", "22"): "tcp/22 is reserved by the configuration",
         ("shop", "8207:80", str(listener)): "tcp/8206 is taken by the host, which listens on 0.0.0.0",
         ("shop", "8207:80", "8207:81"): "8207:81/tcp overlaps 8207:80/tcp",

@@ -198,6 +198,20 @@ def test_other_guest_port_is_not_what_is_declared() -> None:
         document().remove(parse_spec("8080:81"))
 
 
+@pytest.mark.parametrize(
+    ("metadata", "nics"),
+    [
+        ("text\n" + WHOLE, ""),  # beside our element anything goes, and none of it gets into ours
+        (WHOLE, "<interface ٣='' type='bridge'/>"),
+    ],
+)
+def test_rest_of_the_domain_is_no_obstacle(metadata: str, nics: str) -> None:
+    edited = Document(domain_xml(metadata, nics))
+    assert edited.add(forward(443))
+    assert edited.domain().declaration
+    assert edited.text().startswith(f"<vf:forwards {NAMESPACE}>")
+
+
 def test_metadata_with_an_error_is_not_edited() -> None:
     with pytest.raises(MetadataError, match="unknown attribute"):
         document(WEB.replace("isolate", "isolated"))

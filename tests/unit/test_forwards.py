@@ -341,3 +341,9 @@ def test_a_value_in_a_message_stays_on_its_line_and_readable() -> None:
     assert errors[0].splitlines() == [errors[0]]
     assert errors[0].isprintable()
     assert len(errors[0]) < 200
+
+
+def test_name_that_lxml_lets_pass_by_mistake_is_unknown() -> None:
+    """An error about a name is forgotten if a warning follows, here about a relative namespace."""
+    error, _ = declared("<: p=''/><vf:portForward xmlns='t' proto='tcp'/>")[1]
+    assert error == "line 2: <:>: unknown element inside <vf:forwards>; allowed here: <host> or <portForward>"

@@ -26,7 +26,7 @@ def test_columns_are_aligned_and_numbers_to_the_right() -> None:
         "DOMAIN  STATE     HOST               GUEST           PACKETS  BYTES",
         "web     active    tcp/8080           10.10.0.200 80        7  12345",
         "東京    waiting   tcp/443 on enp1s0  ? 443                 0      0  "
-        "the address is not known yet; it opens as soon as that is known",
+        "the address is not known yet; it opens as soon as the guest has an address",
         "active  inactive  udp/53             ? 53                  0      0  opens when the guest starts",
         "db      conflict  tcp/5432           ? 5432                0      0  "
         "host port tcp/5432 is taken by guest web",

@@ -29,8 +29,9 @@ def check(
     ``documents`` are the definitions of the domain with the forwards in them.
     """
     _check_devices(added)
-    taken = claims.conflicts(_declared_claims(opened, target.uuid), added)
-    _refuse(taken.values())
+    declared = claims.conflicts(_declared_claims(opened, target.uuid), added)
+    # A guest that does not run has taken nothing yet. Its name comes last.
+    _refuse(reason.replace(" is taken by ", " is declared by ", 1) for reason in declared.values())
     for document in documents:
         domain = document.domain()
         wrong = foreign_macs(domain) if any(forward.mac for forward in added) else None

@@ -2,7 +2,6 @@
 
 import os
 import select
-import shutil
 import signal
 import socket
 import sys
@@ -21,10 +20,10 @@ def repeat(title: str, seconds: float, draw: Callable[[int], list[str]]) -> int:
 
     ``draw`` gets the columns of the terminal, and returns lines that are no wider.
     """
-    with _screen(), _resizes() as resized:
+    with _screen(), _signals() as resized:
         try:
             while True:
-                size = shutil.get_terminal_size()
+                size = os.get_terminal_size(sys.stdout.fileno())
                 sys.stdout.write(page(title, seconds, draw(size.columns), size))
                 sys.stdout.flush()
                 select.select([resized], [], [], seconds)
@@ -53,20 +52,29 @@ def _screen() -> Iterator[None]:
 
 
 @contextmanager
-def _resizes() -> Iterator[socket.socket]:
-    """Yield a socket that can be read after the terminal was resized: select() goes on after a handler."""
+def _signals() -> Iterator[socket.socket]:
+    """Yield a socket that can be read after the terminal was resized, since select() goes on after a handler.
+
+    SIGTERM and SIGHUP end the program as they would, but not before the screen is as it was.
+    """
     reader, writer = socket.socketpair()
     reader.setblocking(False)
     writer.setblocking(False)
-    before = signal.signal(signal.SIGWINCH, lambda *_: None)
+    before = {number: signal.signal(number, _end) for number in (signal.SIGTERM, signal.SIGHUP)}
+    before[signal.SIGWINCH] = signal.signal(signal.SIGWINCH, lambda *_: None)
     descriptor = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
     try:
         yield reader
     finally:
         signal.set_wakeup_fd(descriptor)
-        signal.signal(signal.SIGWINCH, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
         reader.close()
         writer.close()
+
+
+def _end(number: int, _frame: object) -> None:
+    sys.exit(128 + number)
 
 
 def _drain(reader: socket.socket) -> None:

@@ -78,5 +78,5 @@ def explanation(line: Line) -> str:
     if line.state == "inactive":
         return "opens when the guest starts"
     if line.state == "waiting":
-        return f"{line.reason}; it opens as soon as that is known" if line.reason else ""
+        return f"{line.reason}; it opens as soon as the guest has an address" if line.reason else ""
     return line.reason or ""

@@ -56,7 +56,9 @@ class Document:
 
     def __init__(self, domain: bytes) -> None:
         parse_domain(domain)
-        self._tree = xml.parse(domain, "domain XML", comments=True)
+        root = xml.parse(domain, "domain XML", comments=True)
+        inner = root.find("domain")  # in a domstatus
+        self._tree = root if inner is None else inner
         self._root = self._tree.find(f"metadata/{forwards.ROOT}")
         if self._root is not None:
             # A second prefix that nothing uses is what libvirt has declared; new elements must not get it.
@@ -71,7 +73,7 @@ class Document:
 
     def domain(self) -> Domain:
         """Return the domain, with what it declares as it is now."""
-        return parse_domain(etree.tostring(self._tree))
+        return parse_domain(etree.tostring(self._tree, with_tail=False, encoding="utf-8"))
 
     def forwards(self) -> tuple[Forward, ...]:
         """Return the declared forwards, as they are now."""
@@ -149,7 +151,7 @@ class Document:
         if self._root is None:
             return ""
         root = _detached(self._root)
-        if not (root.text or "").strip(" "):
+        if not root.text:
             etree.indent(root)
         return etree.tostring(root, encoding="unicode")
 
@@ -333,7 +335,7 @@ def _append(parent: etree._Element, child: etree._Element) -> None:
     if len(parent):
         last = parent[-1]
         child.tail, last.tail = last.tail, parent.text
-    elif outer is not None and (outer.text or "").startswith("\n"):
+    elif outer is not None and outer.text and not outer.text.strip(forwards.XML_SPACE):
         parent.text, child.tail = f"{outer.text}  ", outer.text
     parent.append(child)
 
@@ -352,7 +354,7 @@ def _remove(child: etree._Element) -> None:
 
 def _detached(root: etree._Element) -> etree._Element:
     """Return a copy that stands on its own."""
-    return etree.fromstring(etree.tostring(root, with_tail=False))
+    return etree.fromstring(etree.tostring(root, with_tail=False, encoding="utf-8"))
 
 
 def _keys() -> Iterator[str]:

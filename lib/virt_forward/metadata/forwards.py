@@ -14,7 +14,8 @@ from virt_forward.model import MAX_PORT, Declaration, HostAddress, PortForward, 
 
 NAMESPACE = "urn:virt-forward:1"
 ROOT = f"{{{NAMESPACE}}}forwards"
-_XML_SPACE = " \t\r\n"
+XML_SPACE = " \t\r\n"
+"""What XML calls white space, which is less than str.strip() does."""
 
 T = TypeVar("T")
 
@@ -53,12 +54,12 @@ class Reader:
     def children(self, *allowed: str) -> Iterator[tuple[str, etree._Element]]:
         """Yield (local name, element) for known children; complain about all else inside."""
         for child in self.element:
-            name = etree.QName(child)
-            if name.namespace == NAMESPACE and name.localname in allowed:
-                yield name.localname, child
+            name = _local_name(child)
+            if name in allowed and child.tag == f"{{{NAMESPACE}}}{name}":
+                yield name, child
             else:
                 Reader(child, self.errors).error(self._unknown(name, allowed))
-        if any((part or "").strip(_XML_SPACE) for part in self._texts()):
+        if any((part or "").strip(XML_SPACE) for part in self._texts()):
             self.error("text is not allowed here; remove it")
 
     def finish(self) -> None:
@@ -71,8 +72,8 @@ class Reader:
     def _texts(self) -> Iterable[str | None]:
         return [self.element.text, *(child.tail for child in self.element)]
 
-    def _unknown(self, name: etree.QName, allowed: tuple[str, ...]) -> str:
-        if name.localname in allowed:
+    def _unknown(self, name: str, allowed: tuple[str, ...]) -> str:
+        if name in allowed:
             return f"is not in the namespace {NAMESPACE}; give it the prefix of its parent"
         known = " or ".join(f"<{word}>" for word in allowed) or "nothing"
         return f"unknown element inside <{self.name}>; allowed here: {known}"
@@ -80,8 +81,13 @@ class Reader:
 
 def display(element: etree._Element) -> str:
     """Return an element's name for a message, with its prefix."""
-    name = etree.QName(element).localname
+    name = _local_name(element)
     return text.plain(f"{element.prefix}:{name}" if element.prefix else name)
+
+
+def _local_name(element: etree._Element) -> str:
+    # etree.QName() raises ValueError for a name that lxml may let pass by mistake, such as ":".
+    return str(element.tag).rpartition("}")[2]
 
 
 def parse_forwards(root: etree._Element) -> tuple[Declaration, tuple[str, ...]]:
