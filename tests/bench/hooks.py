@@ -29,11 +29,13 @@ REPO = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(REPO / "lib"))
 
 from virt_forward.config import Config  # noqa: E402
+from virt_forward.host import nft  # noqa: E402
 from virt_forward.model import Endpoint, Forward, Guest  # noqa: E402
 from virt_forward.reconcile.reconciler import Reconciler  # noqa: E402
 from virt_forward.state.store import Store  # noqa: E402
 
 NOTHING = ["/usr/bin/python3", "-I", "-c", "pass"]
+PATIENCE = 20.0
 CYCLE = (
     ("prepare", "begin"),
     ("start", "begin"),
@@ -95,6 +97,30 @@ def fill(count: int) -> None:
         known: dict[str, Guest | None] = {guest.uuid: None for guest in store.guests()[0]}
         made = {guest.uuid: guest for guest in others(count)}
         Reconciler(store, Config(), rebuild=True).apply({**known, **made})
+
+
+@contextmanager
+def service() -> Iterator[int]:
+    """Run the service, which has begun its work, and give its process."""
+    argv = ["/usr/bin/python3", "-m", "virt_forward.cli", "watch"]
+    env = {**os.environ, "PYTHONPATH": str(REPO / "lib")}
+    quiet = subprocess.DEVNULL
+    with subprocess.Popen(argv, env=env, stdin=quiet, stdout=quiet, stderr=quiet) as running:
+        try:
+            restored()
+            yield running.pid
+        finally:
+            running.terminate()
+
+
+def restored() -> float:
+    """Delete the table and return how many seconds later it is back."""
+    nft.delete_table()
+    began = time.perf_counter()
+    while nft.revision() is None:
+        if time.perf_counter() - began > PATIENCE:
+            raise SystemExit("the service does not restore the table")
+    return time.perf_counter() - began
 
 
 def start() -> float:

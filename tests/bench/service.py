@@ -14,48 +14,19 @@ import os
 import resource
 import shutil
 import statistics
-import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 REPO = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(REPO / "lib"), str(REPO / "tests")]
 
 from bench import hooks  # noqa: E402
-from virt_forward.host import nft  # noqa: E402
 from virt_forward.state.store import Store  # noqa: E402
 
 GUESTS = 100
 IDLE_SECONDS = 6
-PATIENCE = 20.0
-
-
-@contextmanager
-def service() -> Iterator[int]:
-    """Run the service, which has begun its work, and give its process."""
-    argv = ["/usr/bin/python3", "-m", "virt_forward.cli", "watch"]
-    env = {**os.environ, "PYTHONPATH": str(REPO / "lib")}
-    quiet = subprocess.DEVNULL
-    with subprocess.Popen(argv, env=env, stdin=quiet, stdout=quiet, stderr=quiet) as running:
-        try:
-            restored()
-            yield running.pid
-        finally:
-            running.terminate()
-
-
-def restored() -> float:
-    """Delete the table and return how many seconds later it is back."""
-    nft.delete_table()
-    began = time.perf_counter()
-    while nft.revision() is None:
-        if time.perf_counter() - began > PATIENCE:
-            raise SystemExit("service.py: the service does not restore the table")
-    return time.perf_counter() - began
 
 
 def restore(runs: int) -> float:
@@ -64,7 +35,7 @@ def restore(runs: int) -> float:
 
     def once() -> float:
         time.sleep(0.3)  # the service rests a while after it has restored the table
-        return restored() / hooks.seconds(["nft", "-f", include])
+        return hooks.restored() / hooks.seconds(["nft", "-f", include])
 
     once()
     return statistics.median(once() for _ in range(runs))
@@ -117,7 +88,7 @@ def keep_removing(over: threading.Event, every: float) -> None:
 def measure(runs: int) -> dict[str, float]:
     """Return every figure by its name."""
     hooks.fill(GUESTS)
-    with service() as pid:
+    with hooks.service() as pid:
         found = {"restore": restore(runs), "idle": idle(pid)}
     return found | {"removed": removed(max(runs // 3, 1))}
 

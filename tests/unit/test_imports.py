@@ -38,7 +38,7 @@ PURE = {name for layer in LAYERS[: LAYERS.index(("host",))] for name in layer}
 
 EDGES = {
     # The service also listens to what never ends, and asks libvirt by a process that it can end.
-    "subprocess": {"watch.kernel_events", "watch.sync_process"},
+    "subprocess": {"watch.hook_process", "watch.kernel_events", "watch.sync_process"},
     "libvirt": {"libvirtd.api", "watch.libvirt_events"},
 }
 """What only these modules of ours may import."""

@@ -7,7 +7,7 @@ import fcntl
 import os
 import select
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 # libvirtd passes its own PATH to hooks, and a user's PATH may lack sbin.
@@ -32,6 +32,25 @@ def limit(seconds: float) -> None:
 def left(seconds: float) -> float:
     """Return ``seconds``, or the time left until the deadline if that is less."""
     return seconds if _until is None else max(0.0, min(seconds, _until - time.monotonic()))
+
+
+_is_wanted: Callable[[], bool] | None = None
+"""Tells whether this process's work is still wanted; None where it always is."""
+
+
+def work_for(is_wanted: Callable[[], bool]) -> None:
+    """Have :func:`end_if_unwanted` end this process once ``is_wanted`` returns False."""
+    global _is_wanted  # noqa: PLW0603 - as the deadline
+    _is_wanted = is_wanted
+
+
+def end_if_unwanted() -> None:
+    """End this process, as if it was killed, if the work it was asked for is not wanted any more.
+
+    Called before anything is changed: the work may have been done elsewhere since, and other work after it.
+    """
+    if _is_wanted and not _is_wanted():
+        os._exit(0)
 
 
 held: set[int] = set()

@@ -72,6 +72,7 @@ class Store:
         fd = self._locked(limit, time.monotonic() + limit)
         process.held.add(fd)
         try:
+            process.end_if_unwanted()
             yield
         finally:
             process.held.discard(fd)
@@ -204,12 +205,14 @@ class Store:
 
     def queue(self, uuid: str, guest: Guest | None) -> None:
         """Queue a change for whoever holds the lock next, as it could not be had in time."""
+        process.end_if_unwanted()
         # The time since boot does not jump, and sorts what was queued for one guest.
         name = f"{uuid}.{time.monotonic_ns():020}.{os.getpid()}"
         self.write(f"todo/{name}.json", records.dump_guest(guest) if guest else "")
 
     def queue_started(self, uuid: str) -> None:
         """Queue that a guest which is recorded as prepared runs now: an empty file needs no space."""
+        process.end_if_unwanted()
         self.write(f"todo/{uuid}.{time.monotonic_ns():020}.{os.getpid()}{STARTED}.json", "")
 
     def queued(self) -> tuple[list[Queued], list[StateError]]:

@@ -6,6 +6,7 @@ prober           guests probed for an address that no source has; DHCP answers r
 running_guests   the running guests, and which events affect them
 table_check      whether the kernel has our table, without an event
 sync_process     sync in a child process, as libvirt may hang
+hook_process     events that hooks hand over, handled in a process with everything loaded
 backoff          when failed work is tried again; each failure is logged once
 notify           readiness and stopping, for systemd
 service          the main loop

@@ -18,6 +18,7 @@ from virt_forward.reconcile.refresh import readmit, refresh, verify
 from virt_forward.state.config_file import load_config_or_last
 from virt_forward.state.store import Store
 from virt_forward.watch.backoff import Job
+from virt_forward.watch.hook_process import HookProcess
 from virt_forward.watch.kernel_events import TABLE_DELETED, NeighbourMonitor, TableMonitor
 from virt_forward.watch.libvirt_events import MAX_DOMAINS, LibvirtEvents
 from virt_forward.watch.notify import notify
@@ -58,6 +59,7 @@ class Service:
         self.poller = select.poll()
         self.libvirt = LibvirtEvents(load_config_or_last(self.store).uri)
         self.sync = SyncProcess(self.poller)
+        self.hooks = HookProcess(self.poller)
         self.table = TableMonitor(self.poller)
         self.neighbours = NeighbourMonitor()
         self.prober = Prober(self.poller)
@@ -88,6 +90,7 @@ class Service:
         while not self.stopping:
             self._run_once()
         notify("STOPPING=1")
+        self.hooks.stop()
         self.sync.stop()
         self.table.stop()
         self.neighbours.close()
@@ -138,7 +141,13 @@ class Service:
     def _timeout(self) -> float | None:
         """Return how long to wait for an event, in seconds; None if no job or check is due."""
         times = [self._due_at(name) for name in self.jobs]
-        times += [self.table.next_at(), self.sync.deadline(), self.prober.next_at(), self._ready_at]
+        times += [
+            self.hooks.next_at(),
+            self.table.next_at(),
+            self.sync.deadline(),
+            self.prober.next_at(),
+            self._ready_at,
+        ]
         if self.guests.any_running:
             times += [self._leases_at, self._table_check_at]
         soonest = min(times)
@@ -156,6 +165,7 @@ class Service:
             return
         if self.guests.reload(self.store):
             self.prober.set_probes(self.guests.probes)
+        self._handle_hooks(ready)
         self._handle_libvirt(ready)
         self._handle_table(ready)
         if self.neighbours.fileno() in ready:
@@ -164,6 +174,12 @@ class Service:
             self._request("addresses")
         if self.guests.any_running:
             self._check_timers()
+
+    def _handle_hooks(self, ready: set[int]) -> None:
+        if self.hooks.fd in ready:
+            self.hooks.restart_later()
+        if self.hooks.next_at() <= time.monotonic():
+            self.hooks.start()
 
     def _handle_libvirt(self, ready: set[int]) -> None:
         if self.libvirt.fd in ready:
