@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import pytest
 
@@ -25,8 +26,8 @@ def place() -> Iterator[netns.Ns]:
 
 @pytest.fixture(autouse=True)
 def _nft_runs_there(place: netns.Ns, monkeypatch: pytest.MonkeyPatch) -> None:
-    def run(argv: Sequence[str], stdin: str = "", timeout: float = 10.0) -> process.Result:
-        return process.run(["ip", "netns", "exec", place.name, *argv], stdin, timeout)
+    def run(argv: Sequence[str], *more: Any) -> process.Result:
+        return process.run(["ip", "netns", "exec", place.name, *argv], *more)
 
     monkeypatch.setattr(nft, "run", run)
 

@@ -144,6 +144,15 @@ def group_alive(group: int) -> bool:
     return True
 
 
+def is_tied(pid: int) -> bool:
+    """Tell whether a program of host.process ends with the process that has started it.
+
+    It is so a moment after its start: one of its descriptors has O_ASYNC then (proc_pid_fdinfo(5)).
+    """
+    infos = (path.read_text() for path in Path(f"/proc/{pid}/fdinfo").iterdir())
+    return any(int(info.split("flags:")[1].split()[0], 8) & os.O_ASYNC for info in infos)
+
+
 def eventually(what: Callable[[], object], why: str, timeout: float = 5, pause: float = 0.05) -> None:
     """Wait until ``what()`` is true, or fail saying ``why``."""
     until = time.monotonic() + timeout

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from support.proc import REPO
+from support.proc import REPO, eventually, is_tied
 from virt_forward.host import process
 from virt_forward.host.process import Result, run
 
@@ -67,9 +67,9 @@ def ended(pidfd: int) -> bool:
 
 
 @contextlib.contextmanager
-def watched(fifo: Path) -> Iterator[int]:
-    """Give a descriptor of the process that writes its PID to ``fifo``."""
-    pidfd = os.pidfd_open(int(fifo.read_text()))
+def watched(pid: int) -> Iterator[int]:
+    """Give a descriptor of a process."""
+    pidfd = os.pidfd_open(pid)
     try:
         yield pidfd
     finally:
@@ -85,7 +85,7 @@ def test_timeout_ends_a_program_with_all_that_it_has_started(tmp_path: Path) -> 
     assert run(["sh", "-c", SLEEPS.format(pid)], timeout=0.2) == Result(
         124, "", "sh did not finish within 0.2 seconds"
     )
-    with contextlib.suppress(ProcessLookupError), watched(pid) as pidfd:
+    with contextlib.suppress(ProcessLookupError), watched(int(pid.read_text())) as pidfd:
         assert ended(pidfd)
 
 
@@ -112,7 +112,9 @@ def test_killed_process_takes_its_program_along(tmp_path: Path) -> None:
     kept = [(os.POSIX_SPAWN_DUP2, writer, writer)]
     parent = os.posix_spawn(sys.executable, argv, dict(os.environ), file_actions=kept)
     os.close(writer)
-    with watched(fifo) as pidfd:
+    pid = int(fifo.read_text())
+    eventually(lambda: is_tied(pid), "the program is tied to its parent")
+    with watched(pid) as pidfd:
         os.kill(parent, process.SIGKILL)
         os.waitpid(parent, 0)
         assert ended(pidfd)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import sys
+from collections.abc import Iterator
 from ipaddress import ip_address
 
 import pytest
@@ -271,13 +273,45 @@ def test_the_kernel_tells_to_which_device_a_socket_is_bound() -> None:
     assert [devices.get(inode) for inode in inodes] == [socket.if_nametoindex("lo"), None]
 
 
-def test_a_kernel_without_sock_diag_tells_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sockdiag, "NETLINK_SOCK_DIAG", 31)
-    assert sockdiag.details() == Details()
-    monkeypatch.undo()
-    # No handler for this family: the kernel answers with an error message.
-    monkeypatch.setattr(socket, "AF_INET", 40)
-    monkeypatch.setattr(socket, "AF_INET6", 40)
+@contextlib.contextmanager
+def tcp_listeners() -> Iterator[set[int]]:
+    """Listen on addresses of each kind; gives the inodes."""
+    with contextlib.ExitStack() as stack:
+        inodes = set()
+        for address in ("127.0.0.1", "0.0.0.0", "::1", "::", "::ffff:127.0.0.1"):
+            family = socket.AF_INET6 if ":" in address else socket.AF_INET
+            ours = stack.enter_context(socket.socket(family))
+            ours.bind((address, 0))
+            ours.listen()
+            inodes.add(os.fstat(ours.fileno()).st_ino)
+        yield inodes
+
+
+def without_sock_diag(patch: pytest.MonkeyPatch, how: str) -> None:
+    if how == "no protocol":
+        patch.setattr(sockdiag, "NETLINK_SOCK_DIAG", 31)
+    else:  # No handler for this family: the kernel answers with an error message.
+        patch.setattr(sockdiag, "AF_INET", 40)
+        patch.setattr(sockdiag, "AF_INET6", 40)
+
+
+@pytest.mark.parametrize("how", ["sock_diag", "no protocol", "no family"])
+def test_tcp_listeners_are_the_same_with_and_without_sock_diag(
+    how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with tcp_listeners() as inodes:
+        expected = {item for item in hostports._listed("tcp") if item.inode in inodes}
+        if how != "sock_diag":
+            without_sock_diag(monkeypatch, how)
+        assert (sockdiag.tcp_listeners() is None) == (how != "sock_diag")
+        found = [item for item in hostports.listeners() if item.inode in inodes]
+    assert len(found) == len(inodes)
+    assert set(found) == expected
+
+
+@pytest.mark.parametrize("how", ["no protocol", "no family"])
+def test_kernel_without_sock_diag_has_no_details(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    without_sock_diag(monkeypatch, how)
     assert sockdiag.details() == Details()
 
 

@@ -91,7 +91,11 @@ def _address(digits: str) -> Address:
 
     words = [int(digits[i : i + 8], 16).to_bytes(4, sys.byteorder) for i in range(0, len(digits), 8)]
     data = b"".join(words)
-    address = IPv4Address(data) if len(data) == 4 else IPv6Address(data)
+    return unmapped(IPv4Address(data) if len(data) == 4 else IPv6Address(data))
+
+
+def unmapped(address: Address) -> Address:
+    """Return the IPv4 address that an IPv6 one stands for (RFC 4291, 2.5.5.2); any other as it is."""
     return getattr(address, "ipv4_mapped", None) or address
 
 

@@ -4,7 +4,7 @@ import contextlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cache
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from virt_forward import ports
 from virt_forward.addresses.attachments import Attachment
@@ -153,14 +153,19 @@ def _listener_veto(listener: sockets.Listener, facts: SocketFacts) -> str:
 
 
 def listeners() -> Iterator[sockets.Listener]:
-    """Yield the listening sockets of this network namespace (/proc/net)."""
-    yield from (
-        item for name in ("tcp", "tcp6") for item in sockets.parse("tcp", read_text(f"/proc/net/{name}"))
-    )
-    yield from (
-        item for name in ("udp", "udp6") for item in sockets.parse("udp", read_text(f"/proc/net/{name}"))
-    )
+    """Yield the listening sockets of this network namespace."""
+    from virt_forward.host import sockdiag
+
+    tcp = sockdiag.tcp_listeners()
+    yield from _listed("tcp") if tcp is None else tcp
+    yield from _listed("udp")
     yield from sockets.parse_sctp(read_text("/proc/net/sctp/eps"))
+
+
+def _listed(proto: Literal["tcp", "udp"]) -> Iterator[sockets.Listener]:
+    """Yield the listening sockets in /proc/net."""
+    for name in (proto, f"{proto}6"):
+        yield from sockets.parse(proto, read_text(f"/proc/net/{name}"))
 
 
 def _details() -> sockets.Details:

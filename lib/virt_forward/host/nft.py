@@ -6,12 +6,17 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from virt_forward.errors import NftError, NftUnusableError
+from virt_forward.host.nft_commit import CommitWatch
 from virt_forward.host.process import run
 from virt_forward.names import TABLE
 from virt_forward.text import output
 
 TIMEOUT = 20.0
 """Seconds; the largest tables load in a second or two."""
+
+
+MAX_WATCHED = 1 << 16
+"""Up to how many characters of commands the kernel's word of the commit is waited for, and not nft's end."""
 
 
 class Parts(NamedTuple):
@@ -23,9 +28,20 @@ class Parts(NamedTuple):
 
 def apply(commands: str) -> None:
     """Run commands in one transaction: all of them, or none. Raises NftError with the output of nft."""
-    result = run(["nft", "-f", "-"], commands, TIMEOUT)
+    watch = _commit_watch(commands)
+    result = run(["nft", "-f", "-"], commands, TIMEOUT, watch)
+    if watch:
+        watch.close()
     if result.status:
         raise _failure(result.stderr, result.status)
+
+
+def _commit_watch(commands: str) -> CommitWatch | None:
+    # The kernel tells of all that a transaction changes, which is a lot for a large one.
+    try:
+        return CommitWatch() if len(commands) < MAX_WATCHED else None
+    except OSError:
+        return None
 
 
 _KINDS = ("chains", "sets", "maps", "counters", "quotas", "flowtables")

@@ -8,7 +8,7 @@ import os
 import select
 import time
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 # libvirtd passes its own PATH to hooks, and a user's PATH may lack sbin.
 ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C"}
@@ -58,6 +58,18 @@ held: set[int] = set()
 program it has started has ended as well."""
 
 
+_stuck: list[int] = []
+"""Programs that did not end when they were killed."""
+
+
+def release(fd: int) -> None:
+    """Close a descriptor that is in ``held``, and unlock its file even if a program that is done has it."""
+    held.discard(fd)
+    if not any(os.path.exists(f"/proc/{pid}") for pid in _stuck):
+        fcntl.flock(fd, fcntl.LOCK_UN)
+    os.close(fd)
+
+
 class Result(NamedTuple):
     """The exit status and output of a program.
 
@@ -70,10 +82,25 @@ class Result(NamedTuple):
     stderr: str
 
 
-def run(argv: Sequence[str], stdin: str = "", timeout: float = 10.0) -> Result:
+_done: list[int] = []
+"""Processes that were not waited for until their end."""
+
+
+class Watch(Protocol):
+    """Knows before the end of a program that it has done its work, with exit status 0 and no output."""
+
+    def fileno(self) -> int:
+        """Return the descriptor that is readable when ``is_done`` is to be asked. The program inherits it."""
+
+    def is_done(self, pid: int) -> bool:
+        """Tell whether the program is done. Raises OSError where it cannot know any more."""
+
+
+def run(argv: Sequence[str], stdin: str = "", timeout: float = 10.0, watch: Watch | None = None) -> Result:
     """Run ``argv`` and return the result. ``timeout`` is in seconds. Raises nothing.
 
     The program is killed with all that it has started after the timeout, and when this process ends.
+    With ``watch``, it is also when its work is done.
     """
     timeout = left(timeout)
     fds: list[int] = []
@@ -84,7 +111,7 @@ def run(argv: Sequence[str], stdin: str = "", timeout: float = 10.0) -> Result:
         with open(fds[0], "wb", closefd=False) as file:
             file.write(stdin.encode("utf-8", "replace"))
         os.lseek(fds[0], 0, os.SEEK_SET)
-        status = _status(argv, fds, timeout)
+        status = _status(argv, fds, timeout, watch)
         if status is None:
             return Result(124, "", f"{argv[0]} did not finish within {timeout:.2g} seconds")
         return Result(status, _text(fds[1]), _text(fds[2]))
@@ -101,13 +128,14 @@ def _text(fd: int) -> str:
         return file.read().decode("utf-8", "replace")
 
 
-def _status(argv: Sequence[str], fds: Sequence[int], timeout: float) -> int | None:
+def _status(argv: Sequence[str], fds: Sequence[int], timeout: float, watch: Watch | None) -> int | None:
     """Run a program on three open files and return its exit status; None after the timeout."""
     environment = _environment()
     lifeline, ours = os.pipe()
     try:
         # A descriptor that is duplicated to its own number is inherited.
-        places = [*enumerate(fds), *((fd, fd) for fd in (*held, lifeline))]
+        kept = (*held, lifeline, *((watch.fileno(),) if watch else ()))
+        places = [*enumerate(fds), *((fd, fd) for fd in kept)]
         pid = os.posix_spawn(
             _path(argv[0], environment["PATH"]),
             list(argv),
@@ -116,7 +144,7 @@ def _status(argv: Sequence[str], fds: Sequence[int], timeout: float) -> int | No
             setpgroup=0,
         )
         _end_with(lifeline, pid)
-        return _wait(pid, timeout)
+        return _wait(pid, timeout, watch)
     finally:
         os.close(ours)
         os.close(lifeline)
@@ -133,19 +161,61 @@ def _end_with(pipe: int, group: int) -> None:
     fcntl.fcntl(pipe, fcntl.F_SETFL, os.O_ASYNC)
 
 
-def _wait(pid: int, timeout: float) -> int | None:
+def _wait(pid: int, timeout: float, watch: Watch | None) -> int | None:
+    """Return the exit status of a process, 0 as soon as its work is done, or None after the timeout."""
+    _reap()
     pidfd = os.pidfd_open(pid)
     try:
-        poller = select.poll()
-        poller.register(pidfd, select.POLLIN)
-        in_time = poller.poll(timeout * 1000)
-        if not in_time:
-            os.killpg(pid, SIGKILL)
-            poller.poll(KILL_SECONDS * 1000)
+        if _is_done(pid, pidfd, timeout, watch):
+            _done.append(pid)
+            return 0
         ended, status = os.waitpid(pid, os.WNOHANG)
-        return os.waitstatus_to_exitcode(status) if in_time and ended else None
+        if ended:
+            return os.waitstatus_to_exitcode(status)
+        os.killpg(pid, SIGKILL)
+        if not _ended(pidfd, KILL_SECONDS):
+            _stuck.append(pid)
+        _done.append(pid)
+        return None
     finally:
         os.close(pidfd)
+
+
+def _is_done(pid: int, pidfd: int, timeout: float, watch: Watch | None) -> bool:
+    """Wait until a process has ended, or for ``timeout`` seconds; return True if its work is done before."""
+    until = time.monotonic() + timeout
+    while watch:
+        poller = select.poll()
+        poller.register(pidfd, select.POLLIN)
+        poller.register(watch.fileno(), select.POLLIN)
+        ready = {fd for fd, _ in poller.poll(max(until - time.monotonic(), 0) * 1000)}
+        if pidfd in ready or not ready:
+            return False
+        try:
+            if watch.is_done(pid):
+                return True
+        except OSError:
+            watch = None
+    _ended(pidfd, until - time.monotonic())
+    return False
+
+
+def _ended(pidfd: int, seconds: float) -> bool:
+    poller = select.poll()
+    poller.register(pidfd, select.POLLIN)
+    return bool(poller.poll(max(seconds, 0) * 1000))
+
+
+def _reap() -> None:
+    """Forget the processes that were done or killed, and have ended since."""
+    _done[:] = [pid for pid in _done if not _reaped(pid)]
+
+
+def _reaped(pid: int) -> bool:
+    try:
+        return bool(os.waitpid(pid, os.WNOHANG)[0])
+    except ChildProcessError:  # of the process that this one is a fork of
+        return True
 
 
 def _path(program: str, path: str) -> str:

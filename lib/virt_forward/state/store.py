@@ -75,8 +75,7 @@ class Store:
             process.end_if_unwanted()
             yield
         finally:
-            process.held.discard(fd)
-            os.close(fd)
+            process.release(fd)
 
     def _locked(self, limit: float, until: float) -> int:
         while True:

@@ -14,7 +14,7 @@ import pytest
 from netns.faults.edges import Outcome, Steps, missing, refused
 from netns.faults.world import NAMES, World, xml_of
 from support import person
-from support.proc import REPO, eventually, run
+from support.proc import REPO, eventually, is_tied, run
 from support.xml import Network, domain, network_hook, uuid_of
 from virt_forward.hooks import dispatch
 from virt_forward.host import conntrack, nft
@@ -146,12 +146,13 @@ def test_hook_that_is_killed_takes_nft_along(two: World, tmp_path: Path) -> None
     env = [f"PATH={tmp_path}:/usr/sbin:/usr/bin:/bin", *(f"{k}={v}" for k, v in two.lab.env.items())]
     call = f"exec {REPO}/hooks/qemu mail started begin - <{xml_file(two, 'mail')}"
     started = two.lab.host.background(["env", "-i", *env, "sh", "-c", call], tmp_path / "log")
-    sleeper = Path(f"/proc/{pid.read_text().strip()}/cmdline")
+    sleeper = int(pid.read_text())
+    eventually(lambda: is_tied(sleeper), "nft is tied to the hook")
     hooks = [int(found) for found in _family(started.pid) if "hooks/qemu" in _words(found)]
     assert len(hooks) == 1, hooks
     os.kill(hooks[0], 9)
     two.start("late")
-    assert not sleeper.exists() or not sleeper.read_text()
+    assert not Path(f"/proc/{sleeper}").exists() or not _words(str(sleeper))
     assert not finished.exists()
     assert two.event("mail", "reconnect").status == 0
     two.assert_right("web", "db", "mail", "late")
