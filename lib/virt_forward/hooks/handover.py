@@ -99,8 +99,8 @@ def _receive(connection: socket, until: float) -> tuple[int, bytes]:
         if not more:
             break
         found += more
-    line, _, text = found.partition(b"\n")
+    line, end, text = found.partition(b"\n")
     status, size = map(int, line.split())
-    if size != len(text):
+    if not end or size != len(text):
         raise ValueError("half an answer")
     return status, text

@@ -27,8 +27,8 @@ from virt_forward.model import Guest, Network
 from virt_forward.state import records
 
 DEFAULT_PATH = "/run/virt-forward"
-LOCK_SECONDS = 15.0
-"""How long a hook waits for its turn. libvirtd waits for the hook, without a limit of its own."""
+LOCK_SECONDS = 12.0
+"""How long a hook waits for its turn. It has time left then to plan a change, and to queue it."""
 
 
 STARTED = ".started"

@@ -122,11 +122,13 @@ def main() -> int:
 
 def _load() -> None:
     """Import what events may need beyond what this module needs."""
+    import shutil  # noqa: F401
     import tomllib  # noqa: F401
 
     from virt_forward.addresses import resolve  # noqa: F401
+    from virt_forward.effects.libvirt_accept import iptables, networks, nftables  # noqa: F401
     from virt_forward.hooks import network_events  # noqa: F401
-    from virt_forward.host import probe_socket  # noqa: F401
+    from virt_forward.host import probe_socket, sockdiag  # noqa: F401
     from virt_forward.metadata import domain  # noqa: F401
     from virt_forward.reconcile import view  # noqa: F401
 
@@ -138,7 +140,6 @@ class _Server:
         self._poller = select.poll()
         self._events: dict[int, tuple[int, float]] = {}
         self._listener = _listen()
-        self._socket = _inode()
         for fd in (0, self._listener.fileno()):
             self._poller.register(fd, select.POLLIN)
 
@@ -156,7 +157,7 @@ class _Server:
             # What is not accepted waits in the queue of the socket.
             busy = len(self._events) >= MAX_EVENTS
             self._poller.modify(self._listener.fileno(), 0 if busy else select.POLLIN)
-            if _inode() != self._socket:
+            if not os.path.exists(os.path.join(Store().path, handover.NAME)):
                 self._replace_socket()
 
     def _accept(self) -> None:
@@ -182,21 +183,11 @@ class _Server:
                 self._events[pidfd] = (pid, math.inf)
 
     def _replace_socket(self) -> None:
-        """Listen again: somebody has removed the run directory, or another service has taken our place."""
+        """Listen again: somebody has removed the run directory."""
         self._poller.unregister(self._listener.fileno())
         self._listener.close()
         self._listener = _listen()
-        self._socket = _inode()
         self._poller.register(self._listener.fileno(), select.POLLIN)
-
-
-def _inode() -> tuple[int, int] | None:
-    """Return which socket hooks find in the run directory."""
-    try:
-        found = os.stat(os.path.join(Store().path, handover.NAME))
-    except OSError:
-        return None
-    return found.st_dev, found.st_ino
 
 
 def _listen() -> socket.socket:

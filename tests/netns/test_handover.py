@@ -1,0 +1,335 @@
+"""Events that hooks hand over to the service, which may be killed, stopped, hung, another or restarted."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from netns.faults.test_crowd import Crowd
+from netns.support import PHASES
+from support import netns
+from support.netns import GUEST4, HOOK_ENV, HOST4, Lab
+from support.proc import REPO, Background, Done, eventually
+from support.xml import domain, forwards, host_ip, port_forward
+from virt_forward.state.store import Store
+
+pytestmark = pytest.mark.root
+
+WEB = forwards(host_ip(GUEST4), port_forward("8080:80"))
+PATIENCE = 0.5
+"""How long a hook waits for the service here."""
+
+HOOK = f"""
+import os, sys
+sys.path.insert(0, "{REPO}/lib")
+from virt_forward.hooks import handover
+handover.SECONDS = {PATIENCE}
+if "LOCK_SECONDS" in os.environ:
+    from virt_forward.state import store
+    store.LOCK_SECONDS = float(os.environ["LOCK_SECONDS"])
+path = sys.argv[0] = "{REPO}/hooks/qemu"
+exec(compile(open(path).read(), path, "exec"), {{"__name__": "__main__", "__file__": path}})
+"""
+SERVER = """
+import os, sys
+sys.path.insert(0, sys.argv[1])
+from virt_forward.hooks import handover
+from virt_forward.watch import hook_process
+vars(handover).update({changes})
+if "LOCK_SECONDS" in os.environ:
+    from virt_forward.state import store
+    store.LOCK_SECONDS = float(os.environ["LOCK_SECONDS"])
+os.dup2(os.pipe()[0], 0)
+sys.exit(hook_process.main())
+"""
+# nft tells who has started it.
+NFT = """#!/bin/sh
+words=$(tr '\\0\\n' '  ' </proc/$PPID/cmdline)
+case "$words" in *hook_process*) echo service ;; *) echo hook ;; esac >>{0}/who
+{1}
+PATH={2} exec nft "$@"
+"""
+HANGS_IN_SERVICE = 'case "$words" in *hook_process*) echo $$ >{}; exec sleep 600 ;; esac'
+
+
+class Place:
+    """A host whose nft notes who has started it, and the service's process for events."""
+
+    def __init__(self, lab: Lab, undo: contextlib.ExitStack) -> None:
+        self.lab, self._undo = lab, undo
+        self.bin = lab.dir / "bin"
+        self.bin.mkdir()
+        self.env = {**HOOK_ENV, **lab.env, "PATH": f"{self.bin}:{HOOK_ENV['PATH']}"}
+        self.slow("")
+
+    def slow(self, before: str) -> None:
+        """Have nft run a command of the shell before it begins."""
+        new = self.bin / "nft.new"
+        new.write_text(NFT.format(self.lab.dir, before, HOOK_ENV["PATH"]))
+        new.chmod(0o755)
+        new.rename(self.bin / "nft")
+
+    def serve(self, changes: str = "", env: dict[str, str] | None = None) -> Background:
+        """Start the process for events; ``changes`` are other values in hooks.handover."""
+        program = SERVER.format(changes=changes or "{}")
+        words = [f"{key}={value}" for key, value in {**self.env, **(env or {})}.items()]
+        argv = ["env", "-i", *words, "/usr/bin/python3", "-I", "-c", program, str(REPO / "lib")]
+        before = self.inode()
+        found = self.lab.host.background(argv, self.lab.dir / "events.log")
+        self._undo.callback(found.process.kill)  # it ends with the service, and not by SIGTERM
+        found.wait_for(lambda: self.inode() not in (None, before), "it listens")
+        return found
+
+    def inode(self) -> int | None:
+        try:
+            return (self.lab.run_dir / "socket").stat().st_ino
+        except OSError:
+            return None
+
+    def event(self, operation: str, *, env: dict[str, str] | None = None, ns: netns.Ns | None = None) -> Done:
+        argv = ["/usr/bin/python3", "-IS", "-c", HOOK, "web", operation, PHASES[operation][0], "-"]
+        text = domain("web", WEB, phase=PHASES[operation][1])
+        return (ns or self.lab.host).run(argv, stdin=text, env={**self.env, **(env or {})})
+
+    @contextlib.contextmanager
+    def later(self, operation: str, **more: Any) -> Iterator[None]:
+        """Run an event meanwhile; it has ended with the block."""
+        with ThreadPoolExecutor(1) as pool:
+            event = pool.submit(self.event, operation, **more)
+            yield
+            event.result()
+
+    def start(self) -> None:
+        self.event("prepare")
+        self.event("started")
+
+    def who(self) -> list[str]:
+        """Return who has run nft since the last call."""
+        with contextlib.suppress(FileNotFoundError):
+            return (self.lab.dir / "who").rename(self.lab.dir / "read").read_text().split()
+        return []
+
+    def is_served(self) -> bool:
+        return "dnat" in self.lab.host.run(["nft", "list", "table", "inet", "virt-forward"], check=False).out
+
+    def is_whole(self) -> bool:
+        """Tell whether the include file says what the kernel has, and nothing was left undone."""
+        names = {path.name for path in self.lab.run_dir.iterdir()}
+        left = names & {"unfinished"} or list((self.lab.run_dir / "todo").iterdir())
+        file = (self.lab.run_dir / "ruleset.nft").read_text()
+        return not left and ("dnat" in file) == self.is_served()
+
+
+@pytest.fixture
+def place() -> Iterator[Place]:
+    with contextlib.ExitStack() as undo:
+        lab = undo.enter_context(netns.lab())
+        lab.guest()
+        yield Place(lab, undo)
+
+
+def children(pid: int) -> list[int]:
+    return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def waiting(server: Background) -> list[int]:
+    """Return the events that wait for the lock (proc_locks(5))."""
+    blocked = {line.split()[5] for line in Path("/proc/locks").read_text().splitlines() if "->" in line}
+    return [pid for pid in children(server.pid) if str(pid) in blocked]
+
+
+@contextlib.contextmanager
+def locked(place: Place) -> Iterator[None]:
+    place.lab.run_dir.mkdir(exist_ok=True)
+    with (place.lab.run_dir / "lock").open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def test_events_of_a_guest_are_handled_by_the_service(place: Place) -> None:
+    place.serve()
+    place.start()
+    assert set(place.who()) == {"service"}
+    guest = place.lab.guests["web"]
+    guest.serve("tcp", 80)
+    assert place.lab.client.ask(HOST4, 8080)
+    place.event("stopped")
+    assert set(place.who()) == {"service"}
+    place.event("release")
+    assert not place.is_served()
+    assert place.is_whole()
+
+
+def stopped(place: Place) -> None:
+    os.kill(place.serve().pid, signal.SIGSTOP)
+
+
+def killed(place: Place) -> None:
+    place.serve().end()
+    assert place.inode()
+
+
+def hung(place: Place) -> None:
+    """A service that accepts, and has no process left to handle anything."""
+    place.serve("dict(is_own_peer=lambda _: __import__('time').sleep(600))")
+
+
+BROKEN: dict[str, Callable[[Place], object]] = {
+    "no service": lambda _: None,
+    "killed": killed,
+    "stopped": stopped,
+    "hung": hung,
+    "older protocol": lambda place: place.serve("dict(PROTOCOL='0')"),
+    "another installation": lambda place: place.serve("dict(PROGRAM='1:2:3')"),
+    "another configuration": lambda place: place.serve(env={"VIRT_FORWARD_CONFIG": "/nonexistent"}),
+    "another user's": lambda place: place.serve("dict(is_own_peer=lambda _: False)"),
+}
+
+
+@pytest.mark.parametrize("broken", BROKEN.values(), ids=BROKEN)
+def test_hook_works_by_itself_without_a_service_for_it(
+    place: Place, broken: Callable[[Place], object]
+) -> None:
+    broken(place)
+    place.start()
+    assert place.is_served()
+    place.event("stopped")
+    assert set(place.who()) == {"hook"}
+    assert not place.is_served()
+    assert place.is_whole()
+
+
+def test_hook_in_another_network_namespace_works_by_itself(place: Place) -> None:
+    """It shares the run directory, and its rules belong into its own namespace."""
+    place.serve()
+    other = place.lab.client
+    for operation in ("prepare", "started"):
+        place.event(operation, ns=other)
+    assert set(place.who()) == {"hook"}
+    assert not place.is_served()
+    assert "dnat" in other.run(["nft", "list", "table", "inet", "virt-forward"]).out
+
+
+def test_service_that_hangs_in_an_event_is_overtaken(place: Place) -> None:
+    """Its nft hangs with the lock: the hook gives up, and does the work when the lock is free."""
+    server = place.serve()
+    place.event("prepare")
+    place.who()
+    pid = place.lab.dir / "pid"
+    os.mkfifo(pid)
+    place.slow(HANGS_IN_SERVICE.format(pid))
+    with place.later("started"):
+        nft = int(pid.read_text())
+        time.sleep(PATIENCE * 2)
+        assert not place.is_served()
+        (event,) = children(server.pid)
+        os.kill(event, signal.SIGKILL)
+    assert not Path(f"/proc/{nft}/cmdline").exists() or not Path(f"/proc/{nft}/cmdline").read_bytes()
+    first, *others = place.who()
+    assert (first, set(others)) == ("service", {"hook"})
+    assert place.is_served()
+    assert place.is_whole()
+
+
+def test_service_killed_in_the_middle_of_an_event_is_replaced_by_the_hook_at_once(place: Place) -> None:
+    server = place.serve()
+    place.event("prepare")
+    pid = place.lab.dir / "pid"
+    os.mkfifo(pid)
+    place.slow(HANGS_IN_SERVICE.format(pid))
+    with place.later("started"):
+        pid.read_text()
+        for event in children(server.pid):
+            os.kill(event, signal.SIGKILL)
+        os.kill(server.pid, signal.SIGKILL)
+    assert place.is_served()
+    assert place.is_whole()
+
+
+def test_event_that_the_hook_has_given_up_changes_nothing_later(place: Place) -> None:
+    """The service is stopped while its event waits for the lock, and goes on when the guest is gone."""
+    server = place.serve()
+    place.event("prepare")
+    with contextlib.ExitStack() as lock:
+        lock.enter_context(locked(place))
+        with place.later("started"):
+            eventually(lambda: waiting(server), "the service waits for the lock")
+            (event,) = waiting(server)
+            os.kill(event, signal.SIGSTOP)
+            time.sleep(PATIENCE * 2)
+            lock.close()
+    assert place.is_served()
+    place.event("stopped")
+    assert not place.is_served()
+    os.kill(event, signal.SIGCONT)
+    eventually(lambda: not children(server.pid), "the event has ended")
+    assert not place.is_served()
+    assert place.is_whole()
+    assert Store(str(place.lab.run_dir)).guests()[0] == []
+
+
+def test_event_that_the_hook_has_given_up_is_queued_once(place: Place) -> None:
+    """The lock is held for longer than service and hook wait for it."""
+    limit = {"LOCK_SECONDS": "1"}
+    place.serve(env=limit)
+    place.event("prepare")
+    with locked(place), place.later("started", env=limit):
+        pass
+    assert len(list((place.lab.run_dir / "todo").iterdir())) == 1
+    place.event("reconnect")
+    assert place.is_served()
+    assert place.is_whole()
+
+
+def test_service_loads_nothing_for_an_event(place: Place) -> None:
+    """What the service has not loaded is loaded for each event anew."""
+    program = f"""
+import sys
+sys.path.insert(0, "{REPO}/lib")
+from virt_forward.hooks import dispatch
+from virt_forward.watch import hook_process
+hook_process._load()
+before = set(sys.modules)
+data = sys.stdin.buffer.read()
+for operation, sub in {[(name, PHASES[name][0]) for name in ("prepare", "started", "reconnect", "stopped")]}:
+    assert dispatch.main("qemu", ["web", operation, sub, "-"], data) == 0
+    if operation == "started":
+        assert dispatch.main("network", ["default", "port-created", "begin", "-"], b"<network/>") == 0
+print(*sorted(set(sys.modules) - before))
+"""
+    argv = ["/usr/bin/python3", "-I", "-c", program]
+    assert place.lab.host.run(argv, stdin=domain("web", WEB), env=place.env).out.split() == []
+
+
+def test_fifty_starts_while_the_service_is_restarted(place: Place) -> None:
+    """Each event is done once, by the service or by its hook; the table is that of all guests."""
+    over, crowd = threading.Event(), Crowd(place.lab)
+
+    def restart() -> None:
+        servers = [place.serve()]
+        while not over.wait(0.15):
+            servers.append(place.serve())
+            # One in two is killed with all its events, the others finish theirs.
+            victims = children(servers[-2].pid) if len(servers) % 2 else []
+            servers[-2].process.kill()
+            for pid in victims:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+
+    with ThreadPoolExecutor(1) as pool:
+        restarting = pool.submit(restart)
+        crowd.all(range(50), "prepare", "started")
+        over.set()
+        restarting.result()
+    crowd.all((0,), "reconnect")
+    crowd.assert_right(range(50))

@@ -1,0 +1,236 @@
+"""A hook hands an event over: what is sent and answered, and when the hook does the work itself."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from support.proc import REPO, eventually
+from unit.build import domain_xml, forwards_xml
+from virt_forward.hooks import handover
+from virt_forward.watch import hook_process
+
+EVENT = ("qemu", ["web", "prepare", "begin", "-"], b"<domain/>\0\xff")
+
+
+@pytest.fixture(autouse=True)
+def run_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    path = tmp_path / ("long" * 30)  # more than the address of a socket can hold
+    path.mkdir()
+    monkeypatch.setenv("VIRT_FORWARD_RUN_DIR", str(path))
+    monkeypatch.setenv("VIRT_FORWARD_CONFIG", str(tmp_path / "config.toml"))
+    monkeypatch.setenv("PATH", os.environ["PATH"])
+    monkeypatch.setattr(handover, "SECONDS", 5.0)
+    return path
+
+
+@contextlib.contextmanager
+def serving(handle: Callable[[socket.socket], object]) -> Iterator[None]:
+    """Answer one event in a thread."""
+
+    def serve() -> None:
+        with contextlib.suppress(OSError), listener.accept()[0] as connection:
+            handle(connection)
+
+    with hook_process._listen() as listener:
+        thread = threading.Thread(target=serve)
+        thread.start()
+        yield
+        listener.shutdown(socket.SHUT_RDWR)
+        thread.join()
+
+
+def answering(answer: bytes) -> Callable[[socket.socket], None]:
+    def handle(connection: socket.socket) -> None:
+        hook_process._receive(connection)
+        connection.sendall(answer)
+
+    return handle
+
+
+def test_event_arrives_as_it_was_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/somewhere")
+    received: list[object] = []
+
+    def handle(connection: socket.socket) -> None:
+        os.environ["PATH"] = "/elsewhere"
+        received.append(hook_process._receive(connection))
+        connection.sendall(b"0 0\n")
+
+    with serving(handle):
+        assert handover.ask_service(*EVENT) == 0
+    assert received == [EVENT]
+    assert os.environ["PATH"] == "/somewhere"
+
+
+def test_exit_status_and_message_are_the_answer(capfd: pytest.CaptureFixture[str]) -> None:
+    with serving(answering(b"1 10\nerror: no\n")):
+        assert handover.ask_service(*EVENT) == 1
+    assert capfd.readouterr() == ("", "error: no\n")
+
+
+@pytest.mark.parametrize("answer", [b"", b"0", b"0 0", b"1 10\nerror", b"1 3\nerror", b"x 0\n", b"0 0 0\n"])
+def test_incomplete_answer_is_none(answer: bytes, capfd: pytest.CaptureFixture[str]) -> None:
+    with serving(answering(answer)):
+        assert handover.ask_service(*EVENT) is None
+    assert capfd.readouterr() == ("", "")
+
+
+def test_no_socket_and_one_that_nobody_serves(run_dir: Path) -> None:
+    assert handover.ask_service(*EVENT) is None
+    hook_process._listen().close()
+    assert (run_dir / "socket").is_socket()
+    assert handover.ask_service(*EVENT) is None
+    (run_dir / "socket").unlink()
+    run_dir.rmdir()
+    assert handover.ask_service(*EVENT) is None
+
+
+@pytest.mark.parametrize("large", [False, True], ids=["no answer", "nothing read"])
+def test_service_that_hangs_is_given_up(large: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(handover, "SECONDS", 0.1)
+    over = threading.Event()
+    driver, arguments, data = EVENT
+    with serving(lambda _: over.wait(20)):
+        assert handover.ask_service(driver, arguments, data * (1_000_000 if large else 1)) is None
+        over.set()
+
+
+def test_answer_in_ever_more_pieces_does_not_extend_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(handover, "SECONDS", 0.2)
+    over = threading.Event()
+
+    def handle(connection: socket.socket) -> None:
+        while not over.wait(0.02):
+            connection.sendall(b"1")
+
+    with serving(handle):
+        assert handover.ask_service(*EVENT) is None
+        over.set()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("PROTOCOL", "0"), ("PROGRAM", "another"), ("open_directory", lambda: os.open("/", 0))],
+)
+def test_event_of_another_version_or_place_is_refused(
+    name: str, value: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refused: list[str] = []
+
+    def handle(connection: socket.socket) -> None:
+        monkeypatch.setattr(handover, name, value)
+        with pytest.raises(ValueError, match="another program") as error:
+            hook_process._receive(connection)
+        refused.append(str(error.value))
+
+    with serving(handle):
+        assert handover.ask_service(*EVENT) is None
+    assert refused
+
+
+def test_event_with_another_configuration_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    sent = handover.common(directory := handover.open_directory())
+    monkeypatch.setenv("VIRT_FORWARD_CONFIG", "/elsewhere")
+    assert handover.common(directory) != sent
+    os.close(directory)
+
+
+@pytest.mark.parametrize("side", ["hook", "service"])
+def test_peer_of_another_user_is_refused(side: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    uid, refused = os.geteuid(), []
+
+    def handle(connection: socket.socket) -> None:
+        if side == "service":
+            monkeypatch.setattr(os, "geteuid", lambda: uid + 1)
+            with pytest.raises(ValueError, match="user"):
+                hook_process._receive(connection)
+            refused.append(side)
+        else:
+            # Not one byte of a guest's XML is sent.
+            refused.extend([side] if not connection.recv(1) else [])
+
+    with serving(handle):
+        if side == "hook":
+            monkeypatch.setattr(os, "geteuid", lambda: uid + 1)
+        assert handover.ask_service(*EVENT) is None
+    assert refused == [side]
+
+
+@pytest.mark.parametrize("data", [b"", b"\n", b"1\n", b"-1 1\n", b"x y\n", b"99999999999 0\n", b"9 9\nshort"])
+def test_what_is_no_event_is_refused(data: bytes) -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        theirs.sendall(data)
+        theirs.shutdown(socket.SHUT_WR)
+        with pytest.raises(ValueError):
+            hook_process._receive(ours)
+
+
+def test_connection_counts_as_closed_when_the_hook_has_closed_it() -> None:
+    ours, theirs = socket.socketpair()
+    with ours:
+        assert hook_process._is_open(ours)
+        theirs.close()
+        assert not hook_process._is_open(ours)
+
+
+SERVER = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from virt_forward.watch import hook_process
+hook_process.CHECK_SECONDS = 0.1
+sys.exit(hook_process.main())
+"""
+
+
+def answers() -> bool:
+    """Have the process handle an event in which nothing is to be done."""
+    return handover.ask_service("qemu", ["web", "start", "begin", "-"], b"") == 0
+
+
+@contextlib.contextmanager
+def real_process() -> Iterator[subprocess.Popen[bytes]]:
+    argv = ["/usr/bin/python3", "-I", "-c", hook_process._PROGRAM, str(REPO / "lib")]
+    with subprocess.Popen(argv, stdin=subprocess.PIPE) as process:
+        eventually(
+            lambda: handover.ask_service("qemu", ["web", "start", "begin", "-"], b"") == 0, "it answers"
+        )
+        yield process
+        assert process.stdin
+        process.stdin.close()
+        assert process.wait(10) == 0
+
+
+def hook(operation: str, data: bytes) -> subprocess.CompletedProcess[bytes]:
+    argv = [str(REPO / "hooks/qemu"), "web", operation, "begin", "-"]
+    return subprocess.run(argv, input=data, capture_output=True, check=False)
+
+
+# A mistake ends the event before anything of the host is read or changed.
+NO_PORT = forwards_xml('<vf:portForward proto="tcp"><vf:range start="0"/></vf:portForward>')
+BROKEN = domain_xml(NO_PORT.decode())
+
+
+def test_hook_says_the_same_with_and_without_the_service() -> None:
+    alone = hook("prepare", BROKEN)
+    assert (alone.returncode, alone.stdout) == (1, b"")
+    assert b"port" in alone.stderr
+    with real_process():
+        handed_over = hook("prepare", BROKEN)
+    assert (handed_over.returncode, handed_over.stdout) == (1, b"")
+    assert handed_over.stderr == alone.stderr
+
+
+def test_socket_that_was_removed_is_put_back(run_dir: Path) -> None:
+    with real_process():
+        (run_dir / "socket").unlink()
+        eventually((run_dir / "socket").is_socket, "the socket is back")
+        assert answers()
