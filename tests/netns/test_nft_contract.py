@@ -26,8 +26,8 @@ def place() -> Iterator[netns.Ns]:
 
 @pytest.fixture(autouse=True)
 def _nft_runs_there(place: netns.Ns, monkeypatch: pytest.MonkeyPatch) -> None:
-    def run(argv: Sequence[str], *more: Any) -> process.Result:
-        return process.run(["ip", "netns", "exec", place.name, *argv], *more)
+    def run(argv: Sequence[str], *more: Any, **named: Any) -> process.Result:
+        return process.run(["ip", "netns", "exec", place.name, *argv], *more, **named)
 
     monkeypatch.setattr(nft, "run", run)
 
