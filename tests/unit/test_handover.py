@@ -58,9 +58,12 @@ def answering(answer: bytes) -> Callable[[socket.socket], None]:
 def test_event_arrives_as_it_was_sent(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/somewhere")
     received: list[object] = []
+    sent, wait = threading.Event(), handover._receive
+    monkeypatch.setattr(handover, "_receive", lambda *words: (sent.set(), wait(*words))[1])
 
     def handle(connection: socket.socket) -> None:
-        os.environ["PATH"] = "/elsewhere"
+        assert sent.wait(20)
+        os.environ["PATH"] = "/elsewhere"  # the service's own
         received.append(hook_process._receive(connection))
         connection.sendall(b"0 0\n")
 
