@@ -9,6 +9,7 @@ import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -29,6 +30,19 @@ def run_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("PATH", os.environ["PATH"])
     monkeypatch.setattr(handover, "SECONDS", 5.0)
     return path
+
+
+@pytest.fixture
+def sent(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """Is set when the hook has sent all: both sides are in one process here, and share what a test changes."""
+    found, receive = threading.Event(), handover._receive
+
+    def noted(connection: Any, until: float) -> tuple[int, bytes]:
+        found.set()
+        return receive(connection, until)
+
+    monkeypatch.setattr(handover, "_receive", noted)
+    return found
 
 
 @contextlib.contextmanager
@@ -55,11 +69,9 @@ def answering(answer: bytes) -> Callable[[socket.socket], None]:
     return handle
 
 
-def test_event_arrives_as_it_was_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_event_arrives_as_it_was_sent(sent: threading.Event, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/somewhere")
     received: list[object] = []
-    sent, wait = threading.Event(), handover._receive
-    monkeypatch.setattr(handover, "_receive", lambda *words: (sent.set(), wait(*words))[1])
 
     def handle(connection: socket.socket) -> None:
         assert sent.wait(20)
@@ -124,11 +136,12 @@ def test_answer_in_ever_more_pieces_does_not_extend_the_time(monkeypatch: pytest
     [("PROTOCOL", "0"), ("PROGRAM", "another"), ("open_directory", lambda: os.open("/", 0))],
 )
 def test_event_of_another_version_or_place_is_refused(
-    name: str, value: object, monkeypatch: pytest.MonkeyPatch
+    name: str, value: object, sent: threading.Event, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     refused: list[str] = []
 
     def handle(connection: socket.socket) -> None:
+        assert sent.wait(20)
         monkeypatch.setattr(handover, name, value)
         with pytest.raises(ValueError, match="another program") as error:
             hook_process._receive(connection)
@@ -147,11 +160,14 @@ def test_event_with_another_configuration_is_refused(monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize("side", ["hook", "service"])
-def test_peer_of_another_user_is_refused(side: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_peer_of_another_user_is_refused(
+    side: str, sent: threading.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
     uid, refused = os.geteuid(), []
 
     def handle(connection: socket.socket) -> None:
         if side == "service":
+            assert sent.wait(20)
             monkeypatch.setattr(os, "geteuid", lambda: uid + 1)
             with pytest.raises(ValueError, match="user"):
                 hook_process._receive(connection)
