@@ -2,10 +2,11 @@
 # Read by the maintainer scripts: libvirt's hooks, which are files in /etc, but nobody's configuration.
 
 HOOKS=/etc/libvirt/hooks
+LIB=/usr/lib/virt-forward
 
 is_ours() { [ -f "$1" ] && [ ! -L "$1" ] && head -n 20 "$1" | grep -q '^# virt-forward hook'; }
 
-# libvirt runs DRIVER first and then all of DRIVER.d: where DRIVER is somebody's, ours is one of those.
+# Hooks that use the package in directory $1. libvirt runs DRIVER first and then all of DRIVER.d: where DRIVER is somebody's, ours is one of those.
 put_hooks() {
     for driver in qemu network; do
         place=$HOOKS/$driver
@@ -16,7 +17,7 @@ put_hooks() {
         fi
         mkdir -p "${place%/*}"
         # By a rename: libvirt may run it at any moment.
-        cp "/usr/lib/virt-forward/hooks/$driver" "$HOOKS/.virt-forward"
+        sed "s|^LIB = .*|LIB = \"$1\"|" "$LIB/hooks/$driver" >"$HOOKS/.virt-forward"
         chmod 0755 "$HOOKS/.virt-forward"
         mv -f "$HOOKS/.virt-forward" "$place"
     done
@@ -34,6 +35,40 @@ remove_hooks() {
 remove_hook() {
     rm -f "$1"
     case $1 in *.d/virt-forward) rmdir --ignore-fail-on-non-empty "${1%/*}" ;; esac
+}
+
+# dpkg replaces the modules one by one. Meanwhile hooks use a copy of those of before; and the ones that have begun
+# with the modules themselves end first.
+begin_upgrade() {
+    rm -rf "$LIB/replaced"
+    mkdir "$LIB/replaced"
+    cp -a "$LIB/virt_forward" "$LIB/replaced/virt_forward"
+    put_hooks "$LIB/replaced"
+    wait_unused "$LIB/virt_forward"
+}
+
+end_upgrade() {
+    put_hooks "$LIB"
+    if [ -d "$LIB/replaced" ]; then
+        wait_unused "$LIB/replaced/virt_forward"
+        rm -rf "$LIB/replaced"
+    fi
+}
+
+# A hook is given 15 seconds, and has the package open until it ends.
+wait_unused() {
+    try=0
+    while hook_uses "$1" && [ $try -lt 100 ]; do
+        sleep 0.2
+        try=$((try + 1))
+    done
+}
+
+hook_uses() {
+    for link in $(find /proc/[0-9]*/fd -lname "$1" 2>/dev/null); do
+        if tr '\0' ' ' <"${link%/fd/*}/cmdline" 2>/dev/null | grep -q "$HOOKS/"; then return 0; fi
+    done
+    return 1
 }
 
 # libvirt looks at start, and on SIGHUP, which hooks exist. Guests do not notice.

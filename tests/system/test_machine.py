@@ -14,6 +14,7 @@ from support.guest import fetch as guest_fetch
 from support.host import NFTABLES
 from support.machine import Machine
 from support.metrics import openmetrics
+from support.netns import Ns
 from support.proc import eventually
 from support.xml import forwards, host_ip, port_forward
 from system.conftest import WEB
@@ -278,6 +279,52 @@ def test_init_makes_a_bridge_that_leases_and_forwards(machine: Machine, theirs: 
         machine.virsh("destroy", SECOND.name, check=False)
         machine.run(["rm", *wrote])
         machine.run(["networkctl", "delete", "vmbr0"])
+        machine.run(["networkctl", "reload"])
+
+
+@pytest.fixture(scope="module")
+def outside(machine: Machine) -> Ns:
+    """Another client, on enp2s0, which nothing configures but this test."""
+    return machine.lab.second_client()
+
+
+def test_init_sets_forwarding_on_an_uplink_of_networkd(machine: Machine, outside: Ns) -> None:
+    own = "/etc/systemd/network/20-second.network"
+    machine.write(own, "[Match]\nName=enp2s0\n[Network]\nAddress=198.51.100.1/24\nIPv4Forwarding=no\n")
+    machine.systemctl("restart", "systemd-networkd")
+    forwarding = "/proc/sys/net/ipv4/conf/enp2s0/forwarding"
+    eventually(lambda: machine.read(forwarding) == "0\n", "networkd configures the uplink")
+    said = machine.command("init", "--apply", "--bridge", "vmbr8", "--uplink", "enp2s0", "--ipv6", "none").out
+    wrote = re.findall(r"^wrote (\S+)$", said, re.MULTILINE)
+    try:
+        assert f"{own}.d/98-vmbr8.conf" in wrote
+        eventually(lambda: machine.read(forwarding) == "1\n", "the drop-in takes effect")
+        assert machine.read(own).endswith("IPv4Forwarding=no\n"), "their file is as it was"
+    finally:
+        machine.run(["rm", *wrote, own])
+        machine.run(["networkctl", "delete", "vmbr8"])
+        machine.run(["networkctl", "reload"])
+
+
+def test_init_lan_moves_the_address_to_the_bridge(machine: Machine, outside: Ns) -> None:
+    machine.run(["ip", "address", "replace", "198.51.100.1/24", "dev", "enp2s0"])
+    mac = machine.read("/sys/class/net/enp2s0/address")
+    said = machine.command("init", "--lan", "enp2s0", "--bridge", "lan0", "--apply").out
+    wrote = re.findall(r"^wrote (\S+)$", said, re.MULTILINE)
+    try:
+        eventually(
+            lambda: "198.51.100.1" in machine.run(["ip", "-br", "addr", "show", "lan0"], check=False).out,
+            "moved",
+        )
+        assert "198.51.100.1" not in machine.run(["ip", "-br", "addr", "show", "enp2s0"]).out
+        assert machine.read("/sys/class/net/lan0/address") == mac, "so that a lease stays the same"
+        eventually(
+            lambda: guest_fetch(outside.path, "198.51.100.1", 8080) == WEB.page,
+            "the client on the LAN reaches the host through the bridge",
+        )
+    finally:
+        machine.run(["rm", *wrote])
+        machine.run(["networkctl", "delete", "lan0"])
         machine.run(["networkctl", "reload"])
 
 

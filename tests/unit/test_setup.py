@@ -57,7 +57,14 @@ NETWORKD = SetupFacts(
     random=RANDOM,
 )
 LAPTOP = NETWORKD._replace(
-    networkd=False, links=(WLAN,), uplinks=("wlan0",), networks={}, dns_follows=False, chains=(), routes=()
+    networkd=False,
+    links=(WLAN,),
+    uplinks=("wlan0",),
+    networks={},
+    dns_follows=False,
+    chains=(),
+    routes=(),
+    loaded_at_boot=False,
 )
 STATIC = ENP._replace(manager="ifupdown", network_file="", dynamic=False, kernel_ra=True)
 IFUPDOWN = NETWORKD._replace(
@@ -397,6 +404,11 @@ def test_other_firewalls_are_named_with_what_they_need() -> None:
     docker = Chain("ip", "filter", "FORWARD", "filter", "forward", "drop", owner="Docker")
     notes = " ".join(plan(Options(), NETWORKD._replace(chains=(docker,))).notes)
     assert "iptables -I DOCKER-USER -i vmbr0 -o enp1s0 -j ACCEPT" in notes
+
+
+def test_a_ruleset_that_cannot_be_read_is_told() -> None:
+    notes = " ".join(plan(Options(), NETWORKD._replace(chains=None)).notes)
+    assert "the ruleset cannot be read" in notes
 
 
 def test_the_include_is_printed_once_only() -> None:

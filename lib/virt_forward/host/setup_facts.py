@@ -46,6 +46,7 @@ def read_facts() -> SetupFacts:
         nameservers=tuple(_nameservers()),
         dns_follows=_dns_follows(links, uplinks),
         nftables_conf=conf,
+        loaded_at_boot=run(["systemctl", "-q", "is-enabled", "nftables.service"]).status == 0,
         includes=_includes(read_text(conf)),
         random=os.urandom(16),
     )

@@ -67,7 +67,9 @@ class SetupFacts(NamedTuple):
     drop-ins, ``netdevs`` the names of interfaces to the .netdev files that create them; ``marked`` are the
     bridges that ``init`` has set up before. ``routes`` are the destinations in all routing tables but the
     default. ``nameservers`` are the host's, those on the host itself left out; ``dns_follows`` tells that
-    networkd's DHCP server finds them on its own. ``random`` is 16 random bytes.
+    networkd's DHCP server finds them on its own. ``chains`` is None if the ruleset cannot be read;
+    ``loaded_at_boot`` tells that nftables.service loads ``nftables_conf``, and ``includes`` that this file
+    includes ours. ``random`` is 16 random bytes.
     """
 
     systemd: int
@@ -83,6 +85,7 @@ class SetupFacts(NamedTuple):
     nameservers: tuple[Address, ...] = ()
     dns_follows: bool = True
     nftables_conf: str = "/etc/nftables.conf"
+    loaded_at_boot: bool = True
     includes: bool = False
     random: bytes = bytes(16)
 

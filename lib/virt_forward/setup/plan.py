@@ -39,6 +39,7 @@ def _routed(options: Options, facts: SetupFacts) -> Plan:
         *_networkd_notes(facts),
         *_wait_notes(facts),
         *_dns_notes(bridge, facts),
+        *_ruleset_notes(facts),
         *rules.foreign(facts, bridge, uplinks),
     )
     return Plan(name, files, _commands(files, facts), rules.lines(bridge, uplinks, facts), notes)
@@ -94,3 +95,16 @@ def _dns_notes(bridge: routed.Bridge, facts: SetupFacts) -> Iterator[str]:
         yield "guests get this host's DNS servers of today; name others with --dns if it changes networks"
     else:
         yield f"guests cannot ask this host's DNS servers: they get {routed.PUBLIC_DNS}; see --dns"
+
+
+def _ruleset_notes(facts: SetupFacts) -> Iterator[str]:
+    if facts.chains is None:
+        yield (
+            "the ruleset cannot be read (is nftables installed?): if a chain of yours drops forwarded "
+            "packets, run init --dry-run again for its lines"
+        )
+    if not facts.loaded_at_boot:
+        yield (
+            f"nftables.service is not enabled: systemctl enable --now nftables makes {facts.nftables_conf} "
+            "take effect, now and at boot"
+        )

@@ -180,6 +180,14 @@ def test_uninstall_keeps_a_configuration_and_says_so(tmp_path: Path) -> None:
     assert f"{config} is yours and stays" in done.out
 
 
+def test_uninstall_keeps_a_drop_in_of_the_unit_and_says_so(tmp_path: Path) -> None:
+    install(DESTDIR=str(tmp_path))
+    drop_in = put(tmp_path / "etc/systemd/system/virt-forward.service.d/mine.conf", "[Service]\n")
+    done = install("--uninstall", DESTDIR=str(tmp_path))
+    assert [*contents(tmp_path)] == [str(drop_in.relative_to(tmp_path))]
+    assert f"{drop_in.parent} is not from this installer and stays" in done.out
+
+
 @pytest.mark.parametrize("driver", ["qemu", "network"])
 def test_a_foreign_hook_is_left_untouched(tmp_path: Path, driver: str) -> None:
     foreign = put(tmp_path / "etc/libvirt/hooks" / driver)

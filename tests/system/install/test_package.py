@@ -16,7 +16,8 @@ from system.conftest import WEB
 pytestmark = pytest.mark.system
 
 FILE = "/run/lab/virt-forward.deb"
-LOOK = ["find", "/etc", "/usr", "/var/lib/systemd", "/run/virt-forward", "-path", "*virt?forward*"]
+WHERE = ("/etc", "/usr", "/var/lib/systemd", "/run")
+LOOK = ["find", *WHERE, "-path", "*/src/*", "-prune", "-o", "-path", "*virt?forward*", "-print"]
 HOOKS = "/etc/libvirt/hooks"
 THEIRS = "#!/bin/sh\nexec cat >/dev/null\n"
 
@@ -88,6 +89,41 @@ def test_upgrade_restarts_the_service_and_keeps_forwards(installed: Machine) -> 
     install(installed)
     assert installed.systemctl("show", "-P", "MainPID", "virt-forward") != pid
     assert installed.fetch(8080) == WEB.page, installed.explain()
+
+
+MODULES = "/usr/lib/virt-forward/virt_forward/hooks"
+SLOW = """
+open("/run/lab/begun", "w").close()
+open("/run/lab/go").read()
+from virt_forward.hooks import of_yesterday
+"""
+UPGRADE = f"""
+exec 2>/run/lab/upgrade.err
+echo '<hookData><network/></hookData>' | {HOOKS}/network default started begin - & hook=$!
+read -r </run/lab/begun
+dpkg -i {FILE} >/run/lab/upgrade.log & upgrade=$!
+until grep -q /replaced {HOOKS}/network; do sleep 0.05; done
+sleep 0.5
+grep -c of_yesterday {MODULES}/dispatch.py
+echo >/run/lab/go
+wait $hook $upgrade
+echo $?
+grep '^LIB' {HOOKS}/network
+"""
+
+
+def test_upgrade_waits_for_a_hook_that_runs(installed: Machine) -> None:
+    """Its package has a module that the upgrade removes, and it imports that when it is told to go on."""
+    installed.run(["mkfifo", "/run/lab/begun", "/run/lab/go"])
+    installed.write(f"{MODULES}/of_yesterday.py", "open('/run/lab/imported', 'w').close()\n")
+    installed.write(f"{MODULES}/dispatch.py", installed.read(f"{MODULES}/dispatch.py") + SLOW)
+    told = installed.run(["bash", "-c", UPGRADE], timeout=60).out.splitlines()
+    assert told == ["1", "0", 'LIB = "/usr/lib/virt-forward"'], installed.read("/run/lab/upgrade.err")
+    installed.run(["test", "-e", "/run/lab/imported"])
+    assert SLOW not in installed.read(f"{MODULES}/dispatch.py")
+    assert "replaced" not in installed.run(["ls", "/usr/lib/virt-forward"]).out
+    # dpkg knows nothing of this one.
+    installed.run(["sh", "-c", f"rm {MODULES}/of_yesterday.py {MODULES}/__pycache__/of_yesterday.*"])
 
 
 def test_a_hook_of_somebody_else_is_left_as_it_is(installed: Machine) -> None:
