@@ -34,7 +34,7 @@ def run_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def sent(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
-    """Is set when the hook has sent all: both sides are in one process here, and share what a test changes."""
+    """Is set when the hook has sent all: both sides are in one process here and share what a test changes."""
     found, receive = threading.Event(), handover._receive
 
     def noted(connection: Any, until: float) -> tuple[int, bytes]:
