@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from support.box import COMMAND
 from support.guest import Guest
 from support.host import Host
 from support.proc import Background, Done
@@ -92,6 +93,22 @@ def test_guest_that_does_not_run_is_changed_for_its_next_start(empty: Host) -> N
     assert [row["state"] for row in said["forwards"]] == ["inactive"]
     empty.virsh("start", "shop", "--paused")
     assert [row["state"] for row in empty.forwards()] == ["active"]
+    empty.virsh("managedsave", "shop")
+    assert "managed save image" in empty.command("add", "shop", "8211:80").err
+    empty.virsh("start", "shop")
+    assert [row["start"] for row in empty.forwards()] == [8203]
+
+
+def test_changes_at_the_same_time_are_all_made(empty: Host) -> None:
+    empty.define(SHOP)
+    empty.virsh("start", "shop", "--paused")
+    ports = range(8220, 8226)
+    each = " & ".join(f"{COMMAND} add shop {port}:80 >/run/lab/{port}" for port in ports)
+    empty.run(["sh", "-c", f"{each} & wait"])
+    for port in ports:
+        assert f" active  tcp/{port} " in empty.read(f"/run/lab/{port}")
+    assert [row["start"] for row in empty.forwards()] == [*ports]
+    assert all(f'start="{port}"' in metadata(empty, "shop", "--inactive") for port in ports)
 
 
 def test_transient_guest_has_no_configuration(empty: Host) -> None:

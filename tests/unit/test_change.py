@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,11 +14,13 @@ import pytest
 from unit.build import UUID, domain_xml, forward
 from virt_forward import cli
 from virt_forward.cli import change, listing, precheck, report
-from virt_forward.errors import VirtForwardError
+from virt_forward.errors import LockTimeout, VirtForwardError
 from virt_forward.libvirtd import api, metadata
 from virt_forward.libvirtd.metadata import Part, Target
 from virt_forward.metadata.edit import Submission
 from virt_forward.reconcile.resync import Outcome
+from virt_forward.state.edit_lock import edit_lock
+from virt_forward.state.store import Store
 
 AFTER: dict[Part, Submission] = {"live": Submission("<new/>"), "config": Submission("<new/>")}
 BEFORE: dict[Part, Submission] = {"live": Submission("<old/>"), "config": Submission(None)}
@@ -125,7 +128,7 @@ OURS = """<forwards xmlns="urn:virt-forward:1"><portForward proto="tcp">
 
 
 @pytest.fixture
-def web(monkeypatch: pytest.MonkeyPatch) -> FakeDomain:
+def web(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeDomain:
     """A running guest: port 80 in both definitions, 81 in the live one, 82 in the configuration."""
     live, config = (OURS.format(f'80"/><range start="{port}') for port in (81, 82))
     domain = FakeDomain(live=domain_xml(live).decode(), config=domain_xml(config).decode())
@@ -144,6 +147,7 @@ def web(monkeypatch: pytest.MonkeyPatch) -> FakeDomain:
         report.Line("web", UUID, forward(port), (), (), "active") for port in (80, 81, 443)
     ])  # fmt: skip
     monkeypatch.setattr("os.geteuid", lambda: 0)
+    monkeypatch.setenv("VIRT_FORWARD_RUN_DIR", str(tmp_path / "run"))
     return domain
 
 
@@ -207,6 +211,58 @@ def test_wrong_value_of_an_option_is_wrong_usage(
         cli.main(["add", "web", "80", option, word])
     assert caught.value.code == 2
     assert f'"{word}" is wrong: ' in capsys.readouterr().err
+
+
+def test_change_that_another_process_came_before_is_made_again(
+    web: FakeDomain, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tries: list[list[str]] = []
+
+    def lines(*_: object) -> list[report.Line]:
+        return [report.Line("web", UUID, forward(443), (), (), "active" if len(tries) > 1 else "missing")]
+
+    def sync(only: list[str]) -> Outcome:
+        tries.append(only)
+        return Outcome((), ())
+
+    monkeypatch.setattr(change, "sync", sync)
+    monkeypatch.setattr(listing, "lines", lines)
+    assert cli.main(["add", "web", "443"]) == 0
+    assert tries == [[UUID], [UUID]]
+    assert "active" in capsys.readouterr().out
+
+
+def test_kernel_that_does_not_follow_is_a_failure(web: FakeDomain, monkeypatch: pytest.MonkeyPatch) -> None:
+    missing = [report.Line("web", UUID, forward(443), (), (), "missing")]
+    monkeypatch.setattr(listing, "lines", lambda *_: missing)
+    assert cli.main(["add", "web", "443"]) == 1
+
+
+def test_second_edit_waits_for_the_first(tmp_path: Path) -> None:
+    store = Store(str(tmp_path / "run"))
+    with edit_lock(store), pytest.raises(LockTimeout, match="another virt-forward add"), edit_lock(store, 0):
+        pass
+    with edit_lock(store, 0):
+        pass
+
+
+def test_removal_of_nothing_is_told(web: FakeDomain, capsys: pytest.CaptureFixture[str]) -> None:
+    web.xml = dict.fromkeys(web.xml, domain_xml().decode())
+    assert cli.main(["remove", "web", "--all"]) == 0
+    assert capsys.readouterr().out == "web: no forwards are declared\n"
+
+
+@pytest.mark.parametrize(("option", "warned"), [("--config", True), ("--live", False)])
+def test_managed_save_image_is_told_to_have_metadata_of_its_own(
+    web: FakeDomain,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    option: str,
+    warned: bool,
+) -> None:
+    monkeypatch.setattr(metadata, "target", lambda *_: target(web)._replace(saved=True))
+    assert cli.main(["add", "web", "443", option]) == 0
+    assert ("web has a managed save image" in capsys.readouterr().err) == warned
 
 
 def test_without_root_the_reason_is_told(

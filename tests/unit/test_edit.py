@@ -188,7 +188,7 @@ def test_removed_is_the_one_of_several_that_was_named() -> None:
     assert str(removed.source) == "192.0.2.0/24"
     with pytest.raises(NotDeclaredError) as caught:
         edited.remove(parse_spec("443"))
-    assert caught.value.hint == "declared is 203.0.113.7:443:9443/tcp"
+    assert caught.value.hint == "declared: 203.0.113.7:443:9443/tcp"
     (removed,) = edited.remove(parse_spec("80"))
     assert removed.dev == "wlan0"
 

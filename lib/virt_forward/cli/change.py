@@ -2,7 +2,8 @@
 
 import argparse
 import json
-from collections.abc import Callable, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from virt_forward import cli, ports, portspec, text
@@ -15,6 +16,11 @@ from virt_forward.metadata.edit import Document, Where
 from virt_forward.model import Forward
 from virt_forward.reconcile.resync import sync
 from virt_forward.state.config_file import load_config
+from virt_forward.state.edit_lock import edit_lock
+from virt_forward.state.store import Store
+
+TRIES = 3
+"""How often a running guest is synchronised until the kernel has what was asked for."""
 
 
 class Made(NamedTuple):
@@ -32,10 +38,22 @@ class Change(NamedTuple):
     documents: Mapping[Part, Document]
     made: Mapping[Part, Made]
 
+    @property
+    def changed(self) -> dict[Part, Document]:
+        """The definitions that the edit has changed."""
+        return {part: document for part, document in self.documents.items() if document.changed}
+
     def all(self, field: str) -> list[Forward]:
         """Return what a field of ``Made`` has in any definition, each forward once."""
         found = (forward for made in self.made.values() for forward in getattr(made, field))
         return [*dict.fromkeys(found)]
+
+
+class Result(NamedTuple):
+    """The lines of a domain after a change, and what went wrong when the kernel was to follow."""
+
+    lines: list[report.Line]
+    errors: list[VirtForwardError]
 
 
 Edit = Callable[[Sequence[Document]], Sequence[Made]]
@@ -82,48 +100,82 @@ def run(options: argparse.Namespace, edit: Edit) -> int:
     Nothing is changed if anything speaks against it; VirtForwardError says what.
     """
     config = load_config()
-    with api.connection(config.uri) as opened:
-        (state,) = listing.choose(api.domains(opened), [options.domain])
-        target = metadata.target(opened, state.uuid)
-        change = _edited(target, metadata.parts(target, live=options.live, config=options.config), edit)
-        documents = {part: document for part, document in change.documents.items() if document.changed}
-        if change.all("added"):
-            precheck.check(change.all("added"), documents.values(), opened, target, config)
-        if not options.dry_run:
-            before = {part: document.before for part, document in documents.items()}
-            metadata.write(target, {part: item.submission() for part, item in documents.items()}, before)
-    if options.dry_run:
-        _print_dry_run(options, change)
-        return 0
-    return _print_result(options, change, _errors(change))
+    with edit_lock(Store()):
+        with api.connection(config.uri) as opened:
+            change = _edited(options, opened, edit)
+            if change.all("added"):
+                precheck.check(change.all("added"), change.changed.values(), opened, change.target, config)
+            if not options.dry_run:
+                _write(change)
+        if options.dry_run:
+            return _print_dry_run(options, change)
+        result = _applied(change) if "live" in change.documents else _declared(change)
+    return _print_result(options, change, result)
 
 
-def _edited(target: Target, parts: tuple[Part, ...], edit: Edit) -> Change:
+def _edited(options: argparse.Namespace, opened: Any, edit: Edit) -> Change:
+    (state,) = listing.choose(api.domains(opened), [options.domain])
+    target = metadata.target(opened, state.uuid)
+    parts = metadata.parts(target, live=options.live, config=options.config)
     documents = {part: Document(metadata.read(target, part)) for part in parts}
     made = edit([*documents.values()])
     return Change(target, documents, dict(zip(documents, made, strict=True)))
 
 
-def _errors(change: Change) -> tuple[VirtForwardError, ...]:
-    """Make the kernel follow a changed running guest; return what went wrong with it."""
-    return sync(only=[change.target.uuid]).errors if "live" in change.documents else ()
+def _write(change: Change) -> None:
+    before = {part: document.before for part, document in change.changed.items()}
+    after = {part: document.submission() for part, document in change.changed.items()}
+    metadata.write(change.target, after, before)
 
 
-def _print_dry_run(options: argparse.Namespace, change: Change) -> None:
+def _applied(change: Change) -> Result:
+    """Make the kernel follow the running guest, and return its lines as ``list`` has them then."""
+    uuid = change.target.uuid
+    for _ in range(TRIES):
+        errors = [*sync(only=[uuid]).errors]
+        with api.connection(load_config().uri) as opened:
+            states = api.domains(opened, [uuid])
+        lines = listing.lines(states, errors)
+        # The service saw an earlier edit, and its change of the guest came in between: it was skipped here.
+        if errors or not any(_is_behind(line, change) for line in lines):
+            break
+    return Result(lines, errors)
+
+
+def _is_behind(line: report.Line, change: Change) -> bool:
+    """Tell whether the kernel has not followed a change, by a line of the guest."""
+    if line.state == "missing":
+        return _concerns(line, change.all("added"))
+    gone = line.forward not in change.documents["live"].forwards()
+    return line.state == "active" and gone and _concerns(line, change.all("removed"))
+
+
+def _declared(change: Change) -> Result:
+    """Return the lines of a configuration that is not in force now."""
+    domain = change.documents["config"].domain()
+    return Result(report.lines(domain, False, None, report.HostState({})), [])
+
+
+def _concerns(line: report.Line, forwards: Iterable[Forward]) -> bool:
+    return any(ports.collide(line.forward, forward) for forward in forwards)
+
+
+def _print_dry_run(options: argparse.Namespace, change: Change) -> int:
     if options.json:
         texts = {part: document.text() or None for part, document in change.documents.items()}
         print(json.dumps({**_document(change), "metadata": texts}, indent=2))
-        return
+        return 0
     shown = {document.text(): part for part, document in change.documents.items()}
     for words, part in shown.items():
         if len(shown) > 1:
             print(f"<!-- {part} -->")
         print(words or "<!-- the element would be removed -->")
+    return 0
 
 
-def _print_result(options: argparse.Namespace, change: Change, failures: tuple[VirtForwardError, ...]) -> int:
-    errors = [*failures]
-    lines = _lines(change, errors)
+def _print_result(options: argparse.Namespace, change: Change, result: Result) -> int:
+    asked = [*change.all("added"), *change.all("unchanged")]
+    lines = [line for line in result.lines if _concerns(line, asked)]
     if options.json:
         rows = [report.as_json(line) for line in lines]
         print(json.dumps({**_document(change), "forwards": rows}, indent=2))
@@ -131,9 +183,20 @@ def _print_result(options: argparse.Namespace, change: Change, failures: tuple[V
         _print_words(change)
         if lines:
             listing.print_table(lines)
-    for error in errors:
+    _warn_of_saved_state(change)
+    for error in result.errors:
         cli.print_error(error)
-    return 1 if errors or any(line.state in ("conflict", "missing") for line in lines) else 0
+    return 1 if result.errors or any(line.state in ("conflict", "missing") for line in lines) else 0
+
+
+def _warn_of_saved_state(change: Change) -> None:
+    name = text.word(change.target.name)
+    if change.target.saved and "config" in change.changed:
+        cli.print_line(
+            f"virt-forward: warning: {name} has a managed save image, whose metadata the next start uses; "
+            f"virsh managedsave-remove {name} discards it",
+            sys.stderr,
+        )
 
 
 def _document(change: Change) -> dict[str, Any]:
@@ -142,13 +205,14 @@ def _document(change: Change) -> dict[str, Any]:
         field: [portspec.render(forward) for forward in change.all(field)]
         for field in ("added", "removed", "unchanged")
     }
-    changed = [part for part, document in change.documents.items() if document.changed]
     who = {"domain": change.target.name, "uuid": change.target.uuid}
-    return {"version": 1, **who, "changed": changed, **words}
+    return {"version": 1, **who, "changed": [*change.changed], **words}
 
 
 def _print_words(change: Change) -> None:
     name = text.word(change.target.name)
+    if not any(map(change.all, Made._fields)):
+        cli.print_line(f"{name}: no forwards are declared")
     for forward in change.all("removed"):
         cli.print_line(f"{name}: removed {_words(forward)}")
     for forward in change.all("unchanged"):
@@ -158,17 +222,3 @@ def _print_words(change: Change) -> None:
 
 def _words(forward: Forward) -> str:
     return " ".join(filter(None, (portspec.render(forward), portspec.qualifiers(forward))))
-
-
-def _lines(change: Change, errors: list[VirtForwardError]) -> list[report.Line]:
-    """Return the lines of the forwards that were to be added, as ``list`` has them now."""
-    asked = [*change.all("added"), *change.all("unchanged")]
-    if not asked:
-        return []
-    if "live" in change.documents:
-        with api.connection(load_config().uri) as opened:
-            lines = listing.lines(api.domains(opened, [change.target.uuid]), errors)
-    else:
-        domain = change.documents["config"].domain()
-        lines = report.lines(domain, False, None, report.HostState({}))
-    return [line for line in lines if any(ports.collide(line.forward, forward) for forward in asked)]

@@ -2,6 +2,8 @@
 
 import argparse
 import json
+import os
+import sys
 from collections.abc import Iterable
 from difflib import get_close_matches
 
@@ -77,8 +79,6 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _watch(options: argparse.Namespace) -> int:
-    import sys
-
     if not sys.stdout.isatty():
         raise UsageError("--watch needs a terminal", "use watch(1), or list in a loop")
     title = " ".join(["virt-forward list", *map(text.word, options.domains)])
@@ -154,7 +154,8 @@ def _record(store: Store, uuid: str, errors: list[VirtForwardError]) -> Guest | 
 
 def print_table(found: Iterable[report.Line]) -> None:
     """Print lines as a table, in colours on a terminal."""
-    for row in table.render(found, colour=table.coloured()):
+    columns = os.get_terminal_size(sys.stdout.fileno()).columns if sys.stdout.isatty() else None
+    for row in table.render(found, colour=table.coloured(), columns=columns or None):
         print(row)
 
 

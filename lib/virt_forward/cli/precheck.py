@@ -36,7 +36,8 @@ def check(
         domain = document.domain()
         wrong = foreign_macs(domain) if any(forward.mac for forward in added) else None
         if wrong:
-            raise wrong
+            shown = f"virsh domiflist {text.word(target.name)} shows its NICs"
+            raise VirtForwardError(wrong.messages, shown)
         store = Store()
         reconciler = Reconciler(store, config, HostView(config, store.networks))
         planned = reconciler.plan([Present(domain, "running" if target.active else "prepared")])

@@ -2,13 +2,15 @@
 
 import os
 import sys
+import textwrap
 import unicodedata
 from collections.abc import Iterable, Sequence
 
 from virt_forward import portspec, text
 from virt_forward.cli.report import Line, State
 
-HEADINGS = ("DOMAIN", "STATE", "HOST", "GUEST", "PACKETS", "BYTES", "")
+HEADINGS = ("DOMAIN", "STATE", "HOST", "GUEST", "PACKETS", "BYTES")
+INDENT = "    "
 COLUMNS_OF_NUMBERS = (4, 5)
 COLOURS: dict[State, str] = {
     "active": "32",
@@ -26,14 +28,18 @@ def coloured() -> bool:
 
 
 def render(lines: Iterable[Line], *, colour: bool = False, columns: int | None = None) -> list[str]:
-    """Return the rows of a table, headings first: aligned, and cut to ``columns`` where that is given."""
+    """Return the rows of a table, headings first, aligned.
+
+    With ``columns`` no row is wider, and an explanation that does not fit has rows of its own.
+    """
     lines = list(lines)
     rows = [HEADINGS, *map(_row, lines)]
     widths = [max(width(row[column]) for row in rows) for column in range(len(HEADINGS))]
-    shown = [_cut(_join(row, widths), columns) for row in rows]
-    if not colour:
-        return shown
-    return [shown[0], *(_painted(row, line, widths[0]) for row, line in zip(shown[1:], lines, strict=True))]
+    shown = [_cut(_join(HEADINGS, widths), columns)]
+    for line, row in zip(lines, rows[1:], strict=True):
+        first, *more = _fitted(_join(row, widths), explanation(line), columns)
+        shown += [_painted(first, line, widths[0]) if colour else first, *more]
+    return shown
 
 
 def _join(row: Sequence[str], widths: Sequence[int]) -> str:
@@ -41,7 +47,20 @@ def _join(row: Sequence[str], widths: Sequence[int]) -> str:
     for column, (cell, wide) in enumerate(zip(row, widths, strict=True)):
         blank = " " * (wide - width(cell))
         cells.append(blank + cell if column in COLUMNS_OF_NUMBERS else cell + blank)
-    return "  ".join(cells).rstrip()
+    return "  ".join(cells)
+
+
+def _fitted(row: str, why: str, columns: int | None) -> list[str]:
+    """Return a row and its explanation as one row, or as several where that would be too wide."""
+    whole = f"{row}  {text.line(why)}".rstrip()
+    if columns is None:
+        return [whole]
+    if width(whole) <= columns or not why:
+        return [_cut(whole, columns)]
+    indented = textwrap.wrap(
+        text.line(why), max(columns, 20), initial_indent=INDENT, subsequent_indent=INDENT
+    )
+    return [_cut(each, columns) for each in (row.rstrip(), *indented)]
 
 
 def _painted(row: str, line: Line, before: int) -> str:
@@ -69,8 +88,8 @@ def _row(line: Line) -> tuple[str, ...]:
     where = " ".join(filter(None, (portspec.host_part(line.forward), portspec.qualifiers(line.forward))))
     first, last = line.forward.to, line.forward.to + line.forward.end - line.forward.start
     guest = f"{', '.join(line.guest) or '?'} {portspec.span(first, last)}"
-    name, reason = text.plain(line.domain), text.line(explanation(line))
-    return (name, line.state, *map(text.line, (where, guest)), str(line.packets), str(line.bytes), reason)
+    shown = map(text.line, (where, guest))
+    return (text.plain(line.domain), line.state, *shown, str(line.packets), str(line.bytes))
 
 
 def explanation(line: Line) -> str:

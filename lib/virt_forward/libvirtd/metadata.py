@@ -14,13 +14,17 @@ Part = Literal["config", "live"]
 
 
 class Target(NamedTuple):
-    """A domain whose metadata is to be changed; ``handle`` is libvirt's object."""
+    """A domain whose metadata is to be changed; ``handle`` is libvirt's object.
+
+    ``saved`` tells whether its next start goes on from a managed save image, with the metadata in that.
+    """
 
     handle: Any
     name: str
     uuid: str
     active: bool
     persistent: bool
+    saved: bool = False
 
 
 def target(opened: Any, uuid: str) -> Target:
@@ -28,9 +32,9 @@ def target(opened: Any, uuid: str) -> Target:
     libvirt = api.module()
     try:
         handle = opened.lookupByUUIDString(uuid)
-        return Target(
-            handle, handle.name(), handle.UUIDString(), bool(handle.isActive()), bool(handle.isPersistent())
-        )
+        persistent = bool(handle.isPersistent())
+        saved = persistent and bool(handle.hasManagedSaveImage(0))
+        return Target(handle, handle.name(), uuid, bool(handle.isActive()), persistent, saved)
     except libvirt.libvirtError as error:
         raise VirtForwardError(f"domain {uuid}: {text.output(str(error))}", api.LOOK) from None
 

@@ -231,7 +231,7 @@ def _not_declared(spec: Spec, near: Iterable[Forward]) -> NotDeclaredError:
     shown = dict.fromkeys(
         " ".join(filter(None, (portspec.render(each), portspec.qualifiers(each)))) for each in near
     )
-    hint = f"declared is {', '.join([*shown][:3])}" if shown else ""
+    hint = f"declared: {', '.join([*shown][:3])}" if shown else ""
     return NotDeclaredError(f"{_host_words(spec)} is not declared", hint)
 
 
