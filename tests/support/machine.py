@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from support import cache, cgroups, guest, netns
 from support.box import Box, first_process, lay_out
@@ -39,6 +40,33 @@ def rootfs(suite: str) -> Path:
     return cache.kept(f"debian-{suite}", lambda folder: _bootstrap(suite, folder), f"a Debian {suite} host")
 
 
+class Layer(NamedTuple):
+    """Packages on top of a suite; ``disabled`` are the units that do not start at boot."""
+
+    name: str
+    packages: tuple[str, ...]
+    disabled: tuple[str, ...]
+
+
+# What the documentation uses; a test starts the firewall that it is about.
+PROGRAMS = Layer(
+    "programs",
+    ("curl", "docker.io", "firewalld", "sudo", "ufw", "virtinst"),
+    ("docker.service", "docker.socket", "containerd.service", "ufw.service", "firewalld.service"),
+)
+
+
+def layer(suite: str, wanted: Layer) -> Path:
+    """Return the directory that a layer puts over the root file system of a suite."""
+    what = f"a Debian {suite} with {', '.join(wanted.packages)}"
+    return cache.kept(f"{wanted.name}-{suite}", lambda folder: _add(suite, wanted, folder), what) / "upper"
+
+
+def _add(suite: str, wanted: Layer, folder: Path) -> None:
+    own: list[str | Path] = ["unshare", "--mount", "--propagation=private", "bash", HERE / "layer.sh"]
+    run([*own, rootfs(suite), folder, ",".join(wanted.disabled), *wanted.packages], timeout=600)
+
+
 def _bootstrap(suite: str, folder: Path) -> None:
     left_out = ("doc", "man", "locale", "info")
     words = ["mmdebstrap", "--mode=root", "--variant=minbase", "--format=directory", "--quiet"]
@@ -57,10 +85,15 @@ class Machine(Box):
     namespaces = ("--mount", "--net", "--pid", "--uts", "--ipc", "--cgroup")
 
     def __init__(
-        self, undo: contextlib.ExitStack, lab: netns.Lab, suite: str, files: Mapping[str, str]
+        self,
+        undo: contextlib.ExitStack,
+        lab: netns.Lab,
+        suite: str,
+        files: Mapping[str, str],
+        layers: Sequence[Layer],
     ) -> None:
         super().__init__(lab)
-        self.suite = suite
+        self.disk = ":".join(map(str, (*(layer(suite, wanted) for wanted in layers), rootfs(suite))))
         self.dir = lab.dir / "machine"
         lay_out(self.dir / "files", {**FILES, **OWN_FILES, **files})
         (self.dir / "over").mkdir()
@@ -73,7 +106,7 @@ class Machine(Box):
         kernel = guest.assets().kernel.parent
         return [
             "unshare", "--mount", "--propagation=private",
-            "bash", HERE / "machine.sh", self.dir, rootfs(self.suite), groups,
+            "bash", HERE / "machine.sh", self.dir, self.disk, groups,
             f"--network-namespace-path={self.ns.path}", f"--bind-ro={kernel}", f"--bind-ro={REPO}:{SOURCE}",
         ]  # fmt: skip
 
@@ -108,10 +141,12 @@ class Machine(Box):
 
 
 @contextlib.contextmanager
-def machine(suite: str = SUITES[0], files: Mapping[str, str] | None = None) -> Iterator[Machine]:
+def machine(
+    suite: str = SUITES[0], files: Mapping[str, str] | None = None, layers: Sequence[Layer] = ()
+) -> Iterator[Machine]:
     """Boot a Debian of that suite with the files of section 1 in it; every boot starts from the same disk."""
     with contextlib.ExitStack() as undo:
         lab = undo.enter_context(netns.lab(bridge=False))
-        made = Machine(undo, lab, suite, files or {})
+        made = Machine(undo, lab, suite, files or {}, layers)
         made.wait_up()
         yield made

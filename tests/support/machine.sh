@@ -1,6 +1,7 @@
 #!/bin/bash
 # Boot a root file system that stays as it is: what the machine writes goes to memory, and with it.
-# Called in a mount namespace of its own as: machine.sh SCRATCH ROOTFS CGROUP[,CGROUP] [systemd-nspawn option…]
+# ROOTFS may be several directories, the topmost first.
+# Called in a mount namespace of its own as: machine.sh SCRATCH ROOTFS[:ROOTFS] CGROUP[,CGROUP] [systemd-nspawn option…]
 set -euo pipefail
 scratch=$1 rootfs=$2
 IFS=, read -ra cgroups <<<"$3"

@@ -9,6 +9,7 @@ def main() -> None:
     guest.assets()
     for suite in machine.SUITES:
         machine.rootfs(suite)
+    machine.layer(machine.SUITES[0], machine.PROGRAMS)
     for suite in bare.SUITES:
         bare.rootfs(suite)
     package.rootfs()

@@ -9,7 +9,9 @@ from typing import NamedTuple
 import pytest
 from lxml import etree
 
-from support.proc import REPO
+from support import documents
+from support.documents import DOCUMENTS, Block, shows
+from support.proc import REPO, run
 from unit.test_schema import BEYOND_GRAMMAR, RNG, accepts
 from virt_forward.config import SECTIONS, Config, parse_config
 from virt_forward.errors import VirtForwardError
@@ -132,16 +134,16 @@ def test_tests_that_the_page_on_security_names_exist() -> None:
     assert named - written == set()
 
 
-DOCUMENTS = [REPO / "README.md", REPO / "CONTRIBUTING.md", *sorted((REPO / "docs").glob("*.md"))]
 FOLDERS = ("tests", "docs", "lib", "hooks", "demo", "installer")
 PATH = re.compile(rf"(?:\./)?((?:{'|'.join(FOLDERS)})/[a-z_./-]*|[a-z_]+/[a-z_]+\.py)")
+BLOCKS = [block for document in DOCUMENTS for block in documents.blocks(document)]
 
 
 def named_paths(document: Path) -> set[str]:
     """Return the paths of the repository that a document names in code spans, commands and links."""
     text = document.read_text()
     spans = [word for span in re.findall(r"`([^`\n]+)`", text) for word in span.split()]
-    spans += [word for line in re.findall(r"^    .*$", text, re.MULTILINE) for word in line.split()]
+    spans += [word for block in documents.blocks(document) for word in block.text.split()]
     found = {match[1] for word in spans if (match := PATH.fullmatch(word))}
     return found | {link for link in re.findall(r"\]\(([^)#:]+)", text) if "/" in link}
 
@@ -155,3 +157,57 @@ def test_named_paths_exist(document: Path) -> None:
         if not any((root / path).exists() for root in roots) and path != "tests/fuzz/found/"
     }
     assert not missing
+
+
+def test_blocks_have_a_language() -> None:
+    """An indented block has none: whether it is a command would be a guess."""
+    bare = [block.place for block in BLOCKS if not block.language]
+    assert not bare, "fence them, with ```sh for commands; see tests/support/documents.py"
+
+
+def test_comments_above_blocks_are_known() -> None:
+    assert {block.place: block.comment for block in BLOCKS if not block.known_comment} == {}
+
+
+@pytest.mark.parametrize(
+    "block",
+    [block for block in BLOCKS if block.language == documents.COMMANDS],
+    ids=lambda block: block.place,
+)
+def test_commands_are_shell(block: Block) -> None:
+    run(["bash", "-n"], stdin=block.text)
+
+
+def test_lines_of_an_output_are_found_in_their_order() -> None:
+    printed = "one  1\ntwo 2\n  three 3 of 4\n"
+    assert shows(printed, "one 1\nthree 3 …\n")
+    assert shows(printed, "two …\n")
+    assert not shows(printed, "two\n")
+    assert not shows(printed, "two 2\none 1\n")
+
+
+PAGE = """\
+# One
+
+<!-- exit status: 1 -->
+```sh
+false
+```
+
+```nft
+# /etc/x
+add
+```
+
+    true
+
+text
+"""
+
+
+def test_comment_counts_for_the_block_below_it_alone(tmp_path: Path) -> None:
+    (tmp_path / "page.md").write_text(PAGE)
+    one, two, three = documents.blocks(tmp_path / "page.md", tmp_path)
+    assert (one.text, one.status, one.section, one.line) == ("false\n", 1, "One", 4)
+    assert (two.path, two.status, two.comment) == ("/etc/x", 0, "")
+    assert (three.language, three.text) == ("", "true\n")

@@ -1,0 +1,213 @@
+"""Every command of the documentation is run as it is printed, on a Debian with a guest and a machine outside.
+
+How a block says that it is not to be run, or where, or what it prints: ``support.documents``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from support import machine as machines
+from support.documents import COMMANDS, DOCUMENTS, Block, blocks, shows
+from support.guest import Guest
+from support.machine import SOURCE, Machine
+from support.netns import CLIENT4, Ns
+from support.proc import REPO, Done, run
+from support.xml import forwards, port_forward
+
+pytestmark = pytest.mark.system
+
+README, PAGE_ON_FIREWALLS = REPO / "README.md", REPO / "docs/firewalls.md"
+# As virt-manager would make it; the README moves it to its bridge.
+WEB = Guest("web", ip6=None, interface="<interface type='user'>@</interface>")
+# Debian's own.
+NFTABLES = """\
+#!/usr/sbin/nft -f
+flush ruleset
+table inet filter {
+\tchain input { type filter hook input priority filter; }
+\tchain forward { type filter hook forward priority filter; }
+\tchain output { type filter hook output priority filter; }
+}
+"""
+# The bridge of the other tests goes: the README makes one.
+FRESH = f"""\
+rm -r /etc/systemd/network/*
+networkctl reload
+ip link delete virbr0
+systemctl restart nftables
+ip route add default via {CLIENT4}
+echo 127.0.1.1 $(hostname) >>/etc/hosts
+"""
+ASK_DHCP = ["busybox", "udhcpc", "-i", "eth0", "-n", "-q", "-t", "2", "-T", "1", "-s", "/bin/true"]
+DECLARED = forwards(port_forward("8080:80")).replace("vf:", "").replace(":vf", "")
+# Where every document but the README begins: the guest runs, and port 8080 is forwarded to it.
+RUNNING = f"""\
+rm -rf /etc/virt-forward
+virsh metadata web --uri urn:virt-forward:1 --key vf --config --live --set '{DECLARED}'
+virt-forward sync
+"""
+
+# What a document takes for granted, beyond that.
+GIVEN = {
+    "libvirt-networks": "virsh destroy web\nvirt-forward remove web --all\n",
+    # The package prometheus-node-exporter makes it.
+    "monitoring": "mkdir -p /var/lib/prometheus/node-exporter",
+}
+
+
+@pytest.fixture(scope="module")
+def machine() -> Iterator[Machine]:
+    """A Debian with libvirt and a guest, as it is before the first command of the README."""
+    with machines.machine(layers=(machines.PROGRAMS,)) as made:
+        made.write("/etc/nftables.conf", NFTABLES)
+        do(made, FRESH)
+        made.define(WEB)
+        yield made
+
+
+def shell(machine: Machine, text: str, *, outside: bool = False) -> Done:
+    """Run commands in the checkout as root, or on a machine outside that has the same programs."""
+    argv = ["bash", "-euo", "pipefail", "-c", f"cd {SOURCE}\n{text}"]
+    if not outside:
+        return machine.run(argv, timeout=60, check=False)
+    network = f"--net={machine.client.path}"
+    return run(["nsenter", f"--target={machine.init}", "--mount", network, "--wdns=/", *argv], check=False)
+
+
+def do(machine: Machine, text: str) -> None:
+    """Run commands that are no part of a document."""
+    done = shell(machine, text)
+    assert done.status == 0, str(done)
+
+
+def run_block(machine: Machine, block: Block) -> Done:
+    """Run the commands of a block, again and again where it says so."""
+    done = shell(machine, block.text, outside=block.elsewhere)
+    until = time.monotonic() + (30 if block.repeated else 0)
+    while done.status != block.status and time.monotonic() < until:
+        time.sleep(0.3)
+        done = shell(machine, block.text, outside=block.elsewhere)
+    assert done.status == block.status, f"{block.place}:\n{done}\n{machine.explain()}"
+    return done
+
+
+def follow(machine: Machine, wanted: Iterable[Block]) -> None:
+    """Do what the blocks of a document say, in their order."""
+    done: Done | None = None
+    for block in wanted:
+        if block.path:
+            machine.write(block.path, block.text)
+        elif block.is_output:
+            assert done, f"{block.place}: no commands above it"
+            assert shows(done.out + done.err, block.text), f"{block.place}: this is not printed:\n{done}"
+        elif block.language == COMMANDS and not block.not_run:
+            done = run_block(machine, block)
+
+
+def test_commands_of_the_readme(machine: Machine) -> None:
+    follow(machine, blocks(README))
+    assert machine.fetch(8080) == WEB.page
+
+
+class Firewall(NamedTuple):
+    """A section of the page: how the firewall gets on this host, is loaded again, and goes."""
+
+    section: str
+    start: str
+    again: str
+    stop: str
+    drops: bool = True
+
+
+FIREWALLS = (
+    Firewall(
+        "nftables with policy drop",
+        start="sed '/ct label/d' /etc/nftables.conf | nft -f -",
+        again="systemctl reload nftables",
+        stop="",
+    ),
+    Firewall(
+        "Docker",
+        # dockerd drops what is forwarded only if it was itself that switched forwarding on.
+        start="sysctl -q -w net.ipv4.ip_forward=0 && systemctl start docker",
+        again="systemctl restart docker && test $(iptables -S DOCKER-USER | grep -c connlabel) = 1",
+        stop="systemctl stop docker docker.socket containerd && ip link delete docker0",
+    ),
+    Firewall(
+        "ufw",
+        start="ufw --force enable",
+        # The line for all forwards is enough without the one for this forward.
+        again="ufw route delete allow proto tcp to 10.10.0.200 port 80; ufw reload; systemctl restart ufw",
+        stop="ufw disable",
+    ),
+    Firewall(
+        "firewalld",
+        start="systemctl start firewalld",
+        again="firewall-cmd --reload; systemctl restart firewalld",
+        stop="systemctl stop firewalld",
+        drops=False,
+    ),
+)
+
+
+@pytest.fixture(scope="module")
+def sibling(machine: Machine) -> Iterator[Ns]:
+    """Another guest on the bridge, which can be told to connect to the outside."""
+    made = Ns(f"{machine.lab.tag}-sibling")
+    machine.ns.ip(f"link add sibling type veth peer name eth0 netns {made.name}", "link set sibling up")
+    machine.ns.ip("link set sibling master vmbr0")
+    made.ip("address add 10.10.0.50/24 dev eth0", "link set eth0 up", "route add default via 10.10.0.1")
+    try:
+        with contextlib.closing(machine.client.serve("tcp", 9000)):
+            yield made
+    finally:
+        made.remove()
+
+
+@pytest.fixture
+def firewall(machine: Machine, request: pytest.FixtureRequest) -> Iterator[Firewall]:
+    wanted: Firewall = request.param
+    do(machine, wanted.start)
+    yield wanted
+    do(machine, f"{wanted.stop}\nsystemctl restart nftables")
+
+
+@pytest.mark.parametrize("firewall", FIREWALLS, ids=lambda case: case.section.split()[0], indirect=True)
+def test_firewall_lets_forwards_in_as_the_page_says(
+    machine: Machine, sibling: Ns, firewall: Firewall
+) -> None:
+    assert (machine.fetch(8080) is None) == firewall.drops
+    follow(machine, [block for block in blocks(PAGE_ON_FIREWALLS) if block.section == firewall.section])
+    assert machine.fetch(8080) == WEB.page, machine.explain()
+    assert sibling.ask(CLIENT4, 9000), "the guests' own connections"
+    assert sibling.run(ASK_DHCP).status == 0
+    do(machine, firewall.again)
+    assert machine.fetch(8080) == WEB.page, machine.explain()
+
+
+def test_strict_firewalld_rejects_forwards(machine: Machine) -> None:
+    do(machine, "sed -i s/^StrictForwardPorts=no/StrictForwardPorts=yes/ /etc/firewalld/firewalld.conf")
+    do(machine, "systemctl start firewalld")
+    assert machine.fetch(8080) is None
+    do(machine, "systemctl stop firewalld")
+
+
+def test_every_section_of_the_page_on_firewalls_is_tried() -> None:
+    with_blocks = {block.section for block in blocks(PAGE_ON_FIREWALLS)}
+    assert with_blocks == {case.section for case in FIREWALLS}
+
+
+OTHERS = [path for path in DOCUMENTS if path not in (README, PAGE_ON_FIREWALLS)]
+
+
+@pytest.mark.parametrize("document", OTHERS, ids=lambda path: path.stem)
+def test_commands_of_the_document(machine: Machine, document: Path) -> None:
+    do(machine, RUNNING + GIVEN.get(document.stem, ""))
+    follow(machine, blocks(document))
