@@ -17,7 +17,7 @@ from virt_forward.cli import change, listing, precheck, report
 from virt_forward.errors import LockTimeout, VirtForwardError
 from virt_forward.libvirtd import api, metadata
 from virt_forward.libvirtd.metadata import Part, Target
-from virt_forward.metadata.edit import Submission
+from virt_forward.metadata.tree import Submission
 from virt_forward.reconcile.resync import Outcome
 from virt_forward.state.edit_lock import edit_lock
 from virt_forward.state.store import Store

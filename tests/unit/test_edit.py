@@ -13,8 +13,9 @@ from unit.build import MAC, domain_xml, forward
 from virt_forward import ports
 from virt_forward.errors import VirtForwardError
 from virt_forward.metadata.domain import MetadataError, parse_domain
-from virt_forward.metadata.edit import Document, NotDeclaredError, Submission, Where
+from virt_forward.metadata.edit import Document, NotDeclaredError, Where
 from virt_forward.metadata.spec import Spec, parse_spec
+from virt_forward.metadata.tree import Submission
 from virt_forward.model import Forward, Span
 
 NAMESPACE = 'xmlns:vf="urn:virt-forward:1"'

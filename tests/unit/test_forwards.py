@@ -7,6 +7,7 @@ from ipaddress import ip_address, ip_network
 import pytest
 
 from unit.build import MAC, declared
+from virt_forward.errors import VirtForwardError
 from virt_forward.model import Declaration, HostAddress, PortForward, Range
 
 
@@ -344,6 +345,10 @@ def test_a_value_in_a_message_stays_on_its_line_and_readable() -> None:
 
 
 def test_name_that_lxml_lets_pass_by_mistake_is_unknown() -> None:
-    """An error about a name is forgotten if a warning follows, here about a relative namespace."""
-    error, _ = declared("<: p=''/><vf:portForward xmlns='t' proto='tcp'/>")[1]
+    """An error about a name is forgotten if a warning follows, here about a relative namespace (lxml 4.9)."""
+    try:
+        error, _ = declared("<: p=''/><vf:portForward xmlns='t' proto='tcp'/>")[1]
+    except VirtForwardError as refused:
+        assert "not well-formed" in refused.messages[0]
+        return
     assert error == "line 2: <:>: unknown element inside <vf:forwards>; allowed here: <host> or <portForward>"

@@ -6,8 +6,8 @@ from typing import Any, Literal, NamedTuple
 from virt_forward import text
 from virt_forward.errors import VirtForwardError
 from virt_forward.libvirtd import api
-from virt_forward.metadata.edit import Submission
 from virt_forward.metadata.forwards import NAMESPACE
+from virt_forward.metadata.tree import Submission
 
 Part = Literal["config", "live"]
 """A domain has up to two definitions: what runs, and what the next start makes of it."""

@@ -11,29 +11,15 @@ from lxml import etree
 
 from virt_forward import ports, portspec
 from virt_forward.errors import VirtForwardError
-from virt_forward.metadata import forwards, xml
+from virt_forward.metadata import forwards, tree, values, xml
 from virt_forward.metadata.domain import parse_domain
 from virt_forward.metadata.spec import Spec
+from virt_forward.metadata.tree import Submission, submission
 from virt_forward.model import Domain, Forward, PortForward, Range, Span, Subnet
-
-KEY = "vf"
-"""The usual prefix of our namespace."""
 
 _PORT_FORWARD = f"{{{forwards.NAMESPACE}}}portForward"
 _RANGE = f"{{{forwards.NAMESPACE}}}range"
-_OURS = f"{{{forwards.NAMESPACE}}}*"
-_LIMITS = ("address", "dev", "source", "mac")
-
-
-class Submission(NamedTuple):
-    """What virDomainSetMetadata() takes for our namespace; ``element`` is None to remove it.
-
-    libvirt declares the namespace with the prefix ``key`` and gives it to all elements that have none
-    (virXMLInjectNamespace() in src/util/virxml.c). It refuses an element that declares ``key`` itself.
-    """
-
-    element: str | None
-    key: str = KEY
+_ATTRIBUTES = (*values.LIMITS, "mac")
 
 
 class Where(NamedTuple):
@@ -94,14 +80,14 @@ class Document:
                 f"use another port, or remove {other} first",
             )
         root = self._root if self._root is not None else self._new_root()
-        _append(self._parent(root, forward), _written_range(forward, root))
+        tree.append(self._parent(root, forward), _written_range(forward, root))
         return True
 
     def _new_root(self) -> etree._Element:
         metadata = self._tree.find("metadata")
         if metadata is None:
             metadata = etree.SubElement(self._tree, "metadata")
-        self._root = etree.SubElement(metadata, forwards.ROOT, nsmap={KEY: forwards.NAMESPACE})
+        self._root = etree.SubElement(metadata, forwards.ROOT, nsmap={tree.KEY: forwards.NAMESPACE})
         return self._root
 
     def remove(self, spec: Spec, where: Where = Where()) -> list[Forward]:  # noqa: B008 - it is frozen
@@ -126,31 +112,19 @@ class Document:
         """Remove every ``<portForward>``; ``<host>``, ``isolate`` and comments stay."""
         removed = list(self.forwards())
         for element, _ in self._items():
-            _remove(element)
+            tree.remove(element)
         self._drop_empty()
         return removed
 
     def submission(self) -> Submission:
         """Return the element as libvirt takes it, so that its own spelling comes out again."""
-        if self._root is None:
-            return Submission(None)
-        root = _detached(self._root)
-        # Without a prefix, elements would be in the default namespace where there is one.
-        if root.prefix and not any(None in element.nsmap for element in root.iter(etree.Element)):
-            key = root.prefix
-            for element in [each for each in root.iter(_OURS) if each.prefix == key]:
-                element.tag = etree.QName(element).localname
-        else:
-            key = next(name for name in _keys() if not _uses(root, name))
-        kept = [name for name in root.nsmap if name and name != key]
-        etree.cleanup_namespaces(root, keep_ns_prefixes=kept)
-        return Submission(etree.tostring(root, encoding="unicode"), key)
+        return Submission(None) if self._root is None else submission(self._root)
 
     def text(self) -> str:
         """Return the element as text that stands on its own; empty if there is none."""
         if self._root is None:
             return ""
-        root = _detached(self._root)
+        root = tree.detached(self._root)
         if not root.text:
             etree.indent(root)
         return etree.tostring(root, encoding="unicode")
@@ -159,7 +133,7 @@ class Document:
         """Return each ``<portForward>`` with its values, which are valid."""
         if self._root is None:
             return []
-        bare = _detached(self._root)
+        bare = tree.detached(self._root)
         etree.strip_elements(bare, etree.Comment, etree.ProcessingInstruction, with_tail=False)
         declaration, _ = forwards.parse_forwards(bare)
         return [*zip(self._root.iterfind(_PORT_FORWARD), declaration.port_forwards, strict=True)]
@@ -171,13 +145,13 @@ class Document:
             alike = (item.listen, item.mac) == (forward.listen, forward.mac)
             if alike and not ports.names_no_port(item) and not any(map(forward.span.overlaps, excluded)):
                 return element
-        element = _element(_PORT_FORWARD, root)
+        element = tree.new_element(_PORT_FORWARD, root)
         element.set("proto", forward.proto)
-        for name in _LIMITS:
+        for name in _ATTRIBUTES:
             value = getattr(forward, name)
             if value is not None:
                 element.set(name, _limit(value))
-        _append(root, element)
+        tree.append(root, element)
         return element
 
     def _meant(self, spec: Spec, where: Where) -> set[Forward]:
@@ -200,7 +174,7 @@ class Document:
     def _drop_empty(self) -> None:
         """Drop the element if nothing is left in it, not even a comment."""
         if self._root is not None and not len(self._root) and not self._root.attrib:
-            _remove(self._root)
+            tree.remove(self._root)
             self._root = None
 
 
@@ -248,9 +222,9 @@ def _cut(forward: Forward, span: Span) -> Forward:
 def _exclude(element: etree._Element, item: PortForward, span: Span) -> None:
     """Take ports out of a ``<portForward>``; the element goes with its last port."""
     if ports.names_no_port(item):
-        _append(element, _written_exclusion(element, span))
+        tree.append(element, _written_exclusion(element, span))
         if not ports.expand_one(item, [span]):
-            _remove(element)
+            tree.remove(element)
         return
     ranges = [*zip(element.iterfind(_RANGE), item.ranges, strict=True)]
     for child, each in ranges:
@@ -259,10 +233,10 @@ def _exclude(element: etree._Element, item: PortForward, span: Span) -> None:
     left = [r for r in _read_ranges(element) if not r.exclude]
     for child, each in ranges:
         if each.exclude and span.contains(each.span) and not any(r.span.overlaps(each.span) for r in left):
-            _remove(child)
+            tree.remove(child)
     excluded = ports.merge(r.span for r in _read_ranges(element) if r.exclude)
     if not any(ports.subtract(r.span, excluded) for r in left):
-        _remove(element)
+        tree.remove(element)
 
 
 def _read_ranges(element: etree._Element) -> Iterator[Range]:
@@ -275,7 +249,7 @@ def _read_ranges(element: etree._Element) -> Iterator[Range]:
 def _shorten(child: etree._Element, was: Range, left: list[Span]) -> None:
     """Leave of a ``<range>`` these spans: it goes, becomes shorter, or becomes two."""
     if not left:
-        _remove(child)
+        tree.remove(child)
         return
     parent = child.getparent()
     assert parent is not None
@@ -283,7 +257,7 @@ def _shorten(child: etree._Element, was: Range, left: list[Span]) -> None:
     for number, span in enumerate(left):
         element = child
         if number:
-            element = _element(_RANGE, child)
+            element = tree.new_element(_RANGE, child)
             parent.insert(at + number, element)
             before = parent[at + number - 1]
             element.tail, before.tail = before.tail, parent.text
@@ -299,7 +273,7 @@ def _set_span(element: etree._Element, span: Span, was: Range) -> None:
 
 
 def _written_range(forward: Forward, near: etree._Element) -> etree._Element:
-    element = _element(_RANGE, near)
+    element = tree.new_element(_RANGE, near)
     element.set("start", str(forward.start))
     if forward.end != forward.start:
         element.set("end", str(forward.end))
@@ -309,7 +283,7 @@ def _written_range(forward: Forward, near: etree._Element) -> etree._Element:
 
 
 def _written_exclusion(near: etree._Element, span: Span) -> etree._Element:
-    element = _element(_RANGE, near)
+    element = tree.new_element(_RANGE, near)
     element.set("start", str(span.start))
     if span.end != span.start:
         element.set("end", str(span.end))
@@ -322,48 +296,3 @@ def _limit(value: object) -> str:
     if isinstance(value, Subnet) and value.prefixlen == value.max_prefixlen:
         return str(value.network_address)
     return str(value)
-
-
-def _element(tag: str, near: etree._Element) -> etree._Element:
-    """Return a new element with the prefix that ``near`` has."""
-    return etree.Element(tag, nsmap={near.prefix: forwards.NAMESPACE})
-
-
-def _append(parent: etree._Element, child: etree._Element) -> None:
-    """Append a child, with the white space that the children before it have."""
-    outer = parent.getparent()
-    if len(parent):
-        last = parent[-1]
-        child.tail, last.tail = last.tail, parent.text
-    elif outer is not None and outer.text and not outer.text.strip(forwards.XML_SPACE):
-        parent.text, child.tail = f"{outer.text}  ", outer.text
-    parent.append(child)
-
-
-def _remove(child: etree._Element) -> None:
-    """Remove an element with the white space before it."""
-    parent, before = child.getparent(), child.getprevious()
-    assert parent is not None
-    if before is not None:
-        before.tail = child.tail if child.getnext() is None else before.tail
-    elif child.getnext() is None:
-        parent.text = None
-    child.tail = None
-    parent.remove(child)
-
-
-def _detached(root: etree._Element) -> etree._Element:
-    """Return a copy that stands on its own."""
-    return etree.fromstring(etree.tostring(root, with_tail=False, encoding="utf-8"))
-
-
-def _keys() -> Iterator[str]:
-    yield KEY
-    yield from (f"{KEY}{number}" for number in range(1, 1000))
-
-
-def _uses(root: etree._Element, prefix: str) -> bool:
-    """Tell whether an element or attribute has a prefix, or the root needs it for another namespace."""
-    if root.nsmap.get(prefix, forwards.NAMESPACE) != forwards.NAMESPACE:
-        return True
-    return any(element.prefix == prefix for element in root.iter(etree.Element))
