@@ -54,6 +54,7 @@ def serving(handle: Callable[[socket.socket], object]) -> Iterator[None]:
             handle(connection)
 
     with hook_process._listen() as listener:
+        listener.setblocking(True)
         thread = threading.Thread(target=serve)
         thread.start()
         yield
@@ -251,5 +252,5 @@ def test_hook_says_the_same_with_and_without_the_service() -> None:
 def test_socket_that_was_removed_is_put_back(run_dir: Path) -> None:
     with real_process():
         (run_dir / "socket").unlink()
-        eventually((run_dir / "socket").is_socket, "the socket is back")
+        eventually((run_dir / "socket").is_socket, "the socket is back", timeout=20)
         assert answers()

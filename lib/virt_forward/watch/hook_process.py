@@ -200,6 +200,7 @@ def _listen() -> socket.socket:
     try:
         listener.bind(temporary)
         listener.listen(MAX_EVENTS)
+        listener.setblocking(False)
         os.rename(temporary, handover.socket_path(directory))
     except OSError:
         listener.close()
