@@ -78,7 +78,10 @@ def test_conflicting_guest_is_refused_and_starts_after_the_other_stops(
     host.start("web", *WEB_XML)
     rival = (host_ip(DB), port_forward("8080:80"))
     assert host.event("db", "prepare", *rival) == 1
-    assert "host port tcp/8080 is taken by guest web" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "host port tcp/8080 is taken by guest web" in said
+    # The copy that virt-clone makes has the forwards of the original.
+    assert "virt-forward remove db --all --config removes this guest's forwards" in said
     assert host.event("db", "release", *rival) == 0
     assert holds(host, web)
     host.stop("web", *WEB_XML)

@@ -14,6 +14,7 @@ from virt_forward.libvirtd import metadata
 from virt_forward.libvirtd.metadata import Target
 from virt_forward.metadata.domain import foreign_macs, parse_domain
 from virt_forward.metadata.edit import Document
+from virt_forward.metadata.forwards import NAMESPACE
 from virt_forward.model import Forward, Guest
 from virt_forward.reconcile.reconciler import Reconciler
 from virt_forward.reconcile.view import HostView
@@ -59,6 +60,8 @@ def _refuse(reasons: Iterable[str]) -> None:
 def _declared_claims(opened: Any, besides: str) -> Iterator[claims.Row]:
     """Yield the claims of all other domains, whether they run or not; one that is wrong claims nothing."""
     for xml in metadata.declarations(opened, besides):
+        if NAMESPACE.encode() not in xml:
+            continue
         try:
             domain = parse_domain(xml)
         except VirtForwardError:
