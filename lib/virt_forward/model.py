@@ -21,6 +21,8 @@ host's DHCP server, the guest's own answer to a probe, the kernel's neighbour ta
 LEARNED: tuple[Origin, ...] = ORIGINS[2:]
 """The origins of addresses that nobody wrote down; see addresses/endpoints.py."""
 MAX_PORT = 65535
+WIDE = 128
+"""A range of more ports than this is handled as a range, any other by its single ports."""
 
 
 class Span(NamedTuple):
@@ -28,6 +30,11 @@ class Span(NamedTuple):
 
     start: int
     end: int
+
+    @property
+    def wide(self) -> bool:
+        """Whether these are too many ports to be handled one by one."""
+        return self.end - self.start >= WIDE
 
     def overlaps(self, other: "Span") -> bool:
         """Tell whether a port is in both."""

@@ -41,3 +41,8 @@ def guest_comment(name: str, uuid: str) -> str:
 def interface(dev: str) -> str:
     """Return an interface name as an nft string."""
     return f'"{dev}"'
+
+
+def bridge_suffix(dev: str) -> str:
+    """Return what the name of a bridge's chain ends in: another one for each name of an interface."""
+    return re.sub(r"[^A-Za-z0-9-]", lambda found: f"_{ord(found[0]):02x}", dev)

@@ -64,7 +64,8 @@ NETLINK = (
 )
 MONITOR = texts(
     "delete table inet virt-forward\n# new generation 7 by process 812 (nft)\n",
-    "add rule ip filter LIBVIRT_FWI oifname virbr0 reject\ndelete rule inet virt-forward dispatch handle 7\n",
+    "add rule ip filter LIBVIRT_FWI oifname virbr0 reject\n"
+    "delete rule inet virt-forward postrouting handle 7\n",
 )
 
 NETWORKD = texts(test_leases.NETWORKD % 1795387461264995, test_leases.NETWORKD % 0)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import contextlib
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -124,6 +125,25 @@ class Scene:
 
     def _hosts(self, name: str, *addresses: str | None) -> None:
         self._metadata[name] = "".join(xml.host_ip(ip) for ip in addresses if ip)
+
+    @contextlib.contextmanager
+    def declaring(self, name: str, hosts: str | None) -> Iterator[None]:
+        """Have a guest's metadata say ``hosts`` in place of its own addresses, where given."""
+        before = self._metadata[name]
+        self._metadata[name] = before if hosts is None else hosts
+        try:
+            yield
+        finally:
+            self._metadata[name] = before
+
+    @contextlib.contextmanager
+    def at_mac(self, name: str, number: int) -> Iterator[None]:
+        """Have a guest's XML say the hardware address of the guest with a number."""
+        before, self._numbers[name] = self._numbers[name], number
+        try:
+            yield
+        finally:
+            self._numbers[name] = before
 
     def xml(self, name: str, *children: str, attributes: str = "", phase: xml.Phase = "started") -> str:
         metadata = xml.forwards(self._metadata[name], *children, attributes=attributes)

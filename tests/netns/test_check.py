@@ -23,7 +23,7 @@ def test_table_changed_by_hand_is_found(lab: Lab) -> None:
     lab.hook("qemu", "web", "prepare", xml=xml)
     lab.hook("qemu", "web", "started", xml=xml)
     assert found(lab) == set()
-    lab.host.nft("delete element inet virt-forward any { tcp . 8080 }")
+    lab.host.nft("delete element inet virt-forward ports { tcp . 8080 }")
     assert found(lab) == {"table-differs"}
     lab.host.nft("delete table inet virt-forward")
     assert found(lab) == {"table-missing"}

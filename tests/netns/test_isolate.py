@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import itertools
 import re
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import pytest
 
-from netns.support import FAMILIES, V4, Cast, Family, told, who
+from netns.support import FAMILIES, GUESTS, SILENCE, V4, Cast, Family, told, who
 from support.xml import port_forward, uuid_of
 
 pytestmark = pytest.mark.root
@@ -63,6 +65,89 @@ def test_isolation_without_any_forward(cast: Cast) -> None:
         assert who(cast.host, family.guest(200), 80) == "web"
         with cast.client.serve("tcp", 9999, name="client"):
             assert who(cast.web, family.client, 9999) == "client"
+
+
+class Unknown(NamedTuple):
+    """Addresses of an isolated guest that nobody has told us of, as IPv6 privacy extensions make them."""
+
+    address: str
+    client: str
+    far: str
+
+
+@pytest.fixture(params=["declared", "nothing known"])
+def unknown(cast: Cast, request: pytest.FixtureRequest) -> Iterator[list[Unknown]]:
+    """Have the guest at more addresses than are declared, or declare none at all."""
+    cast.web.ip("address add 10.10.0.77/24 dev eth0", "address add fd10:10::f00d:77/64 dev eth0 nodad")
+    added = {4: "10.10.0.77", 6: "fd10:10::f00d:77"}
+    # A server on one address answers from there.
+    servers = [
+        cast.web.serve(proto, 7777, name="web", address=address)
+        for address, proto in itertools.product(added.values(), ("tcp", "udp"))
+    ]
+    for address, proto in itertools.product(added.values(), ("tcp", "udp")):
+        assert who(cast.client, address, 7777, proto) == "web", "it is open without isolation"
+    known = "" if request.param == "nothing known" else None
+    start_isolated(cast, known)
+    try:
+        far = {4: "10.20.0.5", 6: "fd20:20::5"}
+        yield [Unknown(added[family.version], family.client, far[family.version]) for family in FAMILIES]
+    finally:
+        for server in servers:
+            server.close()
+        cast.web.ip("address del 10.10.0.77/24 dev eth0", "address del fd10:10::f00d:77/64 dev eth0")
+
+
+def start_isolated(cast: Cast, hosts: str | None) -> None:
+    """Start the guest with the addresses that the lab declares, or with those in ``hosts``."""
+    cast.host.run(["ip", "neigh", "flush", "all"])
+    with cast.scene.declaring("web", hosts):
+        cast.scene.start("web", port_forward("8080:80"), attributes=ISOLATED)
+    assert "10.10.0.77" not in cast.scene.table()
+    assert ("10.10.0.200" in cast.scene.table()) == (hosts is None)
+
+
+def test_no_connection_to_an_unknown_address_is_answered(cast: Cast, unknown: list[Unknown]) -> None:
+    for item in unknown:
+        for place, proto in itertools.product((cast.client, cast.client2, cast.far), ("tcp", "udp")):
+            assert place.ask(item.address, 7777, proto, timeout=SILENCE) is None
+        # Nothing of TCP gets as far as a program.
+        assert cast.silent(cast.client, item.address, 80)
+
+
+def test_unknown_address_is_reached_on_its_own_network(cast: Cast, unknown: list[Unknown]) -> None:
+    for item in unknown:
+        for place, proto in itertools.product((cast.db, cast.host), ("tcp", "udp")):
+            assert who(place, item.address, 7777, proto) == "web"
+
+
+def test_what_an_unknown_address_opens_is_answered(cast: Cast, unknown: list[Unknown]) -> None:
+    for item in unknown:
+        for proto in ("tcp", "udp"):
+            with cast.client.serve(proto, 9999, name="client"):
+                assert who(cast.web, item.client, 9999, proto, source=item.address) == "client"
+            assert who(cast.web, item.far, 80, proto, source=item.address) == "far"
+
+
+def test_isolation_of_a_guest_of_which_nothing_is_known(cast: Cast) -> None:
+    """From the first moment, and until its stop; the guest beside it is as open as ever."""
+    start_isolated(cast, "")
+    for family in FAMILIES:
+        assert cast.silent(cast.client, family.guest(200), 80)
+        assert who(cast.client, family.guest(201), 80) == "db"
+    cast.scene.stop("web")
+    for family in FAMILIES:
+        assert who(cast.client, family.guest(200), 80) == "web"
+
+
+def test_another_guest_of_the_hardware_address_keeps_its_isolation(cast: Cast) -> None:
+    """A clone that stops does not open the original."""
+    start_isolated(cast, "")
+    with cast.scene.declaring("db", ""), cast.scene.at_mac("db", GUESTS["web"]):
+        cast.scene.start("db", attributes=ISOLATED)
+        cast.scene.stop("db")
+    for family in FAMILIES:
+        assert cast.silent(cast.client, family.guest(200), 80)
 
 
 def test_a_person_s_own_accept_does_not_open_it(cast: Cast) -> None:

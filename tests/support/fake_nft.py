@@ -73,7 +73,7 @@ class FakeNft:
         return int(next(iter(item.elements))) if item and item.elements else None
 
     def dispatches(self) -> bool:
-        chain = self.table.chains.get("dispatch") if self.table else None
+        chain = self.table.chains.get("prerouting") if self.table else None
         return chain is not None and any("vmap" in rule for rule in chain.rules)
 
     def listing(self) -> list[dict[str, object]] | None:

@@ -66,7 +66,7 @@ SABOTAGE = {
     "head -c 8192 /dev/zero >/run/virt-forward/fill || true",
     "nft gone": "mount --bind /dev/null /usr/sbin/nft",
     "foreign table": "nft delete table inet virt-forward; nft add table inet virt-forward; "
-    "nft add chain inet virt-forward any",
+    "nft add chain inet virt-forward ports",
 }
 REPAIR = """\
 umount /run/virt-forward 2>/dev/null

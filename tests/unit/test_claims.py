@@ -10,12 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from unit import strategies as make
-from unit.build import endpoint, forward, guest, uuid_of
+from unit.build import MAC, endpoint, forward, guest, uuid_of
 from unit.counted import Looks
 from virt_forward import names, ports, text
 from virt_forward.claims import index as claims
 from virt_forward.claims.index import EndpointRow, GatewayRow, PortRow, SubnetRow
-from virt_forward.model import LEARNED, ORIGINS, Forward, Guest, Origin
+from virt_forward.model import LEARNED, ORIGINS, Forward, Guest, Nic, Origin
 
 A = guest("a", forward(80))
 # Another guest's endpoint would be a conflict of its own.
@@ -32,16 +32,22 @@ def kinds(item: Guest) -> list[str]:
 
 
 ENDPOINT, SUBNET, GATEWAY = EndpointRow.__name__, SubnetRow.__name__, GatewayRow.__name__
+LOOKUP, ISOLATED = claims.LookupRow.__name__, claims.IsolatedRow.__name__
 
 
 def test_rows_follow_the_state_of_the_guest() -> None:
-    assert kinds(A) == ["open", ENDPOINT, SUBNET, SUBNET]
+    assert kinds(A) == ["open", ENDPOINT, SUBNET, SUBNET, LOOKUP]
     assert kinds(A._replace(phase="prepared")) == ["held", ENDPOINT]
     assert kinds(A._replace(endpoints=())) == ["held"]
     assert kinds(A._replace(forwards=(), conflicts=((forward(80), "why"),))) == ["kept out", ENDPOINT]
-    assert kinds(A._replace(forwards=(), isolate=True)) == [ENDPOINT, SUBNET, SUBNET]
+    isolated = [SUBNET, SUBNET, LOOKUP, LOOKUP, ISOLATED]
+    assert kinds(A._replace(forwards=(), isolate=True)) == [ENDPOINT, *isolated]
+    # an isolated guest of which no address is known
+    unknown = A._replace(forwards=(), isolate=True, endpoints=())
+    assert kinds(unknown) == []
+    assert kinds(unknown._replace(nics=(Nic(MAC, "bridge", "virbr0"),))) == isolated
     gateway = A._replace(gateways=(ip_address("198.51.100.1"),))
-    assert kinds(gateway) == ["open", ENDPOINT, SUBNET, SUBNET, GATEWAY]
+    assert kinds(gateway) == ["open", ENDPOINT, SUBNET, SUBNET, GATEWAY, LOOKUP]
     assert kinds(gateway._replace(phase="prepared")) == ["held", ENDPOINT]
     # of two families only one has an endpoint
     assert kinds(A._replace(forwards=(forward(80, address="2001:db8::1"),)))[0] == "held"

@@ -20,7 +20,7 @@ from unit.world import Event, World, events
 from virt_forward import ports
 from virt_forward.claims import index as claims
 from virt_forward.model import Address, Forward, Guest
-from virt_forward.ruleset import static, table
+from virt_forward.ruleset import table
 from virt_forward.ruleset.block import Chain
 
 
@@ -80,7 +80,7 @@ def matches(forward: Forward, packet: Packet) -> bool:
 
 
 class Kernel:
-    """As much of nftables as our dispatch needs."""
+    """As much of nftables as our prerouting chain needs."""
 
     def __init__(self, world: World) -> None:
         index = world.index()
@@ -91,39 +91,43 @@ class Kernel:
             self.maps.setdefault(element.container, []).append((element.key, element.data))
 
     def dispatch(self, packet: Packet) -> str | None:
-        family = "ip" if packet.destination.version == 4 else "ip6"
-        for rule in static.dispatch():
-            if rule.startswith(f"{family} daddr @gateway") and self._is_gateway(rule, packet):
-                return None
-            key, _, name = rule.partition(" vmap @")
-            if not name or ("daddr" in key and f"{family} daddr" not in key):
-                continue
-            facts = {"th dport": str(packet.port), "meta l4proto": packet.proto}
-            facts[f"{family} daddr"] = str(packet.destination)
-            wanted = [facts[part] for part in key.split(" . ")]
-            for chain in self._looked_up(name, wanted):
-                if found := self._run(chain, packet):
+        return self._run("prerouting", packet)
+
+    def _run(self, name: str, packet: Packet) -> str | None:
+        chain = self.chains.get(name)
+        for rule in chain.rules if chain else ():
+            for target in self._targets(rule, packet):
+                if found := self._run(target, packet):
                     return found
+            if " dnat " in rule and self._holds(rule, packet):
+                return translated(rule, packet)
         return None
 
-    def _is_gateway(self, rule: str, packet: Packet) -> bool:
-        name = rule.split()[2].removeprefix("@")
-        return (str(packet.destination), "") in self.maps.get(name, ())
+    def _targets(self, rule: str, packet: Packet) -> Iterator[str]:
+        key, _, name = rule.partition(" vmap @")
+        if name:
+            yield from self._looked_up(name, key.split(" . "), packet)
+        elif rule.startswith("jump "):
+            yield rule.removeprefix("jump ")
+        elif " jump " in rule and self._holds(rule, packet):
+            yield rule.partition(" jump ")[2]
 
-    def _looked_up(self, name: str, wanted: list[str]) -> Iterator[str]:
+    def _looked_up(self, name: str, key: list[str], packet: Packet) -> Iterator[str]:
+        family = "ip" if packet.destination.version == 4 else "ip6"
+        facts = {"th dport": str(packet.port), "meta l4proto": packet.proto}
+        facts[f"{family} daddr"] = str(packet.destination)
+        assert name in self.maps or name == "ports", f"{name} is asked and has no elements"
+        if not set(key) <= set(facts):
+            return
+        wanted = [facts[part] for part in key]
         found = [data for key, data in self.maps.get(name, ()) if within(wanted, key.split(" . "))]
         assert len(found) <= 1, f"{name}: two elements for {wanted}"
         yield from (data.removeprefix("jump ") for data in found)
 
-    def _run(self, name: str, packet: Packet) -> str | None:
-        for rule in self.chains[name].rules:
-            condition, jump, target = rule.partition(" jump ")
-            if not holds(condition, packet):
-                continue
-            found = self._run(target, packet) if jump else translated(rule, packet)
-            if found:
-                return found
-        return None
+    def _holds(self, rule: str, packet: Packet) -> bool:
+        kept = re.search(r"daddr != @(gateway\d)", rule)
+        gateways = self.maps.get(kept[1], ()) if kept else ()
+        return holds(rule, packet) and (str(packet.destination), "") not in gateways
 
 
 def within(wanted: list[str], key: list[str]) -> bool:
@@ -139,18 +143,28 @@ def holds(rule: str, packet: Packet) -> bool:
     version = packet.destination.version
     dev = re.search(r'iifname "([^"]+)"', rule)
     source = re.search(r"saddr (\S+)", rule)
-    daddr = re.search(r"daddr (\S+)", rule)
-    family = re.search(r"nfproto ipv(\d)", rule)
-    proto = re.search(r"\b(tcp|udp|sctp) dport|meta l4proto (\w+)", rule)
-    dport = re.search(r"dport (\d+)(?:-(\d+))?", rule)
+    daddr = re.search(r"ip6? daddr ([0-9a-f:.]+)", rule)
+    family = re.search(r"nfproto ipv(\d)|ip(6?) daddr", rule)
+    protos = re.search(r"\b(tcp|udp|sctp) dport|meta l4proto (?:\{ ([^}]*) \}|(\w+))", rule)
+    dport = re.search(r"dport (?:\{ ([^}]*) \}|([\d-]+))", rule)
     return (
         (not dev or dev[1] == packet.dev)
         and (not source or packet.source in ip_network(source[1]))
         and (not daddr or packet.destination == ip_address(daddr[1]))
-        and (not family or int(family[1]) == version)
-        and (not proto or packet.proto in proto.groups())
-        and (not dport or int(dport[1]) <= packet.port <= int(dport[2] or dport[1]))
+        and (not family or int(family[1] or family[2] or 4) == version)
+        and (not protos or packet.proto in listed(protos))
+        and (not dport or any(in_ports(packet.port, span) for span in listed(dport)))
     )
+
+
+def listed(found: re.Match[str]) -> list[str]:
+    text: str = next(filter(None, found.groups()))
+    return text.split(", ")
+
+
+def in_ports(port: int, span: str) -> bool:
+    first, _, last = span.partition("-")
+    return int(first) <= port <= int(last or first)
 
 
 def translated(rule: str, packet: Packet) -> str:

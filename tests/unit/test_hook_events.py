@@ -135,7 +135,7 @@ def test_start_ends_udp_flows_that_clients_opened_to_the_host(host: FakeHost) ->
 
 
 def edit(host: FakeHost) -> None:
-    host.nft.apply("delete element inet virt-forward any { tcp . 8080 }\n")
+    host.nft.apply("delete element inet virt-forward ports { tcp . 8080 }\n")
     host.nft.apply("flush set inet virt-forward revision\n")
 
 

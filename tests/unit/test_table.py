@@ -54,7 +54,7 @@ def test_include_file_defines_chains_before_references(happenings: list[Event]) 
 
 
 def assert_in_order(text: str) -> None:
-    known: set[str] = set()
+    known = set(static.base_chains(Config()))
     for line in text.splitlines():
         known |= set(re.findall(r"^\tchain (\S+) \{", line))
         referred = set(re.findall(r"\b(?:jump|goto) ([\w.-]+)", line))
@@ -167,13 +167,46 @@ def test_slot_chain_has_the_most_specific_claim_first() -> None:
         Config(),
         1,
     )
-    (chain,) = [text for text in shared.paragraphs if text.startswith("# port from-tcp-80\n")]
+    (chain,) = [text for text in shared.paragraphs if text.startswith("# port tcp-80\n")]
     rules = re.findall(r"^\t\t(.*) jump guest-(.)-", chain, re.MULTILINE)
     assert rules == [
         ('iifname "enp1s0"', "c"),
         ("ip saddr 192.0.2.0/25", "b"),
         ("ip saddr 192.0.2.0/24", "a"),
     ]
+    assert f"\t\tjump guest-d-{uuid_of('d')[:8]}\n\t}}" in chain
+
+
+def test_port_of_one_guest_leads_straight_to_its_chain() -> None:
+    """However narrowed the claims of that guest are; another guest's at another address changes that."""
+    mine = guest("a", forward(80, dev="enp1s0"), forward(80, address="203.0.113.7"), forward(80))
+    other = guest("b", forward(80, address="203.0.113.8"), endpoints=[endpoint("198.51.100.2")])
+    alone, both = (table.whole(guests, Config(), 1).paragraphs for guests in ((mine,), (mine, other)))
+    straight = f"add element inet virt-forward ports {{ tcp . 80 : jump guest-a-{uuid_of('a')[:8]} }}"
+    assert f"# port tcp-80\n{straight}" in alone
+    assert "add element inet virt-forward ports { tcp . 80 : jump port-tcp-80 }" in "\n".join(both)
+
+
+def test_lookups_are_those_that_guests_need() -> None:
+    """A map that has no element is not asked, and the rules change in the transaction that changes that."""
+    world = World()
+    world.change(Event(0, WEB))
+    assert lookups(world) == {"@ports"}
+    both = (endpoint("198.51.100.9"), endpoint("2001:db8:10::9"))
+    wide = guest("b", forward(1, 65535, address="203.0.113.7"), endpoints=both)
+    commands = world.commands(Event(1, wide))
+    assert "flush chain inet virt-forward prerouting\n" in commands
+    assert lookups(world) == {"@ports", "@range4"}
+    world.change(Event(1, wide._replace(forwards=(forward(1, 65535, address="2001:db8::7"),))))
+    assert lookups(world) == {"@ports", "@range6"}
+    world.change(Event(1, None))
+    assert lookups(world) == {"@ports"}
+    quiet = world.commands(Event(2, guest("c", forward(81), endpoints=[endpoint("198.51.100.8")])))
+    assert "prerouting" not in quiet
+
+
+def lookups(world: World) -> set[str]:
+    return set(re.findall(r"@\S+", owners(world.include)["# lookups"]))
 
 
 def test_rebuild_keeps_base_chains_and_deletes_the_others() -> None:
@@ -200,22 +233,16 @@ def test_remove_flushes_but_keeps_a_chain_that_is_added_again() -> None:
     assert "add element inet virt-forward m { 1 : jump c }" in add(block)
 
 
-def subnets(world: World) -> list[str]:
-    return [key for key in owners(world.include) if key.startswith("# lan")]
-
-
-def test_nested_subnet_is_covered_by_the_outer_one() -> None:
-    """An interval set takes no overlaps."""
+def test_bridge_has_the_subnets_of_all_its_guests() -> None:
     inner, outer = ((ip_network(text), "virbr0") for text in ("198.51.100.0/25", "198.51.100.0/24"))
     world = World()
     world.change(Event(0, WEB._replace(lans=(inner,))))
-    assert "# lan 198.51.100.0/25 virbr0" in owners(world.include)
     other = guest("b", forward(81), endpoints=[endpoint("198.51.100.9")])._replace(lans=(outer,))
     world.change(Event(1, other))
-    assert [key for key in owners(world.include) if key.startswith("# lan")] == [
-        "# lan 198.51.100.0/24 virbr0"
-    ]
+    assert subnets(world) == ["198.51.100.0/24", "198.51.100.0/25"]
     world.change(Event(1, None))
-    assert [key for key in owners(world.include) if key.startswith("# lan")] == [
-        "# lan 198.51.100.0/25 virbr0"
-    ]
+    assert subnets(world) == ["198.51.100.0/25"]
+
+
+def subnets(world: World) -> list[str]:
+    return re.findall(r"saddr (\S+) masquerade", owners(world.include)["# lan virbr0"])

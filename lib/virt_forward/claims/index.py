@@ -11,6 +11,8 @@ from virt_forward.claims.rows import (
     EndpointRow,
     GatewayRow,
     Index,
+    IsolatedRow,
+    LookupRow,
     PortRow,
     Row,
     SubnetRow,
@@ -25,7 +27,9 @@ __all__ = [
     "GatewayRow",
     "Held",
     "Index",
+    "IsolatedRow",
     "Location",
+    "LookupRow",
     "PortRow",
     "Row",
     "SubnetRow",
@@ -155,9 +159,6 @@ class _Claimed:
 class Held:
     """The claims of many guests, searched for those that may conflict with one guest's."""
 
-    WIDE = 128
-    """A range of more ports than this is kept as a range, any other by its single ports."""
-
     def __init__(self, rows: Iterable[Row] = ()) -> None:
         self._rows: dict[Row, None] = {}
         self._by_number: list[Row] = []
@@ -179,7 +180,7 @@ class Held:
         elif isinstance(row, PortRow) and row.holds:
             claimed = self._claimed.setdefault(row.listen, _Claimed())
             claimed.every.append(number)
-            if row.span.end - row.span.start >= self.WIDE:
+            if row.span.wide:
                 claimed.wide.append(number)
                 return
             for port in range(row.span.start, row.span.end + 1):
@@ -202,7 +203,7 @@ class Held:
         claimed = self._claimed.get(forward.listen)
         if claimed is None:
             return ()
-        if forward.end - forward.start >= self.WIDE:
+        if forward.span.wide:
             return claimed.every
         single = (claimed.at.get(port, ()) for port in range(forward.start, forward.end + 1))
         return (*claimed.wide, *(number for numbers in single for number in numbers))

@@ -8,6 +8,8 @@ word, a tab, and fields with tabs between them. A value that is not given is emp
     endpoint  ADDRESS  BRIDGE  ORIGIN
     subnet    SUBNET   BRIDGE
     gateway   ADDRESS
+    lookup    NAME
+    isolated  MAC
 
 It is derived from the records of guests: where it cannot be read, it is rebuilt from them.
 """
@@ -71,7 +73,33 @@ class GatewayRow(NamedTuple):
     ip: Address
 
 
-Row = PortRow | EndpointRow | SubnetRow | GatewayRow
+LOOKUPS = frozenset(
+    ("ports", "at4", "at6", "range", "range4", "range6", "narrowed", "narrowed4", "narrowed6", "isolated")
+)
+
+
+class LookupRow(NamedTuple):
+    """A lookup that packets need because of a guest that is in the table.
+
+    It is "ports" for every such guest; "at4" or "at6" for single ports, "range4" or "range6" for wide
+    ranges, "narrowed4" or "narrowed6" for those narrowed to a device or source, of forwards with an
+    address; "range" and "narrowed" for wide ranges without one; "isolated" for an isolated guest.
+    """
+
+    uuid: str
+    name: str
+    lookup: str
+
+
+class IsolatedRow(NamedTuple):
+    """A hardware address of an isolated guest that runs."""
+
+    uuid: str
+    name: str
+    mac: str
+
+
+Row = PortRow | EndpointRow | SubnetRow | GatewayRow | LookupRow | IsolatedRow
 """``name`` is the guest's, on one line and at most MAX_NAME characters long."""
 
 Index = tuple[Row, ...]
@@ -92,11 +120,40 @@ def _rows(guest: Guest) -> Iterator[Row]:
         yield PortRow(*who, "kept out", forward.listen, forward.span)
     for endpoint in guest.endpoints:
         yield EndpointRow(*who, endpoint.ip, endpoint.bridge, endpoint.origin)
-    if running and guest.endpoints and (guest.forwards or guest.isolate):
+    needed = lookups(guest)
+    if needed:
         for subnet, bridge in guest.lans:
             yield SubnetRow(*who, subnet, bridge)
         for address in guest.gateways:
             yield GatewayRow(*who, address)
+    for each in needed:
+        yield LookupRow(*who, each)
+    for mac in _macs(guest) if "isolated" in needed else ():
+        yield IsolatedRow(*who, mac)
+
+
+def lookups(guest: Guest) -> list[str]:
+    """Return the lookups that packets need because of a guest; none where it has nothing in the table."""
+    if guest.phase != "running":
+        return []
+    served = [forward for forward in guest.forwards if guest.endpoints_for(forward)]
+    found = {lookup(forward.listen, forward.span) for forward in served}
+    found |= {"isolated"} if guest.isolate and _macs(guest) else set()
+    return sorted({"ports", *found}) if found else []
+
+
+def _macs(guest: Guest) -> list[str]:
+    """Return the hardware addresses of a guest, those of its addresses included."""
+    found = dict.fromkeys((*(nic.mac for nic in guest.nics), *(endpoint.mac for endpoint in guest.endpoints)))
+    return [mac for mac in found if values.is_mac(mac)]
+
+
+def lookup(listen: Listen, span: Span) -> str:
+    """Return the name of the lookup that finds a claim."""
+    version = str(listen.address.version) if listen.address else ""
+    if span.wide:
+        return f"{'narrowed' if listen.restricted else 'range'}{version}"
+    return f"at{version}" if version else "ports"
 
 
 @lru_cache(maxsize=1)
@@ -175,10 +232,20 @@ def _gateway(uuid: str, name: str, ip: str, *rest: str) -> Row:
     return GatewayRow(uuid, name, _address(ip)) if not any(rest) else _damaged()
 
 
+def _lookup(uuid: str, name: str, lookup: str, *rest: str) -> Row:
+    return LookupRow(uuid, name, lookup) if lookup in LOOKUPS and not any(rest) else _damaged()
+
+
+def _isolated(uuid: str, name: str, mac: str, *rest: str) -> Row:
+    return IsolatedRow(uuid, name, mac) if values.is_mac(mac) and not any(rest) else _damaged()
+
+
 _OTHERS: dict[str, Callable[[str, str, str, str, str], Row]] = {
     "endpoint": _endpoint,
     "subnet": _subnet,
     "gateway": _gateway,
+    "lookup": _lookup,
+    "isolated": _isolated,
 }
 
 
@@ -199,8 +266,12 @@ def _lines(index: Iterable[Row]) -> Iterator[str]:
             yield f"endpoint\t{row.ip}\t{row.bridge}\t{row.origin}"
         elif isinstance(row, SubnetRow):
             yield f"subnet\t{row.subnet}\t{row.bridge}\t"
-        else:
+        elif isinstance(row, GatewayRow):
             yield f"gateway\t{row.ip}\t\t"
+        elif isinstance(row, LookupRow):
+            yield f"lookup\t{row.lookup}\t\t"
+        else:
+            yield f"isolated\t{row.mac}\t\t"
 
 
 @cache

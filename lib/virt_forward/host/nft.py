@@ -108,8 +108,8 @@ def plain_listing() -> str | None:
 
 
 def dispatches() -> bool:
-    """Tell whether our table has its dispatch rule: ``nft flush table`` deletes rules, not the table."""
-    result = run(["nft", "list", "chain", *TABLE.split(), "dispatch"], timeout=TIMEOUT)
+    """Tell whether our table has its rules: ``nft flush table`` deletes rules, not the table."""
+    result = run(["nft", "list", "chain", *TABLE.split(), "prerouting"], timeout=TIMEOUT)
     return result.status == 0 and "vmap" in result.stdout
 
 

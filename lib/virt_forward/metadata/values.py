@@ -56,6 +56,11 @@ def mac(text: str) -> str:
     return text.lower()
 
 
+def is_mac(text: str) -> bool:
+    """Tell whether a text is a MAC address in lower case."""
+    return bool(_MAC.fullmatch(text)) and text == text.lower()
+
+
 def dev(text: str) -> str:
     """Return the name of a network interface."""
     if not is_dev(text):

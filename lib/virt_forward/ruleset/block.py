@@ -7,7 +7,10 @@ from virt_forward.names import TABLE
 
 
 class Chain(NamedTuple):
-    """A regular chain; ``comment`` is already quoted."""
+    """A regular chain; ``comment`` is already quoted.
+
+    Without one, it is a chain that the static part declares, and the block has its rules alone.
+    """
 
     name: str
     comment: str
@@ -48,15 +51,16 @@ def remove(blocks: Iterable[Block], added: Iterable[Block] = ()) -> list[str]:
     """
     blocks = list(blocks)
     kept = {chain.name for block in added for chain in block.chains}
-    chains = [chain.name for block in blocks for chain in block.chains]
+    chains = [chain for block in blocks for chain in block.chains]
     lines = _elements("delete", (e._replace(data="") for block in blocks for e in block.elements))
-    lines += [f"flush chain {TABLE} {name}" for name in chains]
-    return lines + [f"delete chain {TABLE} {name}" for name in chains if name not in kept]
+    lines += [f"flush chain {TABLE} {chain.name}" for chain in chains]
+    gone = [chain.name for chain in chains if chain.comment and chain.name not in kept]
+    return lines + [f"delete chain {TABLE} {name}" for name in gone]
 
 
 def _chain(chain: Chain) -> list[str]:
-    rules = [f"\t\t{rule}" for rule in chain.rules]
-    return [f"\tchain {chain.name} {{", f"\t\tcomment {chain.comment}", *rules, "\t}"]
+    comment = [f"\t\tcomment {chain.comment}"] if chain.comment else []
+    return [f"\tchain {chain.name} {{", *comment, *(f"\t\t{rule}" for rule in chain.rules), "\t}"]
 
 
 def _elements(verb: str, elements: Iterable[Element]) -> list[str]:

@@ -3,21 +3,11 @@
 from collections.abc import Iterator
 
 from virt_forward import names, ports
+from virt_forward.claims.rows import lookups
 from virt_forward.config import Config
-from virt_forward.model import MAX_PORT, Endpoint, Forward, Guest, Listen, Span
-from virt_forward.ruleset import maps
+from virt_forward.model import Endpoint, Forward, Guest
+from virt_forward.ruleset import maps, translate
 from virt_forward.ruleset.block import Block, Chain, Element
-
-MODEST = 128
-"""Ranges of up to this many ports become hash elements; wider ones an interval."""
-
-MODEST_RESTRICTED = 8
-"""The same for ports that guests may share, as each of these needs a slot chain."""
-
-
-def modest(listen: Listen, span: Span) -> bool:
-    """Tell whether a forward's ports are few enough to be single elements."""
-    return span.end - span.start < (MODEST_RESTRICTED if listen.restricted else MODEST)
 
 
 def key(uuid: str) -> str:
@@ -29,10 +19,9 @@ def block(guest: Guest, config: Config) -> Block | None:
     """Return the block of a running guest, or None where nothing of it belongs into the table."""
     forwards = sorted(guest.forwards, key=ports.specificity)
     served = [forward for forward in forwards if guest.endpoints_for(forward)]
-    isolated = guest.isolate and guest.endpoints
-    if guest.phase != "running" or not (served or isolated):
+    if not lookups(guest):
         return None
-    elements = [element for forward in served for element in _port_elements(guest, forward)]
+    elements = [element for forward in served for element in _range_elements(guest, forward)]
     elements += [element for endpoint in guest.endpoints for element in _endpoint_elements(guest, endpoint)]
     return Block(key(guest.uuid), (_nat(guest, served, config), _count(guest, forwards)), tuple(elements))
 
@@ -57,10 +46,8 @@ def _suffix(guest: Guest) -> str:
 
 
 def _nat(guest: Guest, served: list[Forward], config: Config) -> Chain:
-    rules = [
-        _dnat(forward, endpoint, config) for forward in served for endpoint in guest.endpoints_for(forward)
-    ]
-    return Chain(nat_chain(_suffix(guest)), names.guest_comment(guest.name, guest.uuid), tuple(rules))
+    rules = tuple(translate.rules(guest, served, config))
+    return Chain(nat_chain(_suffix(guest)), names.guest_comment(guest.name, guest.uuid), rules)
 
 
 def _count(guest: Guest, forwards: list[Forward]) -> Chain:
@@ -73,16 +60,11 @@ def _count(guest: Guest, forwards: list[Forward]) -> Chain:
     return Chain(count_chain(_suffix(guest)), names.guest_comment(guest.name, guest.uuid), tuple(rules))
 
 
-def _port_elements(guest: Guest, forward: Forward) -> Iterator[Element]:
-    listen, span = forward.listen, forward.span
-    verdict = f"jump {nat_chain(_suffix(guest))}"
-    if listen.restricted:
-        return  # The slot of each port leads to the guest: shared.py.
-    if modest(listen, span):
-        for port in range(span.start, span.end + 1):
-            yield maps.port_element(listen.proto, listen.address, port, verdict)
-    else:
-        yield maps.range_element(listen.proto, listen.address, span, verdict)
+def _range_elements(guest: Guest, forward: Forward) -> Iterator[Element]:
+    """Yield what leads to a wide range that no other guest can have; slots.py leads to all other ports."""
+    if forward.span.wide and not forward.listen.restricted:
+        verdict = f"jump {nat_chain(_suffix(guest))}"
+        yield maps.range_element(forward.proto, forward.address, forward.span, verdict)
 
 
 def _endpoint_elements(guest: Guest, endpoint: Endpoint) -> Iterator[Element]:
@@ -90,44 +72,6 @@ def _endpoint_elements(guest: Guest, endpoint: Endpoint) -> Iterator[Element]:
     yield maps.GUEST[version].element(endpoint.ip, endpoint.bridge, verdict=verdict)
     if guest.isolate:
         yield maps.ISOLATED[version].element(endpoint.ip, endpoint.bridge)
-
-
-def _dnat(forward: Forward, endpoint: Endpoint, config: Config) -> str:
-    family = "ip" if endpoint.ip.version == 4 else "ip6"
-    no_hairpin = not config.hairpin and forward.dev is None
-    words = [f"iifname != {names.interface(endpoint.bridge)}"] if no_hairpin else []
-    words += restrictions(forward.listen)
-    words += [f"{family} daddr {forward.address}"] if forward.address else []
-    words.append(f"meta nfproto ipv{endpoint.ip.version}")
-    words.append(_dport(forward))
-    return (
-        f"{' '.join(words)} ct label set {names.LABEL} counter dnat {family} to {_target(forward, endpoint)}"
-    )
-
-
-def restrictions(listen: Listen) -> list[str]:
-    """Return the matches of what restricts a forward to a part of the packets to its ports."""
-    words = [f"iifname {names.interface(listen.dev)}"] if listen.dev else []
-    if listen.source:
-        words.append(f"{'ip' if listen.source.version == 4 else 'ip6'} saddr {listen.source}")
-    return words
-
-
-def _dport(forward: Forward) -> str:
-    if forward.span == (1, MAX_PORT):
-        return f"meta l4proto {forward.proto}"
-    return f"{forward.proto} dport {forward.span}"
-
-
-def _target(forward: Forward, endpoint: Endpoint) -> str:
-    shown = f"[{endpoint.ip}]" if endpoint.ip.version == 6 else str(endpoint.ip)
-    if forward.start == forward.end:
-        return f"{shown}:{forward.to}"
-    if not forward.shifted:
-        return str(endpoint.ip)
-    # "to ADDRESS:A-B" would pick any port of the range; a map keeps the offset.
-    pairs = ", ".join(f"{port} : {port + forward.offset}" for port in range(forward.start, forward.end + 1))
-    return f"{shown}:{forward.proto} dport map {{ {pairs} }}"
 
 
 def _count_matches(forward: Forward) -> Iterator[str]:

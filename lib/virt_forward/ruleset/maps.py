@@ -65,28 +65,24 @@ _DESTINATION = {
     4: Field("ipv4_addr", "ip daddr", reply="ip saddr"),
     6: Field("ipv6_addr", "ip6 daddr", reply="ip6 saddr"),
 }
-_SOURCE = {4: Field("ipv4_addr", "ip saddr"), 6: Field("ipv6_addr", "ip6 saddr")}
 
 
 class PortMaps(NamedTuple):
     """The maps of forwards that listen on one IPv4 address, on one IPv6 address, or on every address.
 
-    ``slots`` and ``slot_ranges`` lead to the chains of ports and of wide ranges that several
-    guests may have, ``ports`` and ``ranges`` to the chain of the one guest that has a port.
-    They are looked up in this order.
+    ``ports`` has every single port, ``narrowed`` the protocols with wide ranges that are limited to a
+    device or a source, ``ranges`` the other wide ranges. They are looked up in this order.
     """
 
-    slots: Map
-    slot_ranges: Map
     ports: Map
+    narrowed: Map
     ranges: Map
 
 
 def _port_maps(suffix: str, ports: str, *address: Field) -> PortMaps:
     return PortMaps(
-        Map(f"from{suffix}", (*address, _PROTO, _PORT), verdict=True),
-        Map(f"from-range{suffix}", (*address, _PROTO), verdict=True),
         Map(ports, (*address, _PROTO, _PORT), verdict=True),
+        Map(f"narrowed{suffix}", (*address, _PROTO), verdict=True),
         # The port comes first: an interval map that starts with another field is slow to change.
         Map(f"range{suffix}", (_PORT, _PROTO, *address), verdict=True, interval=True),
     )
@@ -94,16 +90,18 @@ def _port_maps(suffix: str, ports: str, *address: Field) -> PortMaps:
 
 AT = {version: _port_maps(str(version), f"at{version}", _DESTINATION[version]) for version in (4, 6)}
 """The port maps of forwards with an address, by IP version."""
-ANY = _port_maps("", "any")
-"""Those of forwards without one."""
+ANY = _port_maps("", "ports")
+"""Those of forwards without one; ``ports`` has the single ports of forwards with an address, too."""
 GUEST = {n: Map(f"guest{n}", (_DESTINATION[n], _OUT), verdict=True) for n in (4, 6)}
 """Endpoints, to the chain that counts their connections."""
-LAN = {n: Map(f"lan{n}", (_SOURCE[n], _OUT), interval=True) for n in (4, 6)}
-"""Subnets on guest bridges: a forwarded connection that stays inside one is masqueraded."""
+LAN = Map("lan", (_OUT,), verdict=True)
+"""Guest bridges, to the chain that masquerades what came from the same bridge."""
 GATEWAY = {n: Map(f"gateway{n}", (_DESTINATION[n],)) for n in (4, 6)}
 """The host's own addresses on guest bridges."""
 ISOLATED = {n: Map(f"isolated{n}", (_DESTINATION[n], _OUT)) for n in (4, 6)}
 """Endpoints that only forwarded connections may reach."""
+ISOLATED_MACS = Map("isolated", (Field("ether_addr", "ether saddr"),))
+"""Hardware addresses of isolated guests, whose other addresses may be unknown."""
 SAME_BRIDGE = Map("own", (_IN, _OUT))
 """Guest bridges, each paired with itself: what stays on one bridge."""
 UPLINKS = Map("uplinks", (_IN,))
@@ -111,8 +109,8 @@ UPLINKS = Map("uplinks", (_IN,))
 REVISION = Map("revision", (Field("mark", ""),))
 """One number: which change of the table this is."""
 
-_OF_VERSION = tuple((*AT[n], GUEST[n], LAN[n], GATEWAY[n], ISOLATED[n]) for n in (4, 6))
-ALL = (*_OF_VERSION[0], *_OF_VERSION[1], *ANY, SAME_BRIDGE, UPLINKS, REVISION)
+_OF_VERSION = tuple((*AT[n], GUEST[n], GATEWAY[n], ISOLATED[n]) for n in (4, 6))
+ALL = (*ANY, *_OF_VERSION[0], *_OF_VERSION[1], ISOLATED_MACS, LAN, SAME_BRIDGE, UPLINKS, REVISION)
 """All of them, in the order in which they are declared."""
 
 
@@ -122,21 +120,18 @@ def port_maps(address: Address | None) -> PortMaps:
 
 
 def port_element(proto: Proto, address: Address | None, port: int, verdict: str) -> Element:
-    """Return the element by which one port leads to a guest's chain."""
+    """Return the element by which one port leads to a chain."""
     return port_maps(address).ports.element(*_optional(address), proto, port, verdict=verdict)
+
+
+def narrowed_element(proto: Proto, address: Address | None, verdict: str) -> Element:
+    """Return the element by which the narrowed wide ranges of a protocol lead to a chain."""
+    return port_maps(address).narrowed.element(*_optional(address), proto, verdict=verdict)
 
 
 def range_element(proto: Proto, address: Address | None, span: Span, verdict: str) -> Element:
     """Return the element by which a wide range of ports leads to a guest's chain."""
     return port_maps(address).ranges.element(span, proto, *_optional(address), verdict=verdict)
-
-
-def slot_element(proto: Proto, address: Address | None, port: int, verdict: str) -> Element:
-    """Return the element by which a port (0: the wide ranges of a protocol) leads to a slot chain."""
-    maps, place = port_maps(address), (*_optional(address), proto)
-    if port:
-        return maps.slots.element(*place, port, verdict=verdict)
-    return maps.slot_ranges.element(*place, verdict=verdict)
 
 
 def _optional(address: Address | None) -> tuple[Address, ...]:

@@ -69,7 +69,7 @@ def blocks_of(
     """Return the blocks of ``guests``, and the shared ones that ``touching`` have a part in."""
     made = (guest_block.block(guest, config) for guest in guests)
     found = {block.key: block for block in made if block}
-    return found | shared.blocks(index, touching)
+    return found | shared.blocks(index, touching, config)
 
 
 def whole(guests: Iterable[Guest], config: Config, revision: int) -> Include:

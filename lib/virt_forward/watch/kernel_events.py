@@ -25,7 +25,7 @@ NUD_FAILED = 0x20
 
 TABLE_DELETED = (
     b"delete table inet virt-forward",
-    b"delete rule inet virt-forward dispatch ",
+    b"delete rule inet virt-forward postrouting ",
     b"# ERROR: ",  # "We lost some netlink events!" (nftables' src/mnl.c): any event may be among them
 )
 """What ``nft monitor`` prints if our table is deleted or flushed, or may have been."""

@@ -395,7 +395,7 @@ EDITS = {
     "flushed": person.RULESET,
     "emptied": "flush table inet virt-forward",
     "a chain's rules": f"flush chain inet virt-forward guest-web-{uuid_of('web')[:8]}",
-    "an element": "delete element inet virt-forward any { tcp . 8080 }",
+    "an element": "delete element inet virt-forward ports { tcp . 8080 }",
     "a strange chain": "add chain inet virt-forward strange "
     "{ type filter hook input priority 0; policy drop; }",
     "a strange set": "add set inet virt-forward strange { type mark; elements = { 7 }; }",
@@ -403,7 +403,7 @@ EDITS = {
     f"{{ 7 : jump guest-web-{uuid_of('web')[:8]} }}; }}",
     "a policy": "add chain inet virt-forward forward { policy drop; }",
     "somebody else's": "delete table inet virt-forward; add table inet virt-forward; "
-    "add map inet virt-forward any { type inet_service : verdict; }",
+    "add map inet virt-forward ports { type inet_service : verdict; }",
 }
 
 
