@@ -47,8 +47,10 @@ def run_bare(suite: str, argv: Sequence[str], *, check: bool = True, timeout: fl
     return run_in(rootfs(suite), argv, check=check, timeout=timeout)
 
 
-def run_in(root: Path, argv: Sequence[str], *, check: bool = True, timeout: float = 120) -> Done:
+def run_in(
+    root: Path, argv: Sequence[str], *, stdin: str = "", check: bool = True, timeout: float = 120
+) -> Done:
     """Run a command in a root file system that stays as it is; see :func:`run_bare`."""
     own = ["--mount", "--net", "--pid", "--fork", "--kill-child", "--mount-proc", "--uts", "--ipc"]
     enter: list[str | Path] = ["unshare", *own, "bash", HERE / "bare.sh", root, REPO, SOURCE]
-    return run([*enter, *argv], env=ENV, check=check, timeout=timeout)
+    return run([*enter, *argv], stdin=stdin, env=ENV, check=check, timeout=timeout)

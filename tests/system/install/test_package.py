@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from support import bare, package
 from support import machine as machines
-from support import package
 from support.machine import Machine
 from support.proc import Done, eventually
 from system.conftest import WEB
@@ -24,6 +24,28 @@ THEIRS = "#!/bin/sh\nexec cat >/dev/null\n"
 
 def test_lintian_has_nothing_to_say() -> None:
     assert package.build().lintian == ""
+
+
+APT = """
+base64 -d >/tmp/virt-forward.deb
+quietly() {
+    apt-get -q -y -o DPkg::Options::=--force-unsafe-io "$@" >/tmp/log 2>&1 || { cat /tmp/log; exit 1; }
+}
+quietly install --no-install-recommends /tmp/virt-forward.deb
+virt-forward --version
+ls /etc/libvirt/hooks
+quietly purge virt-forward
+find / -xdev -path /usr/src -prune -o -path '*virt*forward*' ! -path '/tmp/*' -print
+"""
+
+
+def test_apt_installs_it_on_a_bare_debian_12() -> None:
+    """Its dependencies are enough, and without systemd and libvirt it can be installed as well."""
+    encoded = base64.b64encode(package.build().deb).decode()
+    done = bare.run_in(bare.rootfs("bookworm"), ["sh", "-c", APT], stdin=encoded)
+    version, *rest = done.out.splitlines()
+    assert version.startswith("virt-forward ")
+    assert rest == ["network", "qemu"], "what is left after it is purged"
 
 
 @pytest.fixture(scope="module")
