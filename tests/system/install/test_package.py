@@ -121,21 +121,23 @@ from virt_forward.hooks import of_yesterday
 """
 UPGRADE = f"""
 exec 2>/run/lab/upgrade.err
-echo '<hookData><network/></hookData>' | {HOOKS}/network default started begin - & hook=$!
+echo '<domain>urn:virt-forward:1</domain>' | {HOOKS}/qemu web reconnect begin - & hook=$!
 read -r </run/lab/begun
 dpkg -i {FILE} >/run/lab/upgrade.log & upgrade=$!
-until grep -q /replaced {HOOKS}/network; do sleep 0.05; done
+until grep -q /replaced {HOOKS}/qemu; do sleep 0.05; done
 sleep 0.5
 grep -c of_yesterday {MODULES}/dispatch.py
 echo >/run/lab/go
 wait $hook $upgrade
 echo $?
-grep '^LIB' {HOOKS}/network
+grep '^LIB' {HOOKS}/qemu
 """
 
 
 def test_upgrade_waits_for_a_hook_that_runs(installed: Machine) -> None:
     """Its package has a module that the upgrade removes, and it imports that when it is told to go on."""
+    # With it the hook would hand its event over, and import nothing.
+    installed.systemctl("stop", "virt-forward")
     installed.run(["mkfifo", "/run/lab/begun", "/run/lab/go"])
     installed.write(f"{MODULES}/of_yesterday.py", "open('/run/lab/imported', 'w').close()\n")
     installed.write(f"{MODULES}/dispatch.py", installed.read(f"{MODULES}/dispatch.py") + SLOW)

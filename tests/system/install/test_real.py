@@ -237,7 +237,7 @@ open("/run/test/go").read()
 from virt_forward.hooks import of_yesterday
 EOF
 ./install.sh >/dev/null
-echo '<domain/>' | /etc/libvirt/hooks/network default plugged begin - & hook=$!
+echo '<domain>urn:virt-forward:1</domain>' | /etc/libvirt/hooks/qemu web reconnect begin - & hook=$!
 read -r <begun || :
 "$INSTALL" >said & upgrade=$!
 old=$(readlink /usr/local/lib/virt-forward/virt_forward)
@@ -245,7 +245,7 @@ until grep -q 'which was replaced' said; do sleep 0.05; done
 [[ $(readlink /usr/local/lib/virt-forward/virt_forward) != "$old" ]]
 sleep 0.5
 ls -d /usr/local/lib/virt-forward/package-* | wc -l
-echo '<domain/>' | /etc/libvirt/hooks/network default plugged begin -
+echo '<domain>urn:virt-forward:1</domain>' | /etc/libvirt/hooks/qemu web reconnect begin -
 echo >go
 wait $hook
 cat told
