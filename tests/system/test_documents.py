@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -36,12 +37,12 @@ table inet filter {
 \tchain output { type filter hook output priority filter; }
 }
 """
-# The bridge of the other tests goes: the README makes one.
+# The bridge of the other tests goes: a new Debian forwards nothing, and does not start networkd or nftables.
 FRESH = f"""\
-rm -r /etc/systemd/network/*
-networkctl reload
+rm -r /etc/systemd/network/* /etc/systemd/networkd.conf
+systemctl disable --now systemd-networkd.service systemd-networkd.socket nftables
 ip link delete virbr0
-systemctl restart nftables
+sysctl -q -w net.ipv4.ip_forward=0 net.ipv6.conf.all.forwarding=0
 ip route add default via {CLIENT4}
 echo 127.0.1.1 $(hostname) >>/etc/hosts
 """
@@ -87,28 +88,27 @@ def do(machine: Machine, text: str) -> None:
     assert done.status == 0, str(done)
 
 
-def run_block(machine: Machine, block: Block) -> Done:
-    """Run the commands of a block, again and again where it says so."""
-    done = shell(machine, block.text, outside=block.elsewhere)
+def run_block(machine: Machine, block: Block, printed: str) -> None:
+    """Run the commands of a block, again and again where it says so; they print what is in ``printed``."""
     until = time.monotonic() + (30 if block.repeated else 0)
-    while done.status != block.status and time.monotonic() < until:
-        time.sleep(0.3)
+    while True:
         done = shell(machine, block.text, outside=block.elsewhere)
-    assert done.status == block.status, f"{block.place}:\n{done}\n{machine.explain()}"
-    return done
+        if done.status == block.status and shows(done.out + done.err, printed):
+            return
+        if time.monotonic() > until:
+            break
+        time.sleep(0.3)
+    shown = f"this is not printed:\n{printed}\n" if done.status == block.status else ""
+    raise AssertionError(f"{block.place}: {shown}{done}\n{machine.explain()}")
 
 
 def follow(machine: Machine, wanted: Iterable[Block]) -> None:
     """Do what the blocks of a document say, in their order."""
-    done: Done | None = None
-    for block in wanted:
-        if block.path:
+    for block, after in pairwise((*wanted, None)):
+        if block and block.path:
             machine.write(block.path, block.text)
-        elif block.is_output:
-            assert done, f"{block.place}: no commands above it"
-            assert shows(done.out + done.err, block.text), f"{block.place}: this is not printed:\n{done}"
-        elif block.language == COMMANDS and not block.not_run:
-            done = run_block(machine, block)
+        elif block and block.language == COMMANDS and not block.not_run:
+            run_block(machine, block, after.text if after and after.is_output else "")
 
 
 def test_commands_of_the_readme(machine: Machine) -> None:

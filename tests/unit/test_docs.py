@@ -178,6 +178,16 @@ def test_commands_are_shell(block: Block) -> None:
     run(["bash", "-n"], stdin=block.text)
 
 
+def test_output_stands_below_commands_that_are_run() -> None:
+    above = dict(zip(BLOCKS[1:], BLOCKS, strict=False))
+    orphans = [block.place for block in BLOCKS if block.is_output and not is_run(above[block])]
+    assert not orphans
+
+
+def is_run(block: Block) -> bool:
+    return block.language == documents.COMMANDS and not block.not_run
+
+
 def test_lines_of_an_output_are_found_in_their_order() -> None:
     printed = "one  1\ntwo 2\n  three 3 of 4\n"
     assert shows(printed, "one 1\nthree 3 …\n")
