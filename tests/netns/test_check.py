@@ -4,16 +4,20 @@ import json
 
 import pytest
 
-from support.netns import CLIENT4, CLIENT6, GUEST4, GUEST6, GUEST_MAC, HOST4, HOST6, UPLINK, Lab
+from support.netns import BRIDGE, CLIENT4, CLIENT6, GUEST4, GUEST6, GUEST_MAC, HOST4, HOST6, UPLINK, Lab
 from support.xml import Nic, domain, forwards, host_ip, port_forward, uuid_of
 
 pytestmark = pytest.mark.root
 
 
+# There is no installation, the nftables.conf is the machine's own, and most guests are records alone.
+ELSEWHERE = {"hook-missing", "flush-unprotected", "guest-unreachable", "br-netfilter"}
+
+
 def found(lab: Lab) -> set[str]:
     told = json.loads(lab.command("check", "--json", check=False).out)
     assert told["version"] == 1
-    return {problem["id"] for problem in told["problems"]} - {"hook-missing", "flush-unprotected"}
+    return {problem["id"] for problem in told["problems"]} - ELSEWHERE
 
 
 def test_table_changed_by_hand_is_found(lab: Lab) -> None:
@@ -96,8 +100,6 @@ def test_addresses_of_running_guests_are_shown_with_origin(lab: Lab) -> None:
     told = json.loads(lab.command("check", "--json", check=False).out)
     endpoint = {"ip": "10.10.0.200", "bridge": "virbr0", "mac": GUEST_MAC, "origin": "declared"}
     assert told["guests"] == [{"domain": "web", "uuid": uuid_of("web"), "addresses": [endpoint]}]
-    last = lab.command("check", check=False).out.splitlines()[-1]
-    assert last == "web: 10.10.0.200 on virbr0 (declared)"
 
 
 def test_fix_for_interface_with_dot_works(lab: Lab) -> None:
@@ -107,8 +109,12 @@ def test_fix_for_interface_with_dot_works(lab: Lab) -> None:
     lab.host.sysctl("net.ipv4.conf.all.forwarding", 0)
     assert found(lab) == {"ip-forwarding-off"}
     told = json.loads(lab.command("check", "--json", check=False).out)["problems"]
-    (fix,) = [problem["fix"] for problem in told if problem["id"] == "ip-forwarding-off"]
-    lab.host.run(fix.partition(";")[0].split())
+    fixes = [problem["fix"] for problem in told if problem["id"] == "ip-forwarding-off"]
+    assert fixes[0].startswith("sysctl -w net/ipv4/conf/eth0.100/forwarding=1;")
+    # The answers arrive on the bridge, where it is off as well.
+    assert fixes[1].startswith(f"sysctl -w net.ipv4.conf.{BRIDGE}.forwarding=1;")
+    for fix in fixes:
+        lab.host.run(fix.partition(";")[0].split())
     assert found(lab) == set()
 
 

@@ -55,6 +55,13 @@ class Box:
     def __init__(self, lab: netns.Lab) -> None:
         self.lab, self.client, self.ns = lab, lab.client, lab.host
         self.init = 0
+        self._without_br_netfilter()
+
+    def _without_br_netfilter(self) -> None:
+        """Have it off, as on a host that has not loaded the module; where it is loaded, it is on at first."""
+        for name in ("iptables", "ip6tables"):
+            if Path(f"/proc/sys/net/bridge/bridge-nf-call-{name}").exists():
+                self.ns.sysctl(f"net.bridge.bridge-nf-call-{name}", 0)
 
     def run(
         self, argv: Sequence[str | Path], *, stdin: str = "", timeout: float = 20, check: bool = True

@@ -33,7 +33,7 @@ def test_a_forward_waits_for_its_guests_lease_and_sync_completes_it(empty: Host)
     (row,) = empty.forwards()
     assert (row["state"], row["guest"], row["origins"]) == ("active", [lease], [origin])
     told = empty.command("check", ANY.name, check=False).out.splitlines()
-    assert told[-1] == f"{ANY.name}: {lease} on virbr0 ({origin})"
+    assert f"  endpoint  {lease} on virbr0, {ANY.mac}, {origin}" in told
     eventually(lambda: empty.fetch(8080) == ANY.page, "reached at its lease", timeout=10)
     empty.virsh("destroy", ANY.name)
     assert states(empty) == ["inactive"]

@@ -26,6 +26,7 @@ from virt_forward.addresses import attachments, explain, resolve
 from virt_forward.check import findings, guests
 from virt_forward.check.facts import Facts, Forwarding, Veto
 from virt_forward.check.problem import Problem
+from virt_forward.check.steps import Step
 from virt_forward.claims import index as claims
 from virt_forward.claims import vetoes
 from virt_forward.claims.sockets import Listener
@@ -34,6 +35,7 @@ from virt_forward.cli import sync as sync_command
 from virt_forward.errors import VirtForwardError
 from virt_forward.hooks import dispatch
 from virt_forward.host import hostports, log, process
+from virt_forward.libvirtd.api import DomainState
 from virt_forward.metadata.domain import MetadataError, parse_domain
 from virt_forward.metadata.network import parse_network
 from virt_forward.model import Domain, Network, Nic
@@ -111,11 +113,11 @@ def test_width_of_wide_and_combining_characters() -> None:
 
 
 @given(ANYTHING, ANYTHING)
-def test_check_prints_two_lines_per_problem_and_one_per_guest(name: str, word: str) -> None:
+def test_check_prints_two_lines_per_problem_and_one_per_step(name: str, word: str) -> None:
     with printed() as told:
-        check._print([Problem("no-address", "warning", name, word, word)])
-        cli.print_line(guests.line(guest("web", forward())._replace(name=name)))
-    assert len(told()) == 3
+        check._print([Problem("no-address", "warning", name, word, word)], Facts())
+        check._print_steps({DomainState(name, "1", True, b""): [Step("path", False, word)]})
+    assert len(told()) == 4
     for line in told():
         assert_harmless(line)
     shown = json.loads(json.dumps(check._as_json(Problem("no-address", "warning", name, word, word))))
@@ -290,8 +292,6 @@ def test_guest_line_has_endpoint_with_origin() -> None:
     one = guest(
         "web", forward(), endpoints=(endpoint()._replace(origin="reserved"), endpoint("2001:db8:10::2"))
     )
-    assert guests.line(one) == "web: 198.51.100.200 on virbr0 (reserved), 2001:db8:10::2 on virbr0 (declared)"
-    assert guests.line(one._replace(endpoints=())) == "web: no known address"
     assert guests.as_json(one)["addresses"][0] == {
         "ip": "198.51.100.200", "bridge": BRIDGE, "mac": MAC, "origin": "reserved",
     }  # fmt: skip

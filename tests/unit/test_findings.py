@@ -7,9 +7,12 @@ import pytest
 
 from unit.build import UUID, domain_xml
 from virt_forward.check import findings, includes, listing, reading
-from virt_forward.check.facts import Facts, Flush, Forwarding, Hook, Veto
+from virt_forward.check.clone.probes import Probe
+from virt_forward.check.clone.verdict import Obstacle, Report, Result
+from virt_forward.check.facts import Answer, Clash, Facts, Flush, Forwarding, Hook, Unanswered, Veto
 from virt_forward.claims import vetoes
 from virt_forward.claims.absent import Host
+from virt_forward.config import Config
 from virt_forward.host import process
 from virt_forward.libvirtd.api import DomainState
 from virt_forward.metadata.domain import MetadataError
@@ -29,6 +32,30 @@ HOST = Host(
     frozenset({ip_address("192.0.2.1")}), (ip_network("127.0.0.0/8"),), frozenset({"enp1s0", "virbr0"})
 )
 ON_AN_ADDRESS = (Forward("tcp", 8080, 8080, 80, ip_address("203.0.113.7")),)
+ENDPOINT = WEB.endpoints[0]
+PROBE = Probe(
+    WEB.uuid,
+    "web",
+    WEB.forwards[0],
+    ENDPOINT,
+    "enp1s0",
+    ip_address("192.0.2.9"),
+    ip_address("192.0.2.1"),
+    8080,
+    80,
+)
+DROPPED = Obstacle("dropped", False, "inet", "filter", "forward", "forward", "forward", priority="filter")
+
+
+def stopped(*obstacles: Obstacle) -> Facts:
+    """Return the facts of a host where these obstacles stop a packet to web's forward."""
+    return GOOD._replace(report=Report((Result(PROBE, obstacles, False),)))
+
+
+def unanswered(answer: Answer) -> Facts:
+    return GOOD._replace(unanswered=(Unanswered(WEB.uuid, ENDPOINT, WEB.forwards[0], answer),))
+
+
 ON_A_DEVICE = (Forward("tcp", 8080, 8080, 80, dev="enp9s0"),)
 LATE = Veto(WEB.uuid, WEB.forwards[0], vetoes.listening("tcp", 8080, ip_address("0.0.0.0"), "nginx"))
 GOOD = Facts(
@@ -69,12 +96,34 @@ def test_healthy_host_has_no_problems() -> None:
         (GOOD._replace(vetoes=(LATE,)), "host-port-taken", "web"),
         (GOOD._replace(guests=(WEB._replace(forwards=ON_AN_ADDRESS),), host=HOST), "address-absent", "web"),
         (GOOD._replace(guests=(WEB._replace(forwards=ON_A_DEVICE),), host=HOST), "device-absent", "web"),
-        (GOOD._replace(uplinks=("enp1s0", "enp9s0"), host=HOST), "device-absent", None),
+        (GOOD._replace(config=Config(uplinks=("enp1s0", "enp9s0")), host=HOST), "device-absent", None),
         (
             GOOD._replace(running=(Domain("db", "2", (Nic("", "user"),)), Domain("web", WEB.uuid))),
             "table-missing",
             "db",
         ),
+        (stopped(DROPPED), "forward-dropped", "web"),
+        (stopped(DROPPED._replace(table="libvirt_network", chain="guest_input")), "libvirt-rejects", "web"),
+        (stopped(DROPPED._replace(kind="translated", hook="prerouting", handle=3)), "shadowed", "web"),
+        (stopped(Obstacle("local")), "shadowed", "web"),
+        (stopped(Obstacle("forwarding", True, detail="virbr0")), "ip-forwarding-off", None),
+        (stopped(Obstacle("rp_filter", detail="enp1s0")), "not-routed", "web"),
+        (stopped(Obstacle("unrouted", detail="No route to host")), "not-routed", "web"),
+        (stopped(Obstacle("unknown", detail="it is lost")), "not-verified", "web"),
+        (GOOD._replace(unverified="no namespaces here"), "not-verified", None),
+        (GOOD._replace(report=Report((), (("ip x", "syntax error"),))), "not-verified", None),
+        (unanswered("silent"), "guest-unreachable", "web"),
+        (unanswered("foreign"), "guest-unreachable", "web"),
+        (unanswered("filtered"), "guest-unreachable", "web"),
+        (unanswered("refused"), "guest-unreachable", "web"),
+        (GOOD._replace(ports={"enp1s0": "br0"}, config=Config(uplinks=("enp1s0",))), "device-is-port", None),
+        (
+            GOOD._replace(guests=(WEB._replace(forwards=ON_A_DEVICE),), ports={"enp9s0": "br0"}),
+            "device-is-port",
+            "web",
+        ),
+        (GOOD._replace(clashes=(Clash("default", "virbr0", "networkd"),)), "bridge-name-clash", None),
+        (GOOD._replace(without_hairpin=((WEB.uuid, "vnet0"),)), "br-netfilter", "web"),
     ],
 )
 def test_problem_is_found_with_fix(facts: Facts, found: str, domain: str | None) -> None:
@@ -119,10 +168,64 @@ def test_present_address_and_device_are_no_problem() -> None:
         Forward("tcp", 8080, 8080, 80, ip_address("192.0.2.1"), "enp1s0"),
         Forward("tcp", 8081, 8081, 80, ip_address("127.0.0.9")),
     )
-    facts = GOOD._replace(guests=(WEB._replace(forwards=present),), host=HOST, uplinks=("enp1s0",))
+    facts = GOOD._replace(
+        guests=(WEB._replace(forwards=present),), host=HOST, config=Config(uplinks=("enp1s0",))
+    )
     assert findings.problems(facts) == []
     prepared = WEB._replace(forwards=ON_AN_ADDRESS, phase="prepared")
     assert findings.problems(facts._replace(guests=(prepared,))) == []
+
+
+def test_forwards_that_one_chain_drops_are_one_problem() -> None:
+    second = PROBE._replace(forward=Forward("udp", 53, 53, 53), port=53, to=53)
+    other = PROBE._replace(uuid="2", guest="db")
+    results = tuple(Result(probe, (DROPPED,), True) for probe in (PROBE, second, other))
+    web, db = findings.problems(GOOD._replace(report=Report(results)))
+    assert (web.domain, db.domain) == ("web", "db")
+    assert web.message == (
+        "8080:80/tcp, 53/udp from enp1s0 (IPv4): the packet is dropped by chain forward of table inet filter "
+        "(its policy)"
+    )
+    assert web.fix.startswith("nft insert rule inet filter forward ct label 100 accept; to keep it, add")
+    assert "/etc/nftables.conf" in web.fix
+
+
+def test_forwarding_that_is_off_on_an_uplink_is_told_once() -> None:
+    facts = stopped(Obstacle("forwarding", detail="enp1s0"))
+    off = facts._replace(forwarding=(Forwarding("enp1s0", 4, False),))
+    (problem,) = findings.problems(off)
+    assert problem.id == "ip-forwarding-off"
+
+
+def test_packet_without_a_rule_in_the_kernel_is_no_problem_of_its_own() -> None:
+    facts = stopped(Obstacle("local"))._replace(table=TABLE.replace('"a"', '"c"'))
+    assert [problem.id for problem in findings.problems(facts)] == ["table-differs"]
+
+
+def test_silent_guest_is_one_problem_for_all_its_forwards() -> None:
+    more = Forward("tcp", 443, 443, 443)
+    silent = tuple(Unanswered(WEB.uuid, ENDPOINT, forward, "silent") for forward in (*WEB.forwards, more))
+    (problem,) = findings.problems(GOOD._replace(unanswered=silent))
+    assert (problem.id, problem.severity) == ("guest-unreachable", "error")
+
+
+@pytest.mark.parametrize(
+    ("systemd", "version", "setting"),
+    [
+        (252, 4, "IPForward=ipv4 in its .network file"),
+        (252, 6, "IPForward=yes in its .network file"),
+        (256, 4, "IPv4Forwarding=yes in its .network file"),
+        (257, 6, "IPv6Forwarding=yes in networkd.conf"),
+        (0, 4, "IPv4Forwarding=yes in its .network file"),
+    ],
+)
+def test_setting_of_networkd_is_that_of_its_version(systemd: int, version: int, setting: str) -> None:
+    guest = WEB._replace(endpoints=(ENDPOINT, ENDPOINT._replace(ip=ip_address("fd10:10::200"))))
+    facts = GOOD._replace(
+        guests=(guest,), systemd=systemd, forwarding=(Forwarding("enp1s0", version, False),)
+    )
+    (problem,) = findings.problems(facts)
+    assert problem.fix.endswith(setting)
 
 
 @pytest.mark.parametrize(

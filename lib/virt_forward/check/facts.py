@@ -1,10 +1,14 @@
 """The facts from which problems are found."""
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Literal, NamedTuple
 
+from virt_forward.check.clone.verdict import Report
 from virt_forward.claims import absent
+from virt_forward.config import Config
 from virt_forward.metadata.domain import MetadataError
-from virt_forward.model import Domain, Forward, Guest, Network
+from virt_forward.model import Domain, Endpoint, Forward, Guest, Network
 
 
 class Hook(NamedTuple):
@@ -39,6 +43,26 @@ class Forwarding(NamedTuple):
     on: bool
 
 
+class Clash(NamedTuple):
+    """A libvirt network that wants the name of a bridge that is not its own; ``owner`` has that bridge."""
+
+    network: str
+    bridge: str
+    owner: str
+
+
+Answer = Literal["silent", "foreign", "filtered", "refused"]
+
+
+class Unanswered(NamedTuple):
+    """How a guest does not answer its host at an endpoint; ``forward`` is the one whose port was asked."""
+
+    uuid: str
+    endpoint: Endpoint
+    forward: Forward
+    answer: Answer
+
+
 class Veto(NamedTuple):
     """The host's reason against a forward that is open already."""
 
@@ -52,8 +76,10 @@ class Facts(NamedTuple):
 
     ``running`` are the running domains that declare forwards, None if libvirt is not reachable;
     ``table`` and ``expected_table`` are listings by nft, None if there is no table. ``host`` is what
-    forwards can listen on, ``uplinks`` the interfaces that the configuration limits them to;
-    ``invalid`` are the errors in the metadata of domains, running or not.
+    forwards can listen on; ``invalid`` are the errors in the metadata of domains, running or not.
+    ``report`` is what became of packets in a copy of the host, ``unverified`` why that is not known.
+    ``ports`` has the bridge of each bridge port. ``without_hairpin`` are guests that br_netfilter keeps from
+    their own forwards, by UUID, each with its bridge port. ``systemd`` is its version, 0 if not known.
     """
 
     guests: tuple[Guest, ...] = ()
@@ -66,6 +92,13 @@ class Facts(NamedTuple):
     forwarding: tuple[Forwarding, ...] = ()
     networkd_ipforward: tuple[str, ...] = ()
     host: absent.Host | None = None
-    uplinks: tuple[str, ...] = ()
     vetoes: tuple[Veto, ...] = ()
     invalid: tuple[MetadataError, ...] = ()
+    config: Config = Config()
+    report: Report = Report()
+    unverified: str = ""
+    unanswered: tuple[Unanswered, ...] = ()
+    ports: Mapping[str, str] = MappingProxyType({})
+    clashes: tuple[Clash, ...] = ()
+    without_hairpin: tuple[tuple[str, str], ...] = ()
+    systemd: int = 0

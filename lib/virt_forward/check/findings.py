@@ -4,14 +4,15 @@ from collections.abc import Callable, Iterator
 
 from virt_forward import portspec, text
 from virt_forward.addresses import attachments, explain, resolve
-from virt_forward.check import listing
-from virt_forward.check.facts import Facts, Forwarding, Hook
+from virt_forward.check import bridge_findings, listing, packet_findings
+from virt_forward.check.facts import Facts, Hook
+from virt_forward.check.packet_findings import edit, few
 from virt_forward.check.problem import Problem
+from virt_forward.check.remedies import SYNC
 from virt_forward.claims import absent, vetoes
 from virt_forward.config import DEFAULT_PATH
-from virt_forward.model import Domain, Forward, Guest
+from virt_forward.model import Forward, Guest
 
-SYNC = "virt-forward sync"
 LINKS = "ip -br link lists the interfaces"
 
 
@@ -76,7 +77,9 @@ def table_missing(facts: Facts) -> Iterator[Problem]:
             unserved = resolve.unserved(domain, attachments.HostFacts(facts.networks))
             message = "the guest is running and declares forwards, but none is open"
             message, fix = (
-                (f"{message}: {'; '.join(unserved)}", _edit(domain)) if unserved else (message, SYNC)
+                (f"{message}: {'; '.join(unserved)}", edit(domain.name, domain.uuid))
+                if unserved
+                else (message, SYNC)
             )
             yield Problem("table-missing", "error", domain.name, message, fix)
 
@@ -119,17 +122,8 @@ def ip_forwarding_off(facts: Facts) -> Iterator[Problem]:
         if item.version in versions and not item.on:
             device = text.word(item.device)
             message = f"the kernel does not forward IPv{item.version} packets that arrive on {device}"
-            fix = _forwarding_fix(item)
+            fix = packet_findings.forwarding_fix(item.device, item.version, facts.systemd)
             yield Problem("ip-forwarding-off", "error", None, message, fix)
-
-
-def _forwarding_fix(item: Forwarding) -> str:
-    if item.version == 6:
-        return "sysctl -w net.ipv6.conf.all.forwarding=1; with networkd, IPv6Forwarding=yes in networkd.conf"
-    # If a slash comes first, a dot in the name of an interface is no separator (sysctl.d(5)).
-    key = f"net/ipv4/conf/{text.word(item.device)}/forwarding"
-    key = key if "." in item.device else key.replace("/", ".")
-    return f"sysctl -w {key}=1; with networkd, IPv4Forwarding=yes in its .network file"
 
 
 def networkd_ipforward(facts: Facts) -> Iterator[Problem]:
@@ -154,19 +148,19 @@ def host_port_taken(facts: Facts) -> Iterator[Problem]:
 def address_absent(facts: Facts) -> Iterator[Problem]:
     """Find forwards on an address that the host does not have: a wrong one, or a floating one."""
     for guest, why in _absent(facts, absent.address):
-        fix = f"give the address to an interface, or correct address= ({_edit(guest)}); "
+        fix = f"give the address to an interface, or correct address= ({edit(guest.name, guest.uuid)}); "
         fix += "a floating address that another host has now needs no fix"
         yield Problem("address-absent", "warning", guest.name, why, fix)
 
 
 def device_absent(facts: Facts) -> Iterator[Problem]:
     """Find interfaces named by the metadata or the configuration that do not exist."""
-    for dev in facts.uplinks:
+    for dev in facts.config.uplinks:
         if facts.host and dev not in facts.host.devices:
             message = f"[forward] uplinks names {dev}, but interface {dev} does not exist now"
             yield Problem("device-absent", "warning", None, message, f"correct it in {DEFAULT_PATH}; {LINKS}")
     for guest, why in _absent(facts, absent.device):
-        fix = f"correct dev= ({_edit(guest)}); {LINKS}"
+        fix = f"correct dev= ({edit(guest.name, guest.uuid)}); {LINKS}"
         yield Problem("device-absent", "warning", guest.name, why, fix)
 
 
@@ -183,15 +177,7 @@ def _absent(
             why = reason(forward, host)
             if why:
                 idle.setdefault(why, []).append(portspec.render(forward))
-        yield from ((guest, f"{_few(shown)} cannot be reached: {why}") for why, shown in idle.items())
-
-
-def _few(shown: list[str]) -> str:
-    return ", ".join(shown[:5]) + (f" and {len(shown) - 5} more" if len(shown) > 5 else "")
-
-
-def _edit(guest: Guest | Domain) -> str:
-    return f"virsh edit {guest.name if text.is_word(guest.name) else guest.uuid}"
+        yield from ((guest, f"{few(shown)} cannot be reached: {why}") for why, shown in idle.items())
 
 
 def no_address(facts: Facts) -> Iterator[Problem]:
@@ -200,14 +186,14 @@ def no_address(facts: Facts) -> Iterator[Problem]:
         idle = [forward for forward in guest.forwards if not guest.endpoints_for(forward)]
         if guest.phase == "running" and idle:
             why = explain.reason(guest, idle[0], facts.networks)
-            message = f"{_few([*map(portspec.render, idle)])} waits: {why}"
+            message = f"{few([*map(portspec.render, idle)])} waits: {why}"
             yield Problem("no-address", "warning", guest.name, message, _address_fix(guest, idle[0], facts))
 
 
 def _address_fix(guest: Guest, forward: Forward, facts: Facts) -> str:
     found = attachments.find_attachments(guest.nics, attachments.HostFacts(facts.networks))
     if not any(forward.mac in (None, item.nic.mac) for item in found):
-        return f"correct its interfaces, or mac= in its metadata ({_edit(guest)})"
+        return f"correct its interfaces, or mac= in its metadata ({edit(guest.name, guest.uuid)})"
     return (
         f'wait for its DHCP lease and run {SYNC}, reserve an address, or add <host ip="…"/> to its metadata'
     )
@@ -225,5 +211,11 @@ FINDINGS = (
     host_port_taken,
     address_absent,
     device_absent,
+    bridge_findings.device_is_port,
     no_address,
+    packet_findings.stopped,
+    packet_findings.not_verified,
+    packet_findings.guest_unreachable,
+    bridge_findings.br_netfilter,
+    bridge_findings.bridge_name_clash,
 )

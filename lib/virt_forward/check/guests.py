@@ -3,7 +3,6 @@
 from collections.abc import Iterable
 from typing import Any
 
-from virt_forward import text
 from virt_forward.model import Guest
 
 
@@ -11,12 +10,6 @@ def running(guests: Iterable[Guest], wanted: set[str] | None) -> list[Guest]:
     """Return the running guests sorted by name: all, or those with a name in ``wanted``."""
     found = (guest for guest in guests if guest.phase == "running")
     return sorted(guest for guest in found if wanted is None or guest.name in wanted)
-
-
-def line(guest: Guest) -> str:
-    """Return all addresses of a guest as one line, as ``web: 10.10.0.200 on virbr0 (reserved)``."""
-    shown = (f"{endpoint.ip} on {endpoint.bridge} ({endpoint.origin})" for endpoint in guest.endpoints)
-    return f"{text.word(guest.name)}: {', '.join(shown) or 'no known address'}"
 
 
 def as_json(guest: Guest) -> dict[str, Any]:

@@ -3,10 +3,13 @@
 import glob
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import cache
 
 from virt_forward.addresses import attachments
-from virt_forward.check import includes
+from virt_forward.check import bridges, includes, reach
+from virt_forward.check.clone import run as run_clone
+from virt_forward.check.clone.verdict import Asked, Report
 from virt_forward.check.facts import Facts, Flush, Forwarding, Hook, Veto
 from virt_forward.config import Config
 from virt_forward.errors import VirtForwardError
@@ -34,27 +37,70 @@ RELOAD_MARK = "libvirt-reloaded"
 """The file in the run directory that the installer touches after it has reloaded libvirt."""
 
 
-def read_facts(config: Config, store: Store, domains: list[DomainState] | None) -> Facts:
-    """Return the facts; ``domains`` are all domains of libvirt, None if it is not reachable."""
+def read_facts(
+    config: Config,
+    store: Store,
+    domains: list[DomainState] | None,
+    explained: frozenset[str] = frozenset(),
+    tell: Callable[[str], None] = lambda _: None,
+) -> Facts:
+    """Return the facts; ``domains`` are all domains of libvirt, None if it is not reachable.
+
+    ``explained`` are the UUIDs of the guests that are explained. ``tell`` is called with the name of each
+    part that may take a while.
+    """
+    tell("reading the table and the records")
     guests = tuple(store.guests()[0])
     include = table.whole(guests, config, 1)
     parsed = [*_parsed(domains or [])]
-    expected = nft.scratch_listing(table.text(include)) if include.paragraphs else None
+    actual = nft.plain_listing()
+    expected = _expected(table.text(include), actual) if include.paragraphs else None
+    tell("asking the guests")
+    silent = reach.unanswered(guests)
+    tell("following packets in a copy of the host")
+    asked = [(item.endpoint, item.forward.to) for item in silent if item.answer == "filtered"]
+    report, unverified = _follow(guests, config, explained, asked)
+    tell("reading hooks, units and configuration")
     return Facts(
         guests,
         tuple(store.networks()),
         None if domains is None else tuple(domain for domain in parsed if isinstance(domain, Domain)),
-        nft.plain_listing(),
+        actual,
         expected,
         tuple(_hook(driver, store) for driver in DAEMONS),
         _flush(store),
         tuple(_forwarding()),
         tuple(_ignored_ipforward()),
         collect.listen_targets(),
-        config.uplinks,
         tuple(_vetoes(guests, config, store)),
         tuple(error for error in parsed if isinstance(error, MetadataError)),
+        config,
+        report,
+        unverified,
+        silent,
+        bridges.ports(),
+        tuple(bridges.clashes()),
+        tuple(bridges.without_hairpin(guests, config)),
+        systemd_version(),
     )
+
+
+def _expected(text: str, actual: str | None) -> str:
+    """Return how nft lists the expected table; the actual listing where no namespace can be made for it."""
+    try:
+        return nft.scratch_listing(text)
+    except VirtForwardError:
+        return actual or text
+
+
+def _follow(
+    guests: Iterable[Guest], config: Config, explained: frozenset[str], asked: Iterable[Asked]
+) -> tuple[Report, str]:
+    """Return what becomes of packets, or in words why that cannot be tried."""
+    try:
+        return run_clone.report(guests, config, explained, asked), ""
+    except VirtForwardError as error:
+        return Report(), "; ".join(error.messages)
 
 
 def _vetoes(guests: Iterable[Guest], config: Config, store: Store) -> Iterator[Veto]:
@@ -166,10 +212,15 @@ def _switches(device: str, version: int) -> tuple[str, ...]:
     return ("ipv6/conf/all/forwarding", f"ipv6/conf/{device}/force_forwarding")
 
 
-def _ignored_ipforward() -> Iterator[str]:
+@cache
+def systemd_version() -> int:
+    """Return the version of systemd, 0 where it is not known."""
     words = run(["systemctl", "--version"]).stdout.split()
-    version = int(words[1]) if len(words) > 1 and words[1].isdigit() else 0
-    if version < 256:
+    return int(words[1]) if len(words) > 1 and words[1].isdigit() else 0
+
+
+def _ignored_ipforward() -> Iterator[str]:
+    if systemd_version() < 256:
         return
     for name, text in collect.networkd_files().items():
         if any(line.strip().startswith("IPForward=") for line in text.splitlines()):

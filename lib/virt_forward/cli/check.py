@@ -2,17 +2,30 @@
 
 import argparse
 import json
+import signal
+import sys
+from collections.abc import Iterable
 from typing import Any
 
 from virt_forward import cli, text
-from virt_forward.check import findings, guests, reading
+from virt_forward.check import findings, guests, reading, steps
+from virt_forward.check.facts import Facts
 from virt_forward.check.problem import Problem
+from virt_forward.check.steps import Step
 from virt_forward.cli.listing import choose
 from virt_forward.config import Config
 from virt_forward.errors import VirtForwardError
 from virt_forward.libvirtd.api import DomainState
+from virt_forward.metadata.domain import parse_domain
 from virt_forward.state.config_file import load_config
 from virt_forward.state.store import Store
+
+DESCRIPTION = """\
+Look for what stops a forward from working, and print how to fix it. A packet to each open
+forward is sent into a copy of the host's rules, routes and interfaces in a network namespace
+that ends with the command, and the guests are asked on their ports. Nothing on the host is changed.
+With DOMAIN, each step from the declaration to the guest's answer is shown. The exit status is 1
+if a problem is found."""
 
 
 def add_to(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -20,34 +33,72 @@ def add_to(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> N
     parser = commands.add_parser(
         "check",
         help="find what stops a forward from working",
-        description="Look for what stops a forward from working, and print how to fix it. "
-        "Nothing on the host is changed. The exit status is 1 if a problem is found.",
+        description=DESCRIPTION,
         epilog="examples:\n"
         "  virt-forward check                      the host and all guests\n"
-        "  virt-forward check web",
+        "  virt-forward check web                  one guest, step by step",
     )
-    parser.add_argument("domains", nargs="*", metavar="DOMAIN", help="name or UUID; all if none is given")
+    parser.add_argument(
+        "domains",
+        nargs="*",
+        metavar="DOMAIN",
+        help="name or UUID of a guest to explain; all are checked without",
+    )
     parser.add_argument("--json", action="store_true", help="print JSON, version 1")
     parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
-    """Print the problems and the running guests; return 1 if there is a problem."""
+    """Print the problems, and explain the wanted guests; return 1 if there is a problem."""
     config = load_config()
     domains = _domains(options, config)
-    wanted = {state.name for state in choose(domains or [], options.domains)} if options.domains else None
-    facts = reading.read_facts(config, Store(), domains)
+    chosen = choose(domains or [], options.domains) if options.domains else []
+    progress = _Progress()
+    try:
+        facts = reading.read_facts(
+            config, Store(), domains, frozenset(state.uuid for state in chosen), progress.tell
+        )
+    finally:
+        progress.end()
+    wanted = {state.name for state in chosen} or None
     found = findings.problems(facts)
     shown = [item for item in found if wanted is None or item.domain is None or item.domain in wanted]
-    running = guests.running(facts.guests, wanted)
+    explained = {state: _explained(state, facts) for state in chosen}
     if options.json:
-        document = {"problems": [*map(_as_json, shown)], "guests": [*map(guests.as_json, running)]}
-        print(json.dumps({"version": 1, **document}, indent=2))
+        print(json.dumps(_document(shown, facts, wanted, explained), indent=2))
     else:
-        _print(shown)
-        for guest in running:
-            cli.print_line(guests.line(guest))
+        _print_steps(explained)
+        _print(shown, facts)
     return 1 if shown else 0
+
+
+class _Progress:
+    """The line on a terminal that says what takes longer than a second."""
+
+    def __init__(self) -> None:
+        self._part, self._shown = "", False
+        self._on = sys.stderr.isatty()
+        if self._on:
+            signal.signal(signal.SIGALRM, lambda *_: self._show())
+            signal.setitimer(signal.ITIMER_REAL, 1.0)
+
+    def tell(self, part: str) -> None:
+        """Remember what is done now, and show it if a second has passed."""
+        self._part = part
+        if self._shown:
+            self._show()
+
+    def _show(self) -> None:
+        self._shown = True
+        # Back to the start of the line, and delete it (ECMA-48, EL).
+        print(f"\r\x1b[K{self._part} ...", end="", file=sys.stderr, flush=True)
+
+    def end(self) -> None:
+        """Take the line away."""
+        if self._on:
+            signal.setitimer(signal.ITIMER_REAL, 0.0)
+        if self._shown:
+            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
 
 
 def _domains(options: argparse.Namespace, config: Config) -> list[DomainState] | None:
@@ -60,14 +111,46 @@ def _domains(options: argparse.Namespace, config: Config) -> list[DomainState] |
         return None
 
 
+def _explained(state: DomainState, facts: Facts) -> list[Step]:
+    try:
+        return steps.explain_guest(parse_domain(state.xml), state.active, facts)
+    except VirtForwardError as error:
+        return [Step("declared", False, "; ".join(error.messages))]
+
+
+def _document(
+    problems: Iterable[Problem],
+    facts: Facts,
+    wanted: set[str] | None,
+    explained: dict[DomainState, list[Step]],
+) -> dict[str, Any]:
+    by_uuid = {state.uuid: found for state, found in explained.items()}
+    shown = []
+    for guest in guests.running(facts.guests, wanted):
+        entry = guests.as_json(guest)
+        if guest.uuid in by_uuid:
+            entry["steps"] = [step._asdict() | {"text": text.line(step.text)} for step in by_uuid[guest.uuid]]
+        shown.append(entry)
+    return {"version": 1, "problems": [*map(_as_json, problems)], "guests": shown}
+
+
 def _as_json(item: Problem) -> dict[str, Any]:
     return item._asdict() | {"message": text.line(item.message), "fix": text.line(item.fix)}
 
 
-def _print(problems: list[Problem]) -> None:
+def _print_steps(explained: dict[DomainState, list[Step]]) -> None:
+    for state, found in explained.items():
+        cli.print_line(f"{text.word(state.name)}:")
+        for step in found:
+            cli.print_line(f"  {step.step:<8}  {'' if step.ok else 'NOT OK: '}{step.text}")
+
+
+def _print(problems: list[Problem], facts: Facts) -> None:
     for item in problems:
         where = f"{text.word(item.domain)}: " if item.domain else ""
         cli.print_line(f"{item.severity}: {where}{item.message} [{item.id}]")
         cli.print_line(f"  fix: {item.fix}")
     if not problems:
-        cli.print_line("no problems found")
+        forwards = len({(result.probe.uuid, result.probe.forward) for result in facts.report.results})
+        followed = f"; packets to {forwards} forward{'s' * (forwards != 1)} arrive" if forwards else ""
+        cli.print_line(f"no problems found{followed}")

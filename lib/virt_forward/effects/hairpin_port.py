@@ -34,7 +34,7 @@ def observe(_store: Store, change: Change) -> Facts:
     if change.config.hairpin != "ports":
         return Facts()
     calls = any(switches.is_on(path) for path in CALLS)
-    return Facts(frozenset(_ports(change.before)), frozenset(_ports(change.after)), calls)
+    return Facts(frozenset(ports(change.before)), frozenset(ports(change.after)), calls)
 
 
 def desired(change: Change, facts: Facts) -> Items:
@@ -65,7 +65,7 @@ def unset_items(items: Items, _facts: Facts) -> Items:
     return frozenset(item for item in items if not _turn(item, "0") and present(item))
 
 
-def _ports(guests: Iterable[Guest]) -> Iterator[Item]:
+def ports(guests: Iterable[Guest]) -> Iterator[Item]:
     """Yield the ports of running guests that have forwards.
 
     libvirt gives a tap device its guest's MAC address, but for the first byte, which is fe
