@@ -243,7 +243,7 @@ UFW = Place(frozenset({"FORWARD", "ufw-user-forward", "ufw-before-forward"}))
             "set admit = true in section [libvirt] of the configuration, and run virt-forward sync",
         ),
         (at("ip filter LIBVIRT_FWI FORWARD forward"), Place(mode=""), "libvirt", "the network is isolated"),
-        (at("inet firewalld filter_FORWARD x forward"), Place(), "firewalld", "firewalld accepts forwarded"),
+        (at("inet firewalld filter_FORWARD x forward"), Place(), "firewalld", "set StrictForwardPorts=no"),
         (at("bridge nat libvirt-I-vnet0 PREROUTING prerouting"), Place(), "libvirt filter", "allow it"),
         (at("inet virt-forward forward forward forward"), Place(), "virt-forward", "virt-forward sync"),
     ],

@@ -93,8 +93,8 @@ _WORDS: dict[Owner, str] = {
     "virt-forward": SYNC,
     "libvirt filter": "allow it in the network filter of the guest (<filterref> in virsh edit)",
     "firewalld": (
-        "firewalld accepts forwarded connections by itself, unless a policy or rich rule rejects them: "
-        "see firewall-cmd --list-all-policies and --list-all-zones, then firewall-cmd --reload"
+        "set StrictForwardPorts=no in /etc/firewalld/firewalld.conf, and run firewall-cmd --reload: "
+        "without that setting, firewalld accepts forwards by itself"
     ),
 }
 
