@@ -6,6 +6,7 @@ How a block says that it is not to be run, or where, or what it prints: ``suppor
 from __future__ import annotations
 
 import contextlib
+import json
 import time
 from collections.abc import Iterable, Iterator
 from itertools import pairwise
@@ -116,14 +117,23 @@ def test_commands_of_the_readme(machine: Machine) -> None:
     assert machine.fetch(8080) == WEB.page
 
 
+def problems(machine: Machine) -> list[str]:
+    """Return what ``check`` finds: the id of each problem, and the fix."""
+    found = json.loads(machine.command("check", "--json", check=False).out)["problems"]
+    return [f"{problem['id']}: {problem['fix']}" for problem in found]
+
+
 class Firewall(NamedTuple):
-    """A section of the page: how the firewall gets on this host, is loaded again, and goes."""
+    """A section of the page: how the firewall gets on this host, is loaded again, and goes.
+
+    ``fix`` is what ``check`` advises where it drops forwards.
+    """
 
     section: str
     start: str
     again: str
     stop: str
-    drops: bool = True
+    fix: str = ""
 
 
 FIREWALLS = (
@@ -132,6 +142,7 @@ FIREWALLS = (
         start="sed '/ct label/d' /etc/nftables.conf | nft -f -",
         again="systemctl reload nftables",
         stop="",
+        fix="ct label 100 accept",
     ),
     Firewall(
         "Docker",
@@ -139,6 +150,7 @@ FIREWALLS = (
         start="sysctl -q -w net.ipv4.ip_forward=0 && systemctl start docker",
         again="systemctl restart docker && test $(iptables -S DOCKER-USER | grep -c connlabel) = 1",
         stop="systemctl stop docker docker.socket containerd && ip link delete docker0",
+        fix="iptables -I DOCKER-USER",
     ),
     Firewall(
         "ufw",
@@ -146,13 +158,13 @@ FIREWALLS = (
         # The line for all forwards is enough without the one for this forward.
         again="ufw route delete allow proto tcp to 10.10.0.200 port 80; ufw reload; systemctl restart ufw",
         stop="ufw disable",
+        fix="ufw route allow proto tcp to 10.10.0.200 port 80",
     ),
     Firewall(
         "firewalld",
         start="systemctl start firewalld",
         again="firewall-cmd --reload; systemctl restart firewalld",
         stop="systemctl stop firewalld",
-        drops=False,
     ),
 )
 
@@ -183,11 +195,15 @@ def firewall(machine: Machine, request: pytest.FixtureRequest) -> Iterator[Firew
 def test_firewall_lets_forwards_in_as_the_page_says(
     machine: Machine, sibling: Ns, firewall: Firewall
 ) -> None:
-    assert (machine.fetch(8080) is None) == firewall.drops
+    assert (machine.fetch(8080) is None) == bool(firewall.fix)
+    found = problems(machine)
+    assert all(problem.startswith("forward-dropped: ") for problem in found)
+    assert firewall.fix in "".join(found)
     follow(machine, [block for block in blocks(PAGE_ON_FIREWALLS) if block.section == firewall.section])
     assert machine.fetch(8080) == WEB.page, machine.explain()
     assert sibling.ask(CLIENT4, 9000), "the guests' own connections"
     assert sibling.run(ASK_DHCP).status == 0
+    assert problems(machine) == []
     do(machine, firewall.again)
     assert machine.fetch(8080) == WEB.page, machine.explain()
 
@@ -196,6 +212,9 @@ def test_strict_firewalld_rejects_forwards(machine: Machine) -> None:
     do(machine, "sed -i s/^StrictForwardPorts=no/StrictForwardPorts=yes/ /etc/firewalld/firewalld.conf")
     do(machine, "systemctl start firewalld")
     assert machine.fetch(8080) is None
+    found = problems(machine)
+    assert found
+    assert all("StrictForwardPorts=no" in problem for problem in found)
     do(machine, "systemctl stop firewalld")
 
 
