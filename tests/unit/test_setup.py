@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from support.host import NFTABLES
+from support.proc import REPO
 from virt_forward.addresses import networkd
 from virt_forward.errors import UsageError, VirtForwardError
 from virt_forward.setup import chains, choose, options, rules
@@ -400,10 +401,18 @@ def test_dns_on_the_bridge_itself_is_let_in() -> None:
     assert "dport 53" not in plan(Options(), NETWORKD).ruleset
 
 
-def test_other_firewalls_are_named_with_what_they_need() -> None:
-    docker = Chain("ip", "filter", "FORWARD", "filter", "forward", "drop", owner="Docker")
-    notes = " ".join(plan(Options(), NETWORKD._replace(chains=(docker,))).notes)
-    assert "iptables -I DOCKER-USER -i vmbr0 -o enp1s0 -j ACCEPT" in notes
+@pytest.mark.parametrize(
+    ("owner", "line"),
+    [
+        ("Docker", "iptables -I DOCKER-USER -i vmbr0 -j ACCEPT"),
+        ("ufw", "ufw route allow in on vmbr0"),
+        ("firewalld", "firewall-cmd --permanent --zone=libvirt --add-interface=vmbr0"),
+    ],
+)
+def test_other_firewalls_are_named_with_lines_of_the_page(owner: str, line: str) -> None:
+    chain = Chain("ip", "filter", "FORWARD", "filter", "forward", "drop", owner=owner)
+    assert line in " ".join(plan(Options(), NETWORKD._replace(chains=(chain,))).notes)
+    assert line in (REPO / "docs/firewalls.md").read_text()
 
 
 def test_a_ruleset_that_cannot_be_read_is_told() -> None:

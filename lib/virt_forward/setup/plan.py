@@ -40,7 +40,7 @@ def _routed(options: Options, facts: SetupFacts) -> Plan:
         *_wait_notes(facts),
         *_dns_notes(bridge, facts),
         *_ruleset_notes(facts),
-        *rules.foreign(facts, bridge, uplinks),
+        *rules.foreign(facts, bridge),
     )
     return Plan(name, files, _commands(files, facts), rules.lines(bridge, uplinks, facts), notes)
 

@@ -101,24 +101,20 @@ def _input(chain: Chain, bridge: Bridge) -> Iterator[str]:
         yield f"iifname {name} meta l4proto {{ tcp, udp }} th dport 53 accept"
 
 
-def foreign(facts: SetupFacts, bridge: Bridge, uplinks: Iterable[str]) -> Iterator[str]:
-    """Yield what other firewalls on this host need; our lines cannot override what they drop."""
-    owners = {
-        chain.owner for chain in facts.chains or () if chain.policy == "drop" and chain.hook == "forward"
-    }
-    devices = [*uplinks]
-    if "Docker" in owners:
-        for device in devices:
-            accept = f"-i {bridge.name} -o {device} -j ACCEPT"
-            yield f"Docker drops forwarded packets: iptables -I DOCKER-USER {accept}"
-        yield "and: iptables -I DOCKER-USER -m conntrack --ctstate RELATED,ESTABLISHED,DNAT -j ACCEPT"
-    if "ufw" in owners:
-        for device in devices:
-            yield f"ufw drops forwarded packets: ufw route allow in on {bridge.name} out on {device}"
-        yield f"ufw drops what it does not know: ufw allow in on {bridge.name} to any port 67 proto udp"
-        yield "ufw: each forward needs a line as well, which virt-forward check prints"
-    if any(chain.owner == "firewalld" for chain in facts.chains or ()):
-        yield (
-            f"firewalld is running: firewall-cmd --permanent --zone=trusted --add-interface={bridge.name}, "
-            "then firewall-cmd --reload"
-        )
+def foreign(facts: SetupFacts, bridge: Bridge) -> Iterator[str]:
+    """Yield what other firewalls on this host need, as in docs/firewalls.md."""
+    chains = facts.chains or ()
+    droppers = {chain.owner for chain in chains if chain.policy == "drop" and chain.hook == "forward"}
+    if "Docker" in droppers:
+        docker = "iptables -I DOCKER-USER"
+        yield f"Docker drops the guests' own connections: {docker} -i {bridge.name} -j ACCEPT"
+        replies = f"-o {bridge.name} -m conntrack --ctstate RELATED,ESTABLISHED"
+        yield f"and the replies: {docker} {replies} -j ACCEPT"
+        yield f"and forwards: {docker} -m connlabel --label {LABEL} -j ACCEPT"
+    if "ufw" in droppers:
+        yield f"ufw drops DHCP requests: ufw allow in on {bridge.name} to any port 67 proto udp"
+        yield f"and the guests' own connections: ufw route allow in on {bridge.name}"
+        yield "and forwards: virt-forward check prints the line for each"
+    if any(chain.owner == "firewalld" for chain in chains):
+        zone = f"firewall-cmd --permanent --zone=libvirt --add-interface={bridge.name}"
+        yield f"firewalld drops DHCP requests and the guests' own connections: {zone}; firewall-cmd --reload"
