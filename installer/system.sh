@@ -25,7 +25,7 @@ first_sync() {
         note "not done, do it when libvirt runs: ${said%%$'\n'*}"
 }
 
-first_check() { timeout 60 "$prefix/bin/virt-forward" check || note 'the check found something: see above'; }
+first_check() { timeout 60 "$prefix/bin/virt-forward" check || note 'virt-forward check did not succeed: see above'; }
 
 # Files that were renamed into place bear the label of the place where they were written.
 label_files() {

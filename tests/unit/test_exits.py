@@ -115,7 +115,7 @@ def test_width_of_wide_and_combining_characters() -> None:
 @given(ANYTHING, ANYTHING)
 def test_check_prints_two_lines_per_problem_and_one_per_step(name: str, word: str) -> None:
     with printed() as told:
-        check._print([Problem("no-address", "warning", name, word, word)], Facts())
+        check._print([Problem("no-address", "warning", name, word, word)])
         check._print_steps({DomainState(name, "1", True, b""): [Step("path", False, word)]})
     assert len(told()) == 4
     for line in told():
@@ -298,3 +298,15 @@ def test_guest_line_has_endpoint_with_origin() -> None:
     other = one._replace(name="db", phase="prepared")
     assert guests.running((one, other), None) == [one]
     assert guests.running((one, other), {"db"}) == []
+
+
+def test_check_without_libvirt_claims_no_success(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    unreachable = mock.Mock(side_effect=VirtForwardError("libvirt is not reachable"))
+    monkeypatch.setattr("virt_forward.check.reading.domains", unreachable)
+    monkeypatch.setattr("virt_forward.check.reading.read_facts", lambda *_: Facts())
+    monkeypatch.setattr("virt_forward.check.findings.problems", lambda _: [])
+    assert check.run(SimpleNamespace(domains=[], json=False)) == 1  # type: ignore[arg-type]
+    told = capsys.readouterr()
+    assert (told.out, told.err) == ("", "virt-forward: error: libvirt is not reachable\n")

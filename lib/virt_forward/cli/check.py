@@ -49,7 +49,7 @@ def add_to(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> N
 
 
 def run(options: argparse.Namespace) -> int:
-    """Print the problems, and explain the wanted guests; return 1 if there is a problem."""
+    """Print problems, and explain the wanted guests; return 1 if there is a problem, or no libvirt."""
     config = load_config()
     domains = _domains(options, config)
     chosen = choose(domains or [], options.domains) if options.domains else []
@@ -68,8 +68,10 @@ def run(options: argparse.Namespace) -> int:
         print(json.dumps(_document(shown, facts, wanted, explained), indent=2))
     else:
         _print_steps(explained)
-        _print(shown, facts)
-    return 1 if shown else 0
+        _print(shown)
+        if not shown and domains is not None:
+            _print_success(facts)
+    return 1 if shown or domains is None else 0
 
 
 class _Progress:
@@ -145,12 +147,14 @@ def _print_steps(explained: dict[DomainState, list[Step]]) -> None:
             cli.print_line(f"  {step.step:<8}  {'' if step.ok else 'NOT OK: '}{step.text}")
 
 
-def _print(problems: list[Problem], facts: Facts) -> None:
+def _print(problems: list[Problem]) -> None:
     for item in problems:
         where = f"{text.word(item.domain)}: " if item.domain else ""
         cli.print_line(f"{item.severity}: {where}{item.message} [{item.id}]")
         cli.print_line(f"  fix: {item.fix}")
-    if not problems:
-        forwards = len({(result.probe.uuid, result.probe.forward) for result in facts.report.results})
-        followed = f"; packets to {forwards} forward{'s' * (forwards != 1)} arrive" if forwards else ""
-        cli.print_line(f"no problems found{followed}")
+
+
+def _print_success(facts: Facts) -> None:
+    forwards = len({(result.probe.uuid, result.probe.forward) for result in facts.report.results})
+    followed = f"; packets to {forwards} forward{'s' * (forwards != 1)} arrive" if forwards else ""
+    cli.print_line(f"no problems found{followed}")
