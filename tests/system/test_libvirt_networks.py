@@ -134,6 +134,33 @@ def test_the_life_of_a_forward_on_a_nat_network(house: House) -> None:
     assert sorted(left) == sorted(untouched.splitlines())
 
 
+LXML = "/usr/lib/python3/dist-packages/lxml"
+
+
+@pytest.mark.parametrize("house", [on_machine], ids=["nftables"], indirect=True)
+def test_start_that_is_handed_over_to_the_unit_opens_and_admits(house: House) -> None:
+    """All that a start and a stop do, within what the unit allows; without lxml a hook itself could not."""
+    box = house.box
+    assert isinstance(box, machines.Machine)
+    box.systemctl("start", "virt-forward.service")
+    eventually(lambda: box.run(["test", "-S", "/run/virt-forward/socket"], check=False).status == 0, "served")
+    box.run(["mv", LXML, f"{LXML}.away"])
+    try:
+        box.start(INNER)
+        box.wait_booted(INNER)
+        assert house.admits(), box.explain()
+        assert house.page() == INNER.page, box.explain()
+        box.virsh("destroy", INNER.name)
+        assert house.page() is None
+        assert "virt-forward" not in house.chain()
+        box.systemctl("stop", "virt-forward.service")
+        refused = box.virsh("start", INNER.name, check=False)
+        assert "No module named 'lxml'" in refused.err, "the hook by itself"
+    finally:
+        box.run(["mv", f"{LXML}.away", LXML])
+        box.systemctl("stop", "virt-forward.service")
+
+
 @pytest.fixture(scope="module")
 def host() -> Iterator[Host]:
     with hosts.host() as made:
