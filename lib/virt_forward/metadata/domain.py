@@ -3,7 +3,7 @@
 from virt_forward import text
 from virt_forward.errors import VirtForwardError
 from virt_forward.metadata import forwards, values, xml
-from virt_forward.metadata.xml import etree
+from virt_forward.metadata.etree import etree
 from virt_forward.model import Declaration, Domain, Nic
 
 

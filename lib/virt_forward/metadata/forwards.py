@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from virt_forward import ports, portspec, text
 from virt_forward.metadata import values
-from virt_forward.metadata.xml import etree
+from virt_forward.metadata.etree import etree
 from virt_forward.model import MAX_PORT, Declaration, HostAddress, PortForward, Range
 
 NAMESPACE = "urn:virt-forward:1"

@@ -6,7 +6,7 @@ from typing import NamedTuple
 from virt_forward import text
 from virt_forward.errors import VirtForwardError
 from virt_forward.metadata import values, xml
-from virt_forward.metadata.xml import etree
+from virt_forward.metadata.etree import etree
 from virt_forward.model import Network, Reservation, Subnet
 
 

@@ -1,19 +1,8 @@
 """Reading XML that others may edit: no entities, no external references, no huge documents."""
 
-import sys
-
-if "site" not in sys.modules:
-    # Hooks run with -S, as hardly anything else needs the distribution's packages.
-    import site
-
-    sys.path.extend(site.getsitepackages())
-
-from lxml import etree
-
 from virt_forward.errors import VirtForwardError
+from virt_forward.metadata.etree import etree
 from virt_forward.text import output
-
-__all__ = ["MAX_BYTES", "etree", "parse", "text"]
 
 MAX_BYTES = 4 * 1024 * 1024
 """No domain or network XML comes near this; a document beyond it is refused unread."""

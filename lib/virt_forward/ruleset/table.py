@@ -20,6 +20,7 @@ from virt_forward.ruleset.block import Block, add, remove
 
 _NUMBER = "([0-9]{1,19})"
 _REVISION = re.compile(rf"add element {TABLE} revision {{ {_NUMBER} }}\Z")
+_COMMENT = re.compile(rf"# revision {_NUMBER}\n")
 
 
 _NOTICE = "# Written by virt-forward whenever a guest starts or stops: do not edit.\n"
@@ -90,8 +91,8 @@ def text(include: Include) -> str:
 
 def parse(source: str, config: Config) -> Include | None:
     """Return an include file taken apart; None where it is not one that this configuration made."""
-    empty = re.fullmatch(rf"{re.escape(_EMPTY)}# revision {_NUMBER}\n", source)
-    if empty:
+    empty = _COMMENT.fullmatch(source, len(_EMPTY))
+    if empty and source.startswith(_EMPTY):
         return Include(_header(config), int(empty[1]), ())
     top, *paragraphs = source.rstrip("\n").split("\n\n")
     found = _REVISION.search(top)

@@ -121,16 +121,18 @@ def main() -> int:
 
 
 def _load() -> None:
-    """Import what events may need beyond what this module needs."""
+    """Import what events may need beyond what this module needs, and compile patterns of the host's files."""
     import shutil  # noqa: F401
     import tomllib  # noqa: F401
 
     from virt_forward.addresses import resolve  # noqa: F401
     from virt_forward.effects.libvirt_accept import iptables, networks, nftables  # noqa: F401
     from virt_forward.hooks import network_events  # noqa: F401
-    from virt_forward.host import probe_socket, sockdiag  # noqa: F401
+    from virt_forward.host import collect, probe_socket, sockdiag  # noqa: F401
     from virt_forward.metadata import domain  # noqa: F401
     from virt_forward.reconcile import view  # noqa: F401
+
+    collect.bridge_facts("", {}, collect.networkd_files())
 
 
 class _Server:
