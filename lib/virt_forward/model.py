@@ -5,7 +5,7 @@ importing dataclasses costs it more than reading a guest's XML.
 """
 
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
-from typing import Literal, NamedTuple, Protocol, get_args
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, get_args
 
 Address = IPv4Address | IPv6Address
 Subnet = IPv4Network | IPv6Network
@@ -183,15 +183,17 @@ class Endpoint(NamedTuple):
     origin: Origin = "declared"
 
 
-class WithOrigin(Protocol):
-    """Anything that tells where an address was learned."""
+if TYPE_CHECKING:
+    # A protocol takes long to make, and is nothing to a program that runs.
+    class WithOrigin(Protocol):
+        """Anything that tells where an address was learned."""
 
-    @property
-    def origin(self) -> Origin:
-        """Return the origin."""
+        @property
+        def origin(self) -> Origin:
+            """Return the origin."""
 
 
-def rank(item: WithOrigin) -> int:
+def rank(item: "WithOrigin") -> int:
     """Return how far an address is trusted by its origin: 0 for the most trusted."""
     return ORIGINS.index(item.origin)
 
@@ -239,8 +241,9 @@ class Guest(NamedTuple):
     """All that the table says of one guest; records in the run directory hold just this.
 
     ``nics`` and ``hosts`` are what the domain XML says, ``endpoints`` what was made of it;
-    ``conflicts`` are the forwards that are kept out, each with the reason; ``lans`` are the
-    subnets the host has on the guest's bridges, ``gateways`` its own addresses there.
+    ``conflicts`` are the forwards that are kept out, each with the reason; ``contested`` are the
+    endpoints that another guest holds, and while there are any, all forwards are kept out. ``lans``
+    are the subnets the host has on the guest's bridges, ``gateways`` its own addresses there.
     """
 
     uuid: str
@@ -254,6 +257,7 @@ class Guest(NamedTuple):
     endpoints: tuple[Endpoint, ...] = ()
     lans: tuple[tuple[Subnet, str], ...] = ()
     gateways: tuple[Address, ...] = ()
+    contested: tuple[Endpoint, ...] = ()
 
     @property
     def networks(self) -> tuple[str, ...]:

@@ -3,24 +3,25 @@
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import accumulate, pairwise
-from typing import Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from virt_forward.model import MAX_PORT, Declaration, Forward, Listen, PortForward, Range, Span, Subnet
 
+if TYPE_CHECKING:
+    # A protocol takes long to make, and is nothing to a program that runs.
+    class AtPort(Protocol):
+        """Anything that has a protocol and a port."""
 
-class AtPort(Protocol):
-    """Anything that has a protocol and a port."""
+        @property
+        def proto(self) -> str:
+            """Return the protocol."""
 
-    @property
-    def proto(self) -> str:
-        """Return the protocol."""
-
-    @property
-    def port(self) -> int:
-        """Return the port."""
+        @property
+        def port(self) -> int:
+            """Return the port."""
 
 
-T = TypeVar("T", bound=AtPort)
+T = TypeVar("T", bound="AtPort")
 ByPort = Mapping[str, tuple[Sequence[int], Sequence[T]]]
 """By protocol, the ports of items in order, and the items in the same order."""
 

@@ -31,7 +31,8 @@ sys.path.insert(0, str(REPO / "lib"))
 from virt_forward.config import Config  # noqa: E402
 from virt_forward.host import nft  # noqa: E402
 from virt_forward.model import Endpoint, Forward, Guest  # noqa: E402
-from virt_forward.reconcile.reconciler import Reconciler  # noqa: E402
+from virt_forward.reconcile.apply import apply, context  # noqa: E402
+from virt_forward.reconcile.plan import Plan  # noqa: E402
 from virt_forward.state.store import Store  # noqa: E402
 
 NOTHING = ["/usr/bin/python3", "-I", "-c", "pass"]
@@ -93,10 +94,12 @@ def others(count: int) -> Iterator[Guest]:
 def fill(count: int) -> None:
     """Make the state and the table of ``count`` guests."""
     store = Store()
-    with store.lock():
-        known: dict[str, Guest | None] = {guest.uuid: None for guest in store.guests()[0]}
-        made = {guest.uuid: guest for guest in others(count)}
-        Reconciler(store, Config(), rebuild=True).apply({**known, **made})
+    with store.open() as state:
+        known: dict[str, Guest | None] = {**state.guests()}
+        made: dict[str, Guest | None] = {guest.uuid: guest for guest in others(count)}
+        before = {uuid: known.get(uuid) for uuid in {*known, *made}}
+        plan = Plan(before, {**dict.fromkeys(known), **made}, frozenset(before))
+        apply(context(store, state, Config()), plan, rebuild=True)
 
 
 @contextmanager
@@ -172,8 +175,8 @@ def resync() -> float:
     """Return how long it takes to make the table anew from all records."""
     store = Store()
     before = time.perf_counter()
-    with store.lock():
-        Reconciler(store, Config(), rebuild=True).apply({})
+    with store.open() as state:
+        apply(context(store, state, Config()), Plan({}, {}), rebuild=True)
     return time.perf_counter() - before
 
 

@@ -141,7 +141,7 @@ class Watch:
 
     def audit(self, event: str, arguments: tuple[Any, ...]) -> None:
         """Count files of the run directory and programs; for sys.addaudithook()."""
-        if event == "subprocess.Popen":
+        if event in ("subprocess.Popen", "os.posix_spawn"):
             self.programs += 1
         elif event in ("open", "os.listdir", "os.scandir", "sqlite3.connect"):
             if not str(arguments[0]).startswith(self.run_dir):
@@ -170,6 +170,8 @@ def measured(report: str, program: str, *words: str) -> int:
     watch = Watch(f"{Path(program).parents[1] / 'lib'}{os.sep}", os.environ["VIRT_FORWARD_RUN_DIR"])
     code = compile(Path(program).read_bytes(), program, "exec")
     sys.argv = [program, *words]
+    # A hook ends itself without what an interpreter does at its end.
+    os._exit = sys.exit  # type: ignore[assignment]
     status: object = 0
     sys.addaudithook(watch.audit)
     sys.setprofile(watch.profile)

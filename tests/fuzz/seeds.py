@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import struct
 from collections.abc import Iterable
 from ipaddress import ip_address
 from xml.sax.saxutils import quoteattr
 
 from netns.libvirtnet import DATA
+from support.state import in_memory
 from unit import test_flows, test_leases, test_network, test_networkd, test_records, test_sockets
 from unit.build import MAC, domain_xml, forward, forwards_xml, guest
 from unit.golden.case import CASES
 from unit.test_admit import OURS
 from unit.test_forwards import CONTRADICTIONS, ERRORS
 from unit.test_probe import REPLY, dhcp, echo, framed
-from virt_forward.claims import index as claims
 from virt_forward.config import Config
 from virt_forward.ruleset import table
-from virt_forward.state import journal, records
+from virt_forward.state import records
 
 
 def texts(*items: str) -> tuple[bytes, ...]:
@@ -120,13 +121,14 @@ _GUESTS = (test_records.FULL, guest("db", forward(5432), forward(1, 65535, addre
 _INCLUDE = table.whole(_GUESTS, Config(), 7)
 GUEST_RECORDS = texts(*map(records.dump_guest, _GUESTS))
 NETWORK_RECORDS = texts(records.dump_network(test_records.NETWORK))
-JOURNALS = texts(
-    journal.render({_GUESTS[0].uuid: None}, {_GUESTS[0].uuid: _GUESTS[0]}, ["x.1.2"]),
-    journal.render({}, {}, []),
+UNFINISHED = texts(
+    json.dumps(
+        {"version": 1, "guests": {_GUESTS[0].uuid: [None, GUEST_RECORDS[0].decode()]}, "taken": ["x.1"]}
+    ),
+    '{"version": 1, "guests": {}, "taken": []}',
 )
-INDEXES = texts(claims.render_index(row for item in _GUESTS for row in claims.rows(item)))
+DATABASES = (in_memory(*_GUESTS)._connection.serialize(),)
 INCLUDES = texts(table.text(_INCLUDE), table.text(_INCLUDE._replace(paragraphs=())))
-EFFECTS = texts("libvirt_accept iptables ip virbr5\nroute_localnet virbr0\nhairpin_port vnet3\n")
 
 PROC_TCP = texts(test_sockets.TCP, test_sockets.TCP6)
 PROC_UDP = texts(test_sockets.UDP)

@@ -177,7 +177,7 @@ class Scene:
     def reset(self) -> None:
         """Stop every guest that was ever mentioned, and forget connections and configuration."""
         for name in self._seen:
-            if (self.lab.run_dir / "guests" / f"{xml.uuid_of(name)}.json").exists():
+            if (self.lab.run_dir / "guests" / xml.uuid_of(name)).exists():
                 self.event(name, "stopped")
         self._seen.clear()
         self.lab.config.unlink(missing_ok=True)

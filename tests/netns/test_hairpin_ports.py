@@ -17,6 +17,7 @@ from netns.support import (
     told,
     who,
 )
+from support import state
 from support.netns import Ns
 from support.proc import eventually
 from support.xml import port_forward
@@ -49,9 +50,9 @@ def flags(host: Ns) -> str:
 
 
 def recorded(cast: Cast) -> list[str]:
-    """Return the lines of the record of what we have set outside our table."""
-    record = cast.scene.lab.run_dir / "effects"
-    return record.read_text().splitlines() if record.exists() else []
+    """Return the record of what we have set outside our table: the effect and the interface of each item."""
+    found = state.rows(cast.scene.lab.run_dir, "SELECT effect, dev FROM effect ORDER BY effect, dev")
+    return [" ".join(map(str, row)) for row in found]
 
 
 @pytest.mark.parametrize("proto", PROTOS)

@@ -17,11 +17,10 @@ import pytest
 
 from netns.faults.test_crowd import Crowd
 from netns.support import PHASES
-from support import netns
+from support import netns, state
 from support.netns import GUEST4, HOOK_ENV, HOST4, Lab
 from support.proc import REPO, Background, Done, eventually
 from support.xml import domain, forwards, host_ip, port_forward
-from virt_forward.state.store import Store
 
 pytestmark = pytest.mark.root
 
@@ -124,10 +123,8 @@ class Place:
 
     def is_whole(self) -> bool:
         """Tell whether the include file says what the kernel has, and nothing was left undone."""
-        names = {path.name for path in self.lab.run_dir.iterdir()}
-        left = names & {"unfinished"} or list((self.lab.run_dir / "todo").iterdir())
         file = (self.lab.run_dir / "ruleset.nft").read_text()
-        return not left and ("dnat" in file) == self.is_served()
+        return not state.left(self.lab.run_dir) and ("dnat" in file) == self.is_served()
 
 
 @pytest.fixture
@@ -275,7 +272,7 @@ def test_event_that_the_hook_has_given_up_changes_nothing_later(place: Place) ->
     eventually(lambda: not children(server.pid), "the event has ended")
     assert not place.is_served()
     assert place.is_whole()
-    assert Store(str(place.lab.run_dir)).guests()[0] == []
+    assert state.uuids(place.lab.run_dir) == set()
 
 
 def test_event_that_the_hook_has_given_up_is_queued_once(place: Place) -> None:
@@ -285,7 +282,7 @@ def test_event_that_the_hook_has_given_up_is_queued_once(place: Place) -> None:
     place.event("prepare")
     with locked(place), place.later("started", env=limit):
         pass
-    assert len(list((place.lab.run_dir / "todo").iterdir())) == 1
+    assert len(state.rows(place.lab.run_dir, "SELECT uuid FROM queued")) == 1
     place.event("reconnect")
     assert place.is_served()
     assert place.is_whole()

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import re
-import time
 
 import pytest
 
 from netns.support import PHASES, V4, Cast, mac_of, who
+from support import state
 from support.proc import Done
 from support.xml import Nic, domain, forwards, port_forward, uuid_of
 from virt_forward.hooks.dispatch import RESTORE_SECONDS
@@ -110,8 +109,9 @@ def test_restore_that_never_happened_waives_no_later_conflict(cast: Cast) -> Non
     """libvirt may find that it cannot restore a guest after it has asked the hook; then nothing follows."""
     cast.scene.start("db", HTTP)
     cast.scene.event("web", "restore", HTTP)
-    record = cast.scene.lab.run_dir / "guests" / f"{uuid_of('web')}.json"
-    then = time.time() - RESTORE_SECONDS - 1
-    os.utime(record, (then, then))
+    run_dir = cast.scene.lab.run_dir
+    assert uuid_of("web") in state.uuids(run_dir)
+    with state.edited(run_dir) as connection:
+        connection.execute("UPDATE guest SET changed = changed - ?", (RESTORE_SECONDS + 1,))
     assert "host port tcp/8080 is taken by guest db" in cast.scene.refused("web", HTTP)
-    assert not record.exists()
+    assert uuid_of("web") not in state.uuids(run_dir)

@@ -105,6 +105,14 @@ class Box:
         """List our table; nothing where there is none."""
         return self.run(["nft", "-s", "list", "table", "inet", "virt-forward"], check=False).out
 
+    def sql(self, statement: str) -> str:
+        """Return the rows that a statement reads from our state, or what it changes there, as one text."""
+        code = (
+            "import sqlite3, sys; db = sqlite3.connect(sys.argv[1]); "
+            "print(*db.execute(sys.argv[2])); db.commit()"
+        )
+        return self.run(["python3", "-c", code, "/run/virt-forward/state.db", statement]).out
+
     def traces_of_guests(self) -> list[str]:
         """Return what stands in our table and records for guests."""
         chains = re.findall(r"chain (guest-\S+)", self.our_table())

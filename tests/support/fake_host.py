@@ -6,10 +6,12 @@ The layout is that of support.netns: uplink enp1s0 and bridge virbr0, both with 
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import json
 import os
 import pkgutil
+import sqlite3
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -81,7 +83,8 @@ class FakeHost:
 
     @contextlib.contextmanager
     def killed_before_step(self, number: int) -> Iterator[list[bool]]:
-        """Kill the hook before its step ``number``: a file put in place or removed, nft, conntrack.
+        """Kill the hook before its step ``number``: a file put in place or removed, a transaction's beginning
+        and its commit, nft, conntrack.
 
         Gives a list that is no longer empty once that has happened.
         """
@@ -166,6 +169,7 @@ def fake_host(directory: Path) -> Iterator[FakeHost]:
             patch.setattr(log, name, host.messages.append)
         for name in ("rename", "replace", "unlink"):
             patch.setattr(os, name, _stepping(host, getattr(os, name)))
+        patch.setattr(sqlite3, "connect", _stepping_connections(host))
         patch.setattr(process, "_until", None)
         patch.setattr(conntrack, "_nothing_tracked", lambda: False)
         patch.setattr(hostports, "listeners", lambda: iter(host.listeners))
@@ -179,6 +183,18 @@ def _replace_run(patch: pytest.MonkeyPatch, host: FakeHost) -> None:
     for name, module in [*sys.modules.items()]:
         if name.startswith("virt_forward.") and getattr(module, "run", None) is real:
             patch.setattr(module, "run", host.run)
+
+
+def _stepping_connections(host: FakeHost) -> Callable[..., sqlite3.Connection]:
+    """Return what stands in for sqlite3.connect: a transaction's beginning and its commit are steps."""
+
+    class Connection(sqlite3.Connection):
+        def execute(self, statement: str, *parameters: Any) -> sqlite3.Cursor:
+            if statement.startswith(("BEGIN", "COMMIT")):
+                host.step()
+            return super().execute(statement, *parameters)
+
+    return functools.partial(sqlite3.connect, factory=Connection)
 
 
 def _stepping(host: FakeHost, function: Callable[..., None]) -> Callable[..., None]:

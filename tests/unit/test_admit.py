@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from netns.libvirtnet import DATA
+from support.state import in_memory
 from unit.build import endpoint, forward, guest
 from virt_forward.claims import index as claims
 from virt_forward.config import Config
@@ -22,7 +23,6 @@ from virt_forward.errors import VirtForwardError
 from virt_forward.host import libvirt_networks, log
 from virt_forward.host.process import Result
 from virt_forward.model import Endpoint, Guest, Network
-from virt_forward.state.store import Store
 
 OURS = '-A LIBVIRT_FWI -o virbr5 -m connlabel --label "100" -m comment --comment virt-forward -j ACCEPT'
 
@@ -319,13 +319,12 @@ def test_chains_are_looked_into_only_where_there_is_a_reason(
     asked: list[str],
 ) -> None:
     programs = Programs(monkeypatch, tmp_path)
-    store = Store(str(tmp_path))
+    state = in_memory(guest("web", forward(8080), endpoints=endpoints))
     (tmp_path / "networks").mkdir()
     for network in networks:
-        store.put_network(network.uuid, network)
-    index = index_of(guest("web", forward(8080), endpoints=endpoints))
+        state.put_networks({network.uuid: network})
     ours = frozenset(item("virbr5", chain) for chain in recorded)
-    libvirt_accept.observe(store, Change(Config(), index, search=search, recorded=ours))
+    libvirt_accept.observe(state, Change.of(state, Config(), search=search, recorded=ours))
     assert programs.asked == asked
 
 
@@ -336,7 +335,7 @@ def test_chain_that_cannot_be_read_does_not_hide_others(
     programs.failing = "iptables ip"
     messages: list[str] = []
     monkeypatch.setattr(log, "error", messages.append)
-    seen = libvirt_accept.observe(Store(str(tmp_path)), Change(Config(), search="all"))
+    seen = libvirt_accept.observe(in_memory(), Change(Config(), search="all"))
     assert [chain.name for chain in seen.chains] == ["nftables ip", "nftables ip6", "iptables ip6"]
     assert messages == [f"iptables, chain LIBVIRT_FWI: broken; {libvirt_accept.OTHERWISE}"]
 
@@ -347,14 +346,18 @@ def test_where_guests_are_that_can_be_reached() -> None:
         forward(8080),
         endpoints=(endpoint("198.51.100.5", "virbr5"), endpoint("2001:db8::5", "virbr5")),
     )
-    assert plan.sides(index_of(web)) == {Side("ip", "virbr5"), Side("ip6", "virbr5")}
+
+    def sides(of: Guest) -> frozenset[Side]:
+        return plan.sides(Change.of(in_memory(of), Config()))
+
+    assert sides(web) == {Side("ip", "virbr5"), Side("ip6", "virbr5")}
     for other in (
         web._replace(phase="prepared"),
         web._replace(forwards=()),
         web._replace(endpoints=()),
         web._replace(forwards=(), conflicts=((forward(8080), "taken"),)),
     ):
-        assert plan.sides(index_of(other)) == frozenset()
+        assert sides(other) == frozenset()
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from unit import strategies as make
-from unit.build import MAC, endpoint, forward, guest, uuid_of
+from unit.build import MAC, endpoint, forward, guest
 from unit.counted import Looks
 from virt_forward import names, ports, text
 from virt_forward.claims import index as claims
@@ -216,12 +216,6 @@ def test_settle_does_not_depend_on_order_without_conflicts(guests: tuple[Guest, 
         assert settle_all(order) == free
 
 
-@given(three)
-def test_index_is_parsed_as_it_was_rendered(guests: tuple[Guest, ...]) -> None:
-    index = index_of(*settle_all(guests).values())
-    assert claims.parse_index(claims.render_index(index)) == index
-
-
 def assert_named_alike(item: Guest) -> None:
     for row in claims.rows(item):
         assert names.suffix(row.name, row.uuid) == names.suffix(item.name, item.uuid)
@@ -240,50 +234,6 @@ ODD = ["a b", "-a", "x" * 41, "x" * 61, "x" * 500, "é" * 99, "a\tb" * 50, "x" *
 @pytest.mark.parametrize("name", ODD)
 def test_row_name_keeps_enough_of_an_odd_one(name: str) -> None:
     assert_named_alike(A._replace(name=name))
-
-
-GOOD = claims.render_index(index_of(A))
-
-
-@pytest.mark.parametrize(
-    "damaged",
-    [
-        *("x", "\n", GOOD[:-1], GOOD[:-20], GOOD + "more", GOOD.replace("\t", " "), "\0\n"),
-        *(GOOD.replace("\n", end, 1) for end in ("\v", "\r", "\u2028")),
-        GOOD.partition("\n")[2],
-        *(
-            GOOD.replace("80\t80", span)
-            for span in ("0\t80", "80\t79", "80\t65536", "x\t80", "80\t" + "9" * 5000)
-        ),
-        *(GOOD.replace("\ttcp\t", f"\t{proto}\t") for proto in ("", "icmp")),
-        *(GOOD.replace("\tdeclared\n", origin) for origin in ("\n", "\tx\n", "\tdeclared\t\n")),
-        *(GOOD.replace("198.51.100.", ip) for ip in ("198.51.", "")),
-        *(GOOD.replace("80\t80", span) for span in ("080\t80", "80\t8_0", "80\t 80", "٨٠\t80")),
-        *(GOOD.replace("2001:db8:10::", ip) for ip in ("2001:DB8:10::", "2001:db8:10:0::")),
-        *(
-            f"{GOOD.partition(chr(10))[0]}\nheld\t80\t80\ttcp\t{limits}\n"
-            for limits in ("\t\tFD00::/64", "\t\t192.0.2.1", "FD00::1\t\t", "192.0.2.1\t\t\t")
-        ),
-        f"{GOOD.partition(chr(10))[0]}\n" * 2 + GOOD.partition("\n")[2],
-        GOOD + "guest\tx\ty\t\n",
-        GOOD.partition("\n")[0] + "\n",
-    ],
-)
-def test_parse_index_rejects_damaged_text(damaged: str) -> None:
-    with pytest.raises(ValueError, match="the index of claims is damaged"):
-        claims.parse_index(damaged)
-
-
-def test_parse_index_of_empty_text_has_no_rows() -> None:
-    assert claims.parse_index("") == ()
-
-
-@pytest.mark.parametrize("name", ["a\tb\nc", "\u2028", "x" * 500])
-def test_index_holds_any_name_of_a_guest(name: str) -> None:
-    odd = A._replace(name=name, uuid=uuid_of("odd"))
-    (row, *_) = claims.parse_index(claims.render_index(claims.rows(odd)))
-    assert row.uuid == uuid_of("odd")
-    assert row.name.isprintable()
 
 
 @given(st.lists(make.forwards(), max_size=8), st.lists(make.forwards(), max_size=8))

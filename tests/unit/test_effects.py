@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import count
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from support.state import in_memory
 from virt_forward.config import Config
 from virt_forward.effects import EFFECTS, converge, record
-from virt_forward.effects.item import NOTHING, Change, Effect, Item, Items, Search
+from virt_forward.effects.item import NOTHING, Change, Item, Items, Search
 from virt_forward.errors import StateError, VirtForwardError
 from virt_forward.host import log
-from virt_forward.reconcile import reconciler, teardown
+from virt_forward.reconcile import teardown
+from virt_forward.state import database
+from virt_forward.state.snapshot import Snapshot
 from virt_forward.state.store import Store
+
+if TYPE_CHECKING:
+    from virt_forward.effects.item import Effect
 
 GUARDED, FREE = "route_localnet", "hairpin_port"
 A, B = Item(GUARDED, "a"), Item(GUARDED, "b")
@@ -58,7 +65,7 @@ class Faked:
         self.NAME, self.GUARDED, self.OTHERWISE, self.host = name, guarded, f"no {name}", host
         self.wanted: Items = NOTHING
 
-    def observe(self, _store: Store, _change: Change, /) -> Items:
+    def observe(self, _state: Snapshot, _change: Change, /) -> Items:
         if "observe " + self.NAME in self.host.failing:
             raise VirtForwardError("it cannot be seen")
         return frozenset(item for item in self.wanted if item.effect == self.NAME)
@@ -88,26 +95,27 @@ class Faked:
         return frozenset(failed)
 
 
-class Recorder(Store):
-    """A run directory whose writes are steps of the host's."""
+class Recorder(Snapshot):
+    """A state whose records of effects are steps of the host's."""
 
-    def __init__(self, path: str, host: Host) -> None:
-        super().__init__(path)
+    def __init__(self, host: Host) -> None:
+        super().__init__(database.in_memory(), ":memory:")
         self.host = host
 
-    def write(self, name: str, text: str) -> None:
-        names = " ".join(sorted(item.dev for item in record.parse(text)))
+    def set_effects(self, effects: Iterable[tuple[str, str, str]]) -> None:
+        effects = [*effects]
+        names = " ".join(sorted(dev for _, dev, _ in effects))
         if not self.host.step(f"record {names}".strip()):
             raise StateError("no space left")
-        super().write(name, text)
+        super().set_effects(effects)
 
 
 class Lab:
     """A host, its record, and changes of what is desired."""
 
-    def __init__(self, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.host = Host()
-        self.store = Recorder(path, self.host)
+        self.state = Recorder(self.host)
         monkeypatch.setattr(converge, "EFFECTS", self.host.effects)
 
     def change(self, *wanted: Item, search: Search = "recorded") -> list[str]:
@@ -115,19 +123,19 @@ class Lab:
         self.host.steps = []
         for effect in self.host.effects:
             effect.wanted = frozenset(wanted)
-        made = converge.withdraw(self.store, Change(Config(), search=search))
+        made = converge.withdraw(self.state, Change(Config(), search=search))
         self.host.step("kernel")
-        converge.establish(self.store, made)
+        converge.establish(self.state, made)
         return self.host.steps
 
     @property
     def recorded(self) -> set[Item]:
-        return set(record.load(self.store))
+        return set(record.load(self.state))
 
 
 @pytest.fixture
-def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Lab:
-    return Lab(str(tmp_path), monkeypatch)
+def lab(monkeypatch: pytest.MonkeyPatch) -> Lab:
+    return Lab(monkeypatch)
 
 
 @pytest.fixture
@@ -165,7 +173,7 @@ def test_item_that_somebody_has_undone_is_set_again(lab: Lab) -> None:
     assert lab.change(A, C) == ["kernel", "set c"], "the guard of a may be missing"
     assert lab.change(A, C, search="known") == ["kernel", "set a"], "the table was rebuilt"
     lab.host.items, lab.host.steps = set(), []
-    converge.follow(lab.store, Change(Config()))
+    converge.follow(lab.state, Change(Config()))
     assert lab.host.steps == ["set c"]
 
 
@@ -191,9 +199,9 @@ def test_item_that_cannot_be_taken_back_stays_recorded(lab: Lab, item: Item) -> 
     lab.host.failing = {f"unset {item.dev}"}
     lab.change()
     assert lab.recorded == lab.host.items == {item}
-    assert not converge.release(lab.store)
+    assert not converge.release(lab.state)
     lab.host.failing = set()
-    assert converge.release(lab.store)
+    assert converge.release(lab.state)
     assert lab.host.items == set()
 
 
@@ -215,23 +223,22 @@ def test_effect_that_fails_does_not_keep_others_from_being_set(lab: Lab, message
 def test_converging_twice_is_converging_once_and_to_nothing_leaves_nothing(
     theirs: Items, first: Items, second: Items
 ) -> None:
-    with TemporaryDirectory() as path, pytest.MonkeyPatch.context() as monkeypatch:
-        lab = Lab(path, monkeypatch)
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        lab = Lab(monkeypatch)
         lab.host.items = set(theirs)
         lab.change(*first)
         lab.change(*second)
         assert lab.host.items == theirs | second
         assert lab.recorded == second - theirs
         assert lab.change(*second) == ["kernel"]
-        assert converge.release(lab.store)
+        assert converge.release(lab.state)
         assert lab.host.items == theirs
         assert lab.recorded == set()
 
 
-def killed_anywhere(path: str, monkeypatch: pytest.MonkeyPatch, first: Items, second: Items) -> Iterator[Lab]:
+def killed_anywhere(monkeypatch: pytest.MonkeyPatch, first: Items, second: Items) -> Iterator[Lab]:
     for last in count():
-        lab = Lab(f"{path}/{last}", monkeypatch)
-        Path(lab.store.path).mkdir()
+        lab = Lab(monkeypatch)
         lab.change(*first)
         lab.host.last = last
         try:
@@ -245,12 +252,12 @@ def killed_anywhere(path: str, monkeypatch: pytest.MonkeyPatch, first: Items, se
 
 @given(SOME, SOME)
 def test_all_that_is_set_is_recorded_whichever_step_is_the_last(first: Items, second: Items) -> None:
-    with TemporaryDirectory() as path, pytest.MonkeyPatch.context() as monkeypatch:
-        for lab in killed_anywhere(path, monkeypatch, first, second):
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        for lab in killed_anywhere(monkeypatch, first, second):
             assert lab.host.items <= lab.recorded
             lab.change(*second, search="known")
             assert lab.host.items == lab.recorded == second
-            assert converge.release(lab.store)
+            assert converge.release(lab.state)
             assert lab.host.items == set()
 
 
@@ -264,61 +271,55 @@ RECORDED = st.sampled_from(EFFECTS).flatmap(
 
 
 @given(st.frozensets(RECORDED))
-def test_record_parses_to_what_was_rendered(items: Items) -> None:
-    assert record.parse(record.render(items)) == items
+def test_record_is_read_as_it_was_written(items: Items) -> None:
+    state = in_memory()
+    record.save(state, items)
+    assert record.load(state) == items
 
 
 @pytest.mark.parametrize(
-    "line",
+    "row",
     [
-        *("\0", "route_localnet", "route_localnet ../x", "route_localnet vir/br", "firewalld virbr0"),
-        *("route_localnet a b", "libvirt_accept virbr0", "libvirt_accept nftables ip4 virbr0"),
-        *("libvirt_accept pf ip virbr0", "libvirt_accept nftables ip", "a b c d e"),
+        *(("route_localnet", "../x", ""), ("route_localnet", "vir/br", ""), ("firewalld", "virbr0", "")),
+        *(("route_localnet", "b", "a"), ("libvirt_accept", "virbr0", "")),
+        *(("libvirt_accept", "virbr0", "nftables ip4"), ("libvirt_accept", "virbr0", "pf ip")),
     ],
 )
-def test_damaged_line_of_a_record_counts_as_absent(line: str) -> None:
-    assert record.parse(f"{line}\nhairpin_port vnet0\n") == {Item("hairpin_port", "vnet0")}
-
-
-def test_records_of_an_older_version_are_read_until_there_is_a_new_one(tmp_path: Path) -> None:
-    store = Store(str(tmp_path))
-    (tmp_path / "route_localnet").write_text("virbr0\nvirbr1")
-    (tmp_path / "hairpin").write_text("vnet0\n../x")
-    (tmp_path / "admitted").write_text("iptables ip6 virbr5\nnonsense\n")
-    items = {
-        *(Item("route_localnet", "virbr0"), Item("route_localnet", "virbr1"), Item("hairpin_port", "vnet0")),
-        Item("libvirt_accept", "virbr5", "iptables ip6"),
-    }
-    assert record.load(store) == items
-    record.save(store, record.load(store) - {Item("hairpin_port", "vnet0")})
-    assert [path.name for path in tmp_path.iterdir()] == ["effects"]
-    assert record.load(store) == items - {Item("hairpin_port", "vnet0")}
-
-
-def test_new_record_outweighs_those_of_an_older_version(tmp_path: Path) -> None:
-    """A process was killed before it could remove them."""
-    (tmp_path / "effects").write_text("")
-    (tmp_path / "route_localnet").write_text("virbr0")
-    assert record.load(Store(str(tmp_path))) == NOTHING
+def test_damaged_row_of_a_record_counts_as_absent(row: tuple[str, str, str]) -> None:
+    state = in_memory()
+    state.set_effects([row, ("hairpin_port", "vnet0", "")])
+    assert record.load(state) == {Item("hairpin_port", "vnet0")}
 
 
 def test_effects_have_names_and_chains_that_a_record_can_hold() -> None:
     assert len({effect.NAME for effect in EFFECTS}) == len(EFFECTS)
     for effect in EFFECTS:
+        state = in_memory()
         items = frozenset(Item(effect.NAME, "virbr0", chain) for chain in effect.CHAINS)
-        assert record.parse(record.render(items)) == items
+        record.save(state, items)
+        assert record.load(state) == items
 
 
 # The uninstaller
 
 
+class Opened(Store):
+    """A run directory whose state is the lab's."""
+
+    state: Snapshot
+
+    @contextlib.contextmanager
+    def open(self, *_: object, **__: object) -> Iterator[Snapshot]:
+        yield self.state
+
+
 @pytest.fixture
-def taken_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Lab:
-    made = Lab(str(tmp_path / "run"), monkeypatch)
-    Path(made.store.path).mkdir()
-    made.change(A, C)
-    monkeypatch.setattr(teardown, "Store", lambda: made.store)
-    return made
+def taken_back(lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Lab:
+    lab.change(A, C)
+    store = Opened(str(tmp_path))
+    store.state = lab.state
+    monkeypatch.setattr(teardown, "Store", lambda: store)
+    return lab
 
 
 def test_uninstaller_takes_back_what_is_recorded_where_the_change_fails(
@@ -327,28 +328,31 @@ def test_uninstaller_takes_back_what_is_recorded_where_the_change_fails(
     def fail(*_: object) -> None:
         raise VirtForwardError("nft is broken")
 
-    monkeypatch.setattr(reconciler.Reconciler, "apply", fail)
+    monkeypatch.setattr(teardown, "reconcile", fail)
     assert teardown.main() == 1
     assert (taken_back.host.items, taken_back.recorded) == (set(), set())
     assert messages == ["uninstall: nft is broken"]
 
 
-def test_uninstaller_takes_back_what_is_recorded_where_the_lock_cannot_be_had(
+def test_uninstaller_takes_back_what_is_recognized_where_the_lock_cannot_be_had(
     taken_back: Lab, monkeypatch: pytest.MonkeyPatch, messages: list[str]
 ) -> None:
-    def refuse(*_: object) -> None:
+    def refuse(*_: object, **__: object) -> None:
         raise StateError(f"lock: errno {errno.EIO}")
 
-    monkeypatch.setattr(Store, "lock", refuse)
+    monkeypatch.setattr(Opened, "open", refuse)
+    monkeypatch.setattr(Faked, "recognized", lambda self, _: frozenset(self.host.items))
     assert teardown.main() == 1
     assert taken_back.host.items == set()
     assert len(messages) == 1
 
 
-def test_uninstaller_makes_no_run_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    lab = Lab(str(tmp_path / "run"), monkeypatch)
-    monkeypatch.setattr(teardown, "Store", lambda: lab.store)
+def test_uninstaller_makes_no_run_directory(
+    lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(teardown, "Store", lambda: Store(str(tmp_path / "run")))
     assert teardown.main() == 0
+    assert lab.host.items == set()
     assert not (tmp_path / "run").exists()
 
 

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from lxml import etree
 
 from support.proc import REPO, run
+from support.state import in_memory
 from unit.build import BRIDGE, MAC, UUID, domain_xml, endpoint, forward, guest, uuid_of
 from unit.test_text import ANYTHING, NASTY, assert_harmless
 from virt_forward import cli, text
@@ -41,7 +42,6 @@ from virt_forward.metadata.network import parse_network
 from virt_forward.model import Domain, Network, Nic
 from virt_forward.reconcile import resync
 from virt_forward.state.records import load_guest
-from virt_forward.state.store import Store
 
 XML_NAMES = st.text(st.characters(codec="utf-8", exclude_categories=("Cs", "Cc")), min_size=1, max_size=80)
 
@@ -131,7 +131,7 @@ def test_sync_prints_one_line_per_forward_that_is_not_open(name: str, reason: st
     with (
         printed() as told,
         mock.patch.object(sync_command, "sync", return_value=resync.Outcome((one,), ())),
-        mock.patch.object(Store, "networks", return_value=[]),
+        mock.patch.object(sync_command, "_networks", return_value=[]),
     ):
         sync_command.run(SimpleNamespace())  # type: ignore[arg-type]
     assert len(told()) == 3
@@ -191,9 +191,8 @@ def test_process_name_is_quoted_in_veto(name: str) -> None:
 @given(ANYTHING)
 def test_guest_name_is_quoted_in_conflict(name: str) -> None:
     other = guest("db", forward())._replace(name=name)
-    settled = claims.settle(
-        claims.parse_index(claims.render_index(claims.rows(other))), guest("web", forward())
-    )
+    state, wanted = in_memory(other), guest("web", forward())
+    settled = claims.settle(state.near(claims.rows(wanted), {wanted.uuid}), wanted)
     ((_, reason),) = settled.conflicts
     assert_harmless(reason)
     assert vetoes.remedy(reason).startswith("give one of the two guests another")

@@ -13,7 +13,6 @@ from fuzz import engine, mutate
 from fuzz.engine import Failure, Hang, Target, check, fuzz, limited
 from fuzz.targets import TARGETS
 from support.proc import REPO, run
-from virt_forward.effects import record
 from virt_forward.metadata import values
 
 
@@ -34,8 +33,14 @@ def test_each_target_has_a_name_of_its_own() -> None:
     assert len({target.name for target in TARGETS}) == len(TARGETS)
 
 
+def switches(text: str) -> list[str]:
+    """Return the lines that name a switch and an interface."""
+    lines = (line.split() for line in text.splitlines())
+    return [words[1] for words in lines if len(words) == 2 and values.is_dev(words[1])]
+
+
 def broken(data: bytes) -> None:
-    if b"7" in data and record.parse(data.decode("utf-8", "replace")):
+    if b"7" in data and switches(data.decode("utf-8", "replace")):
         raise KeyError(data)
 
 

@@ -18,6 +18,7 @@ from unit.expected_table import guest, holds, include_loads_the_same
 from virt_forward.claims.sockets import Listener
 from virt_forward.errors import NftError
 from virt_forward.hooks import dispatch
+from virt_forward.state.store import Store
 
 WEB, DB = "10.10.0.200", "10.10.0.201"
 
@@ -172,8 +173,8 @@ def test_next_event_rebuilds_a_table_that_somebody_changed(
 def test_lost_record_of_a_running_guest_is_rebuilt_by_its_reconnect(host: FakeHost) -> None:
     host.start("web", *WEB_XML)
     host.start("db", *DB_XML)
-    for path in host.run_dir.rglob(f"*{uuid_of('web')}*"):
-        path.unlink()
+    with Store().open() as state, state.transaction() as connection:
+        connection.execute("DELETE FROM guest WHERE name = 'web'")
     host.event("web", "reconnect", *WEB_XML)
     assert holds(host, web, db)
     assert include_loads_the_same(host)
@@ -183,6 +184,7 @@ def test_lost_record_of_a_running_guest_is_rebuilt_by_its_reconnect(host: FakeHo
 
 def test_change_killed_at_any_step_is_finished_by_the_next_event(tmp_path: Path) -> None:
     number, killed = 0, True
+    phases = set()
     while killed:
         directory = tmp_path / str(number)
         directory.mkdir()
@@ -192,9 +194,13 @@ def test_change_killed_at_any_step_is_finished_by_the_next_event(tmp_path: Path)
             with host.killed_before_step(number) as done:
                 host.event("web", "started", *WEB_XML)
             killed = bool(done)
+            with Store().open() as state:
+                recorded = state.guest(web.uuid)
+            assert recorded is not None
+            phases.add(recorded.phase)
             host.start("app", host_ip("10.10.0.202"), port_forward("9090"))
             app = guest("app", "10.10.0.202", forward(9090))
-            known = (web, db, app) if number else (db, app)
+            known = (web, db, app) if recorded.phase == "running" else (db, app)
             assert holds(host, *known), number
             # The records say the same as the table.
             host.nft.flush_ruleset()
@@ -204,7 +210,8 @@ def test_change_killed_at_any_step_is_finished_by_the_next_event(tmp_path: Path)
             assert holds(host, web, db, app), number
             assert include_loads_the_same(host), number
         number += 1
-    assert number > 4  # the journal, the record, nft, the include file, the index
+    assert number > 4  # BEGIN, COMMIT, nft, the include file
+    assert phases == {"prepared", "running"}
 
 
 def test_stop_killed_at_any_step_is_finished_by_the_next_event(tmp_path: Path) -> None:
@@ -284,6 +291,55 @@ def test_refused_nft_refuses_no_start_and_is_healed_by_the_next_event(host: Fake
     host.nft.before_apply = lambda _text: None
     host.event("db", "reconnect", *DB_XML)
     assert holds(host, web, db)
+
+
+def test_guest_whose_rules_nft_refuses_is_kept_out_and_blocks_no_rebuild(host: FakeHost) -> None:
+    host.start("db", *DB_XML)
+
+    def refuse(text: str) -> None:
+        if f"guest {uuid_of('web')}" in text:
+            raise NftError("nft refused: Error: Cannot parse that")
+
+    host.nft.before_apply = refuse
+    host.event("web", "prepare", *WEB_XML)
+    assert host.event("web", "started", *WEB_XML) == 0
+    assert any('guest "web"' in message and "kept out" in message for message in host.messages)
+    assert holds(host, db)
+    assert include_loads_the_same(host)
+    with Store().open() as state:
+        found = state.guest(web.uuid)
+    assert found is not None
+    assert found.conflicts == ((web.forwards[0], "nft refused: Error: Cannot parse that"),)
+    # Others come and go, and a flushed table comes back.
+    host.start("app", host_ip("10.10.0.202"), port_forward("9090"))
+    host.nft.flush_ruleset()
+    host.event("db", "reconnect", *DB_XML)
+    assert holds(host, db, guest("app", "10.10.0.202", forward(9090)))
+    host.nft.before_apply = lambda _text: None
+    host.event("web", "reconnect", *WEB_XML)
+    assert holds(host, web, db, guest("app", "10.10.0.202", forward(9090)))
+
+
+def test_guest_that_lost_an_address_gets_its_forwards_when_the_other_stops(host: FakeHost) -> None:
+    host.config.write_text('[policy]\non_error = "warn"\n')
+    host.start("web", *WEB_XML)
+    host.start("db", host_ip(WEB), port_forward("5432"))
+    assert holds(host, web)
+    host.stop("web", *WEB_XML)
+    assert holds(host, guest("db", WEB, forward(5432)))
+
+
+def test_event_of_another_guest_does_not_look_at_one_that_is_kept_out(host: FakeHost) -> None:
+    """It waits for the claim that it lost to, and costs nobody else."""
+    host.config.write_text('[policy]\non_error = "warn"\n')
+    host.listeners = [Listener("tcp", ip_address("0.0.0.0"), 5432, 4711)]
+    host.start("db", *DB_XML)
+    host.listeners = []
+    host.start("web", *WEB_XML)
+    host.stop("web", *WEB_XML)
+    assert holds(host)
+    host.event("db", "reconnect", *DB_XML)
+    assert holds(host, db)
 
 
 def test_guest_without_a_known_address_waits_without_rules(host: FakeHost) -> None:

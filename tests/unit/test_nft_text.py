@@ -13,7 +13,7 @@ from unit import strategies as make
 from unit.build import domain_xml, forward, guest
 from unit.nft_grammar import assert_spoken
 from unit.test_records import DELETE, EVIL, FULL, changed, paths
-from unit.world import Event, World, events
+from unit.world import Event, World, events, transaction
 from virt_forward.addresses.attachments import BridgeFacts, HostFacts
 from virt_forward.addresses.resolve import resolve
 from virt_forward.config import Config
@@ -36,7 +36,7 @@ def test_what_guests_come_to(happenings: list[Event]) -> None:
     world = World()
     for happening in happenings:
         include = world.include
-        assert_spoken(table.transaction(include, world.change(happening)))
+        assert_spoken(transaction(include, world.change(happening)))
         spoken(list(world.guests.values()))
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from unit.build import endpoint, forward, guest
 from virt_forward.model import Forward, Guest
-from virt_forward.reconcile.plan import resolve_all
+from virt_forward.reconcile.plan import consistent, resolve_all
 
 
 def named(number: int, *forwards: Forward) -> Guest:
@@ -70,3 +70,64 @@ def test_settling_again_changes_nothing() -> None:
     for order in permutations(guests):
         first = resolved([*order], {})
         assert resolved(order, first) == first
+
+
+# Records that clash.
+
+
+@pytest.mark.parametrize("other", [forward(80), forward(70, 80), forward(80, 90), forward(1, 1000)])
+def test_records_that_share_a_port_clash(other: Forward) -> None:
+    one, two = named(0, forward(80)), named(1, other)
+    found = consistent([one, two])
+    assert found[one.uuid] == one
+    assert found[two.uuid].forwards == ()
+    assert found[two.uuid].conflicts == ((other, "host port tcp/80 is taken by guest g0"),)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        forward(81),
+        forward(70, 79),
+        forward(81, 90),
+        forward(80, proto="udp"),
+        forward(80, address="203.0.113.7"),
+        forward(80, dev="enp1s0"),
+        forward(80, source="192.0.2.0/24"),
+    ],
+)
+def test_records_of_neighbouring_or_narrower_claims_do_not_clash(other: Forward) -> None:
+    both = {item.uuid: item for item in (named(0, forward(80)), named(1, other))}
+    assert consistent(both.values()) == both
+
+
+def test_records_that_meet_in_exactly_one_port_clash() -> None:
+    one, two = named(0, forward(80, 90)), named(1, forward(90, 100), forward(200))
+    found = consistent([one, two])
+    assert found[one.uuid].forwards == (forward(80, 90),)
+    assert found[two.uuid].forwards == (forward(200),)
+
+
+def test_third_claim_between_two_is_found() -> None:
+    one, two = named(0, forward(10), forward(300)), named(1, forward(200), forward(300))
+    found = consistent([one, two])
+    assert (found[one.uuid].conflicts, found[two.uuid].forwards) == ((), (forward(200),))
+
+
+def test_clashing_record_of_a_running_guest_comes_before_a_prepared_one() -> None:
+    one, two = named(0, forward(80))._replace(phase="prepared"), named(1, forward(80))
+    found = consistent([one, two])
+    assert (found[one.uuid].forwards, found[two.uuid].forwards) == ((), (forward(80),))
+
+
+def test_conflicts_of_two_records_do_not_clash() -> None:
+    both = [named(number)._replace(conflicts=((forward(80), "taken"),)) for number in (0, 1)]
+    assert consistent(both) == {item.uuid: item for item in both}
+
+
+def test_records_of_one_address_clash_unless_on_other_bridges() -> None:
+    one = named(0)
+    other = named(1)._replace(endpoints=one.endpoints)
+    elsewhere = other._replace(endpoints=(one.endpoints[0]._replace(bridge="br9"),))
+    assert consistent([one, elsewhere]) == {one.uuid: one, other.uuid: elsewhere}
+    assert consistent([one, other]) != {one.uuid: one, other.uuid: other}

@@ -35,27 +35,23 @@ def test_own_metadata_matters_for_starting_operations() -> None:
 @pytest.mark.parametrize("operation", ["start", "attach", "migrate", "frobnicate", ""])
 def test_other_operations_never_matter(operation: str, run_dir: Path) -> None:
     (run_dir / "guests").mkdir()
-    (run_dir / "guests" / f"{UUID}.json").touch()
+    (run_dir / "guests" / UUID).touch()
     assert not concerns_us(["web", operation, "begin"], OURS)
 
 
 @pytest.mark.parametrize("operation", OPERATIONS)
-@pytest.mark.parametrize("kind", ["guests", "todo"])
-def test_guest_with_record_always_matters(operation: str, kind: str, run_dir: Path) -> None:
+def test_guest_with_marker_always_matters(operation: str, run_dir: Path) -> None:
     assert not concerns_us(["web", operation, "end"], OTHERS)
-    (run_dir / kind).mkdir()
-    (run_dir / kind / f"{UUID}{'.1.2' * (kind == 'todo')}.json").touch()
+    (run_dir / "guests").mkdir()
+    assert not concerns_us(["web", operation, "end"], OTHERS)
+    (run_dir / "guests" / UUID).touch()
     assert concerns_us(["web", operation, "end"], OTHERS)
     assert concerns_us(["web", operation, "end"], domain_xml(uuid=UUID.upper()))
 
 
-@pytest.mark.parametrize("more", [["todo"], []], ids=["whole", "half gone"])
-def test_guest_with_interrupted_change_matters(run_dir: Path, more: list[str]) -> None:
-    for name in more:
-        (run_dir / name).mkdir()
-    (run_dir / "unfinished").write_text(f"{UUID}\n")
+def test_every_guest_matters_until_the_state_of_an_older_version_is_taken_over(run_dir: Path) -> None:
+    (run_dir / "networks").mkdir()
     assert concerns_us(["web", "stopped", "end"], OTHERS)
-    assert not concerns_us(["web", "stopped", "end"], domain_xml(uuid=UUID.replace("9", "8")))
 
 
 @pytest.mark.parametrize("arguments", [[], ["web"]])
@@ -63,10 +59,10 @@ def test_too_few_arguments_do_not_matter(arguments: list[str]) -> None:
     assert not concerns_us(arguments, OURS)
 
 
-@pytest.mark.parametrize("uuid", ["", "../x", "/etc/passwd", "\u00e9", "x" * 5000])
+@pytest.mark.parametrize("uuid", ["", ".", "..", "../x", "/etc/passwd", "\u00e9", "x" * 5000])
 def test_invalid_uuid_does_not_matter(uuid: str, run_dir: Path) -> None:
     (run_dir / "guests").mkdir()
-    (run_dir / "x.json").touch()
+    (run_dir / "x").touch()
     assert not concerns_us(["web", "stopped", "end"], domain_xml(uuid=uuid))
 
 
@@ -79,13 +75,12 @@ WEB = uuid_of("web")
 
 
 @pytest.mark.parametrize("operation", PORT_OPERATIONS)
-@pytest.mark.parametrize("kind", ["guests", "todo"])
-def test_port_matters_if_its_owner_has_a_record(operation: str, kind: str, run_dir: Path) -> None:
+def test_port_matters_if_its_owner_has_a_marker(operation: str, run_dir: Path) -> None:
     assert not network_concerns_us(["default", operation, "begin"], PORT)
-    (run_dir / kind).mkdir()
-    (run_dir / kind / f"{uuid_of('db')}.json").touch()
+    (run_dir / "guests").mkdir()
+    (run_dir / "guests" / uuid_of("db")).touch()
     assert not network_concerns_us(["default", operation, "begin"], PORT)
-    (run_dir / kind / f"{WEB}{'.1.2' * (kind == 'todo')}.json").touch()
+    (run_dir / "guests" / WEB).touch()
     assert network_concerns_us(["default", operation, "begin"], PORT)
 
 
@@ -95,7 +90,7 @@ def test_text_of_a_network_is_not_taken_for_its_port(text: str, run_dir: Path) -
     foreign = text.format(PORT.decode().replace(WEB, uuid_of("db")))
     data = PORT.replace(b"<network>", f"<network>{foreign}".encode())
     (run_dir / "guests").mkdir()
-    (run_dir / "guests" / f"{WEB}.json").touch()
+    (run_dir / "guests" / WEB).touch()
     assert owner_of(data) == WEB
     assert network_concerns_us(["default", "port-created", "begin"], data)
 

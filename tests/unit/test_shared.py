@@ -142,7 +142,7 @@ def test_nested_subnets_are_rules_beside_each_other(inner: str, outer: str) -> N
         whole, rest = (one, other), (one,)
         before = table.blocks_of(whole, index, index, Config())
         after = table.blocks_of(rest, index_of(one), index, Config())
-        nft.apply(table.transaction(table.whole(whole, Config(), 1), table.Change(before, after)))
+        nft.apply(table.transaction(1, 2, table.Change(before, after)))
         fresh = nft.scratch_listing(table.text(table.whole(rest, Config(), 2)))
         assert nft.plain_listing() == fresh
 

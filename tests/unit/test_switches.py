@@ -8,14 +8,15 @@ from pathlib import Path
 
 import pytest
 
+from support.state import in_memory
 from unit.build import MAC, endpoint, forward, guest
 from virt_forward.check import reading
-from virt_forward.claims import index as claims
 from virt_forward.config import Config
-from virt_forward.effects import converge, record
+from virt_forward.effects import converge
 from virt_forward.effects.item import Change
 from virt_forward.host import switches
 from virt_forward.model import Guest
+from virt_forward.state.snapshot import Snapshot
 from virt_forward.state.store import Store
 
 PORTS = {"vnet0": "fe" + MAC[2:], "vnet1": "fe:54:00:00:00:02"}
@@ -54,18 +55,18 @@ class Kernel:
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return Store(str(tmp_path))
+def state() -> Snapshot:
+    return in_memory()
 
 
-def change(store: Store, config: Config, before: Guests, after: Guests) -> None:
-    index = tuple(row for guest in after for row in claims.rows(guest))
-    made = converge.withdraw(store, Change(config, index, tuple(before), tuple(after)))
-    converge.establish(store, made)
+def change(state: Snapshot, config: Config, before: Guests, after: Guests) -> None:
+    bridges = frozenset(bridge for guest in after for _, bridge in guest.lans)
+    made = Change(config, bridges, before=tuple(before), after=tuple(after))
+    converge.establish(state, converge.withdraw(state, made))
 
 
-def recorded(store: Store) -> list[str]:
-    return (store.read(record.FILE) or "").splitlines()
+def recorded(state: Snapshot) -> list[str]:
+    return sorted(f"{effect} {dev}" for effect, dev, _ in state.effects())
 
 
 @pytest.mark.parametrize(
@@ -77,66 +78,66 @@ def recorded(store: Store) -> list[str]:
     ids=["hairpin", "localhost"],
 )
 def test_switch_that_cannot_be_set_is_not_recorded_as_ours(
-    store: Store, monkeypatch: pytest.MonkeyPatch, config: Config, fails: str, lines: list[str]
+    state: Snapshot, monkeypatch: pytest.MonkeyPatch, config: Config, fails: str, lines: list[str]
 ) -> None:
     kernel = Kernel(monkeypatch, fails)
-    change(store, config, [], GUESTS)
-    assert recorded(store) == lines[1:]
+    change(state, config, [], GUESTS)
+    assert recorded(state) == lines[1:]
     assert len(kernel.on) == 1
     kernel.read_only = ()
-    change(store, config, GUESTS, GUESTS)
-    assert recorded(store) == lines
-    change(store, config, GUESTS, [])
-    assert (recorded(store), kernel.on) == ([], set())
+    change(state, config, GUESTS, GUESTS)
+    assert recorded(state) == lines
+    change(state, config, GUESTS, [])
+    assert (recorded(state), kernel.on) == ([], set())
 
 
 def test_switch_that_cannot_be_taken_back_stays_recorded(
-    store: Store, monkeypatch: pytest.MonkeyPatch
+    state: Snapshot, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kernel = Kernel(monkeypatch)
-    change(store, Config(localhost=True), [], GUESTS)
+    change(state, Config(localhost=True), [], GUESTS)
     kernel.read_only = ("/virbr0/",)
-    change(store, Config(localhost=True), GUESTS, [])
-    assert recorded(store) == ["route_localnet virbr0"]
-    assert not converge.release(store)
+    change(state, Config(localhost=True), GUESTS, [])
+    assert recorded(state) == ["route_localnet virbr0"]
+    assert not converge.release(state)
     kernel.read_only = ()
-    assert converge.release(store)
-    assert (recorded(store), kernel.on) == ([], set())
+    assert converge.release(state)
+    assert (recorded(state), kernel.on) == ([], set())
 
 
-def test_switch_that_was_on_before_us_is_not_ours(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_switch_that_was_on_before_us_is_not_ours(state: Snapshot, monkeypatch: pytest.MonkeyPatch) -> None:
     kernel = Kernel(monkeypatch)
     kernel.on = {"/proc/sys/net/ipv4/conf/virbr0/route_localnet"}
-    change(store, Config(localhost=True), [], GUESTS)
-    assert recorded(store) == ["route_localnet virbr1"]
-    change(store, Config(localhost=True), GUESTS, [])
+    change(state, Config(localhost=True), [], GUESTS)
+    assert recorded(state) == ["route_localnet virbr1"]
+    change(state, Config(localhost=True), GUESTS, [])
     assert kernel.on == {"/proc/sys/net/ipv4/conf/virbr0/route_localnet"}
 
 
 @pytest.mark.parametrize("config", [Config(hairpin="ports"), Config(localhost=True)], ids=str)
 def test_setting_withdrawn_takes_switches_of_all_guests_back(
-    store: Store, monkeypatch: pytest.MonkeyPatch, config: Config
+    state: Snapshot, monkeypatch: pytest.MonkeyPatch, config: Config
 ) -> None:
     kernel = Kernel(monkeypatch)
-    change(store, config, [], GUESTS)
+    change(state, config, [], GUESTS)
     assert len(kernel.on) == 2
-    change(store, Config(), [], [])
-    assert (recorded(store), kernel.on) == ([], set())
+    change(state, Config(), [], [])
+    assert (recorded(state), kernel.on) == ([], set())
 
 
 def test_hairpin_port_of_a_guest_that_does_not_change_stays(
-    store: Store, monkeypatch: pytest.MonkeyPatch
+    state: Snapshot, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kernel = Kernel(monkeypatch)
-    change(store, Config(hairpin="ports"), [], GUESTS)
-    change(store, Config(hairpin="ports"), GUESTS[:1], [])
-    assert recorded(store) == ["hairpin_port vnet1"]
+    change(state, Config(hairpin="ports"), [], GUESTS)
+    change(state, Config(hairpin="ports"), GUESTS[:1], [])
+    assert recorded(state) == ["hairpin_port vnet1"]
     assert len(kernel.on) == 1
 
 
-def test_without_settings_no_switch_is_read(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_settings_no_switch_is_read(state: Snapshot, monkeypatch: pytest.MonkeyPatch) -> None:
     kernel = Kernel(monkeypatch)
-    change(store, Config(), [], GUESTS)
+    change(state, Config(), [], GUESTS)
     assert kernel.reads == 0
 
 

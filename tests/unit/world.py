@@ -72,8 +72,18 @@ class World:
         )
         if after:
             self.guests[number] = after
-        self.include = table.splice(self.include, change)
+        self.include = self._spliced(change)
         return change
+
+    def _spliced(self, change: table.Change) -> table.Include:
+        """Return the include file after a change; as a whole where there was no table or is none now."""
+        revision, whole = self.include.revision, self.whole()._replace(revision=self.include.revision + 1)
+        if not self.include.paragraphs or not whole.paragraphs:
+            return whole
+        before = table.text(self.include).encode()
+        pieces = table.splice(before, revision, revision + 1, change, self.config)
+        assert pieces is not None, change
+        return parts(b"".join(pieces).decode(), revision + 1)
 
     def commands(self, happening: Event) -> str:
         """Make an event happen, and return what the engine would say to nft."""
@@ -81,11 +91,24 @@ class World:
         change = self.change(happening)
         if not self.include.paragraphs:
             return f"add table {TABLE}\ndelete table {TABLE}\n"
-        return table.transaction(before, change) if before.paragraphs else table.text(self.include)
+        return transaction(before, change) if before.paragraphs else table.text(self.include)
 
     def whole(self) -> table.Include:
         """Return what the include file should be, rendered from the records."""
         return table.whole(self.guests.values(), self.config, self.include.revision)
+
+
+def transaction(include: table.Include, change: table.Change) -> str:
+    """Return the commands of a change on top of a kernel that has ``include``."""
+    return table.transaction(include.revision, include.revision + 1, change)
+
+
+def parts(text: str, revision: int) -> table.Include:
+    """Return an include file taken apart."""
+    top, *paragraphs = text.rstrip("\n").split("\n\n")
+    header, last = top.rsplit("\n", 1)
+    assert last == f"add element {TABLE} revision {{ {revision} }}"
+    return table.Include(header, revision, tuple(paragraphs))
 
 
 def owners(include: table.Include) -> Mapping[str, str]:

@@ -19,7 +19,7 @@ from virt_forward.host.process import run
 from virt_forward.libvirtd import api
 from virt_forward.libvirtd.api import DomainState
 from virt_forward.metadata.domain import MetadataError, parse_domain
-from virt_forward.model import Domain, Guest
+from virt_forward.model import Domain, Guest, Network
 from virt_forward.ruleset import table
 from virt_forward.state.store import Store
 
@@ -50,7 +50,8 @@ def read_facts(
     part that may take a while.
     """
     tell("reading the table and the records")
-    guests = tuple(store.guests()[0])
+    with store.open(create=False) as state:
+        guests, networks = tuple(state.guests().values()), tuple(state.networks())
     include = table.whole(guests, config, 1)
     parsed = [*_parsed(domains or [])]
     actual = nft.plain_listing()
@@ -63,7 +64,7 @@ def read_facts(
     tell("reading hooks, units and configuration")
     return Facts(
         guests,
-        tuple(store.networks()),
+        networks,
         None if domains is None else tuple(domain for domain in parsed if isinstance(domain, Domain)),
         actual,
         expected,
@@ -72,7 +73,7 @@ def read_facts(
         tuple(_forwarding()),
         tuple(_ignored_ipforward()),
         collect.listen_targets(),
-        tuple(_vetoes(guests, config, store)),
+        tuple(_vetoes(guests, config, networks)),
         tuple(error for error in parsed if isinstance(error, MetadataError)),
         config,
         report,
@@ -103,12 +104,11 @@ def _follow(
         return Report(), "; ".join(error.messages)
 
 
-def _vetoes(guests: Iterable[Guest], config: Config, store: Store) -> Iterator[Veto]:
+def _vetoes(guests: Iterable[Guest], config: Config, networks: Iterable[Network]) -> Iterator[Veto]:
     """Yield the host's vetoes against open forwards: their reasons are newer than the forwards."""
     running = [guest for guest in guests if guest.phase == "running"]
-    facts = collect.host_facts(
-        config, store.networks(), {name for guest in running for name in guest.networks}
-    )
+    names = {name for guest in running for name in guest.networks}
+    facts = collect.host_facts(config, networks, names)
     sockets = hostports.socket_facts()
     for guest in running:
         nics = attachments.find_attachments(guest.nics, facts)

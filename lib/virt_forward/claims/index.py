@@ -1,10 +1,12 @@
 """Who holds which host port and which address: the index over all guests, and what it lets through.
 
-The index is derived from the records and kept beside them as text (claims/rows.py), so that one
-guest's event need not read every other guest's record.
+The rows follow from the guests' records. The state keeps them beside these, so that one guest's event
+reads the rows near its own (state/snapshot.py) and no other guest's record.
 """
 
 from collections.abc import Callable, Container, Iterable
+from itertools import pairwise
+from typing import TypeGuard
 
 from virt_forward import ports, text
 from virt_forward.claims.rows import (
@@ -16,11 +18,9 @@ from virt_forward.claims.rows import (
     PortRow,
     Row,
     SubnetRow,
-    parse_index,
-    render_index,
     rows,
 )
-from virt_forward.model import LEARNED, Address, Endpoint, Forward, Guest, Listen, rank
+from virt_forward.model import LEARNED, Address, Endpoint, Forward, Guest, Listen, Span, rank
 
 __all__ = [
     "EndpointRow",
@@ -34,14 +34,13 @@ __all__ = [
     "Row",
     "SubnetRow",
     "Veto",
+    "clash",
     "conflicts",
     "endpoint_conflict",
     "incumbent",
     "location",
     "overruled",
-    "parse_index",
     "reconciled",
-    "render_index",
     "rows",
     "settle",
     "undisputed",
@@ -81,7 +80,7 @@ def endpoint_conflict(index: Iterable[Row], guest: Guest) -> str | None:
     """Return why an address declared or reserved for a guest is that of another guest, too, or None."""
     mine = {location(endpoint) for endpoint in guest.endpoints if endpoint.origin not in LEARNED}
     for row in index if mine else ():
-        if isinstance(row, EndpointRow) and row.origin not in LEARNED and location(row) in mine:
+        if _holds_endpoint(row) and row.origin not in LEARNED and location(row) in mine:
             return f"address {row.ip} on {row.bridge} is already that of guest {text.word(row.name)}"
     return None
 
@@ -94,7 +93,7 @@ def undisputed(index: Iterable[Row], guest: Guest) -> tuple[Endpoint, ...]:
     lost = {
         location(row)
         for row in (index if mine else ())
-        if isinstance(row, EndpointRow) and rank(row) <= mine.get(location(row), -1)
+        if _holds_endpoint(row) and rank(row) <= mine.get(location(row), -1)
     }
     return without_endpoints(guest, lost).endpoints
 
@@ -106,11 +105,15 @@ def overruled(index: Iterable[Row], guests: Iterable[Guest]) -> dict[str, set[Lo
         mine[location(endpoint)] = min(mine.get(location(endpoint), rank(endpoint)), rank(endpoint))
     found: dict[str, set[Location]] = {}
     for row in index if mine else ():
-        if not isinstance(row, EndpointRow) or row.origin not in LEARNED:
+        if not _holds_endpoint(row) or row.origin not in LEARNED:
             continue
         if mine.get(location(row), rank(row)) < rank(row):
             found.setdefault(row.uuid, set()).add(location(row))
     return found
+
+
+def _holds_endpoint(row: Row) -> TypeGuard[EndpointRow]:
+    return isinstance(row, EndpointRow) and row.holds
 
 
 def location(item: Endpoint | EndpointRow) -> Location:
@@ -175,7 +178,7 @@ class Held:
                 self._add(len(self._by_number) - 1, row)
 
     def _add(self, number: int, row: Row) -> None:
-        if isinstance(row, EndpointRow):
+        if _holds_endpoint(row):
             self._endpoints.setdefault(location(row), []).append(number)
         elif isinstance(row, PortRow) and row.holds:
             claimed = self._claimed.setdefault(row.listen, _Claimed())
@@ -209,11 +212,25 @@ class Held:
         return (*claimed.wide, *(number for numbers in single for number in numbers))
 
 
+def clash(rows: Iterable[Row]) -> bool:
+    """Tell whether two guests hold the same address, or two claims that listen alike the same port."""
+    endpoints: dict[Location, str] = {}
+    spans: dict[Listen, list[Span]] = {}
+    for row in rows:
+        if _holds_endpoint(row):
+            if endpoints.setdefault(location(row), row.uuid) != row.uuid:
+                return True
+        elif isinstance(row, PortRow) and row.holds:
+            spans.setdefault(row.listen, []).append(row.span)
+    return any(one.overlaps(other) for found in map(sorted, spans.values()) for one, other in pairwise(found))
+
+
 def settle(index: Iterable[Row], guest: Guest, veto: Veto = lambda _: None) -> Guest:
     """Return ``guest`` with its forwards sorted into those it may have and those in conflict.
 
     ``index`` has the rows of the other guests, ``veto`` tells what else rules a forward out.
     """
+    guest = guest._replace(endpoints=guest.endpoints or guest.contested)
     index = tuple(index)
     blocked = endpoint_conflict(index, guest)
     good: list[Forward] = []
@@ -226,5 +243,7 @@ def settle(index: Iterable[Row], guest: Guest, veto: Veto = lambda _: None) -> G
             good.append(forward)
         else:
             bad.append((forward, reason))
-    endpoints = () if blocked else undisputed(index, guest)
-    return guest._replace(forwards=tuple(good), conflicts=tuple(bad), endpoints=endpoints)
+    endpoints, contested = ((), guest.endpoints) if blocked else (undisputed(index, guest), ())
+    return guest._replace(
+        forwards=tuple(good), conflicts=tuple(bad), endpoints=endpoints, contested=contested
+    )

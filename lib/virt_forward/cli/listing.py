@@ -9,12 +9,11 @@ from difflib import get_close_matches
 
 from virt_forward import cli, ports, portspec, text
 from virt_forward.cli import repeat, report, table
-from virt_forward.errors import StateError, UsageError, VirtForwardError
+from virt_forward.errors import UsageError, VirtForwardError
 from virt_forward.host import collect, nft
 from virt_forward.libvirtd import api
 from virt_forward.libvirtd.api import DomainState
 from virt_forward.metadata.domain import parse_domain
-from virt_forward.model import Guest
 from virt_forward.state.config_file import load_config
 from virt_forward.state.store import Store
 
@@ -132,24 +131,16 @@ def _named(states: list[DomainState], word: str) -> DomainState | None:
 
 def lines(states: list[DomainState], errors: list[VirtForwardError]) -> list[report.Line]:
     """Return the lines of some domains as the host is now; what is wrong with one is added to ``errors``."""
-    store = Store()
-    host = report.HostState(report.counters(nft.listing()), tuple(store.networks()), collect.listen_targets())
+    with Store().open(create=False) as state:
+        guests, networks = state.guests(), tuple(state.networks())
+    host = report.HostState(report.counters(nft.listing()), networks, collect.listen_targets())
     found: list[report.Line] = []
-    for state in states:
+    for domain in states:
         try:
-            record = _record(store, state.uuid, errors)
-            found += report.lines(parse_domain(state.xml), state.active, record, host)
+            found += report.lines(parse_domain(domain.xml), domain.active, guests.get(domain.uuid), host)
         except VirtForwardError as error:
             errors.append(error)
     return found
-
-
-def _record(store: Store, uuid: str, errors: list[VirtForwardError]) -> Guest | None:
-    try:
-        return store.guest(uuid)
-    except StateError as error:
-        errors.append(error)
-        return None
 
 
 def print_table(found: Iterable[report.Line]) -> None:

@@ -83,17 +83,15 @@ def _read(errors: list[VirtForwardError]) -> Reading:
     except VirtForwardError as error:
         errors.append(error)
         invalid = 0
-    # A hook may be between its records and the kernel.
     present, matches = _compare(config, store)
-    if not matches:
-        present, matches = _compare(config, store)
     return Reading(found, invalid, present, matches, nft.revision(), _changed(store))
 
 
 def _compare(config: Config, store: Store) -> tuple[bool, bool]:
-    """Return whether the table is in the kernel, and whether it is the one that follows from the records."""
-    actual = nft.plain_listing()
-    include = table.whole(store.guests()[0], config, 1)
+    """Return whether the table is in the kernel, and whether it is the one that follows from the state."""
+    with store.open(create=False) as state:
+        actual = nft.plain_listing()
+        include = table.whole(state.guests().values(), config, 1)
     if actual is None or not include.paragraphs:
         return actual is not None, actual is None and not include.paragraphs
     expected = nft.scratch_listing(table.text(include))

@@ -16,8 +16,8 @@ from virt_forward.metadata.domain import foreign_macs, parse_domain
 from virt_forward.metadata.edit import Document
 from virt_forward.metadata.forwards import NAMESPACE
 from virt_forward.model import Forward, Guest
-from virt_forward.reconcile.reconciler import Reconciler
-from virt_forward.reconcile.view import HostView
+from virt_forward.reconcile import plan
+from virt_forward.reconcile.apply import context
 from virt_forward.reconcile.wants import Present
 from virt_forward.state.store import Store
 
@@ -39,12 +39,13 @@ def check(
         if wrong:
             shown = f"virsh domiflist {text.word(target.name)} shows its NICs"
             raise VirtForwardError(wrong.messages, shown)
+        want = Present(domain, "running" if target.active else "prepared")
         store = Store()
-        reconciler = Reconciler(store, config, HostView(config, store.networks))
-        planned = reconciler.plan([Present(domain, "running" if target.active else "prepared")])
+        with store.open(create=False) as state:
+            planned = plan.make(state, context(store, state, config).host, [want])
         for error in planned.errors.values():
             raise error
-        guest = planned.guests[domain.uuid]
+        guest = planned.after[domain.uuid]
         conflicts = guest.conflicts if guest else ()
         _refuse(
             reason for forward, reason in conflicts if any(ports.collide(forward, mine) for mine in added)

@@ -3,7 +3,6 @@
 import argparse
 import sys
 
-from virt_forward.errors import VirtForwardError
 from virt_forward.ruleset import table
 from virt_forward.state.config_file import load_config
 from virt_forward.state.store import Store
@@ -23,14 +22,8 @@ def add_to(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> N
 
 
 def run(_options: argparse.Namespace) -> int:
-    """Print the table that follows from the records and the configuration, and return 0.
-
-    Raises VirtForwardError if a record is damaged.
-    """
-    guests, errors = Store().guests()
-    if errors:
-        raise VirtForwardError(
-            (str(error) for error in errors), "run virt-forward sync to rebuild the records"
-        )
+    """Print the table that follows from the state and the configuration, and return 0."""
+    with Store().open(create=False) as state:
+        guests = state.guests().values()
     sys.stdout.write(table.text(table.whole(guests, load_config(), 1)))
     return 0

@@ -41,12 +41,17 @@ def run(_options: argparse.Namespace) -> int:
     outcome = sync()
     forwards = sum(len(guest.forwards) for guest in outcome.guests)
     print(f"{Count(len(outcome.guests), 'guest')} with {Count(forwards, 'forward')}")
-    networks = Store().networks() if outcome.guests else ()
+    networks = _networks() if outcome.guests else ()
     for guest in outcome.guests:
         _print_guest(guest, networks)
     for error in outcome.errors:
         cli.print_error(error)
     return 1 if outcome.errors else 0
+
+
+def _networks() -> Iterable[Network]:
+    with Store().open(create=False) as state:
+        return state.networks()
 
 
 def _print_guest(guest: Guest, networks: Iterable[Network]) -> None:

@@ -9,7 +9,11 @@ hairpin_port      bridge ports in hairpin mode, for a guest's own forwards with 
 libvirt_accept    a rule in libvirt's own chains, for networks whose forward mode makes libvirt reject
 """
 
-from virt_forward.effects import hairpin_port, libvirt_accept, route_localnet
-from virt_forward.effects.item import Effect
+from typing import TYPE_CHECKING
 
-EFFECTS: tuple[Effect, ...] = (route_localnet, hairpin_port, libvirt_accept)
+from virt_forward.effects import hairpin_port, libvirt_accept, route_localnet
+
+if TYPE_CHECKING:
+    from virt_forward.effects.item import Effect
+
+EFFECTS: tuple["Effect", ...] = (route_localnet, hairpin_port, libvirt_accept)

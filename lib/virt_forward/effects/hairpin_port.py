@@ -11,7 +11,7 @@ from virt_forward.effects.item import NOTHING, Change, Item, Items
 from virt_forward.host import switches
 from virt_forward.host.files import list_directory
 from virt_forward.model import Guest
-from virt_forward.state.store import Store
+from virt_forward.state.snapshot import Snapshot
 
 NAME = "hairpin_port"
 CHAINS: tuple[str, ...] = ("",)
@@ -29,7 +29,7 @@ class Facts(NamedTuple):
     calls: bool = False
 
 
-def observe(_store: Store, change: Change) -> Facts:
+def observe(_state: Snapshot, change: Change) -> Facts:
     """Return the ports of the guests that change, none where no port is to be in hairpin mode."""
     if change.config.hairpin != "ports":
         return Facts()

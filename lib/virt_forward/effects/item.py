@@ -1,11 +1,10 @@
 """What an effect is: something outside our table that is set for forwards, and taken back after them."""
 
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
-from virt_forward.claims.index import Index
 from virt_forward.config import Config
 from virt_forward.model import Guest
-from virt_forward.state.store import Store
+from virt_forward.state.snapshot import Side, Snapshot
 
 
 class Item(NamedTuple):
@@ -31,51 +30,59 @@ wherever there may be one, as the uninstaller does."""
 class Change(NamedTuple):
     """What the items follow from.
 
-    ``claims`` are those of all guests after the change; ``before`` and ``after`` are the guests
-    that it changes; ``recorded`` is what is set by the record.
+    ``bridges`` have running guests with forwards after the change, ``sides`` open forwards; ``before``
+    and ``after`` are the guests that it changes; ``recorded`` is what is set by the record.
     """
 
     config: Config
-    claims: Index = ()
+    bridges: frozenset[str] = frozenset()
+    sides: frozenset[Side] = frozenset()
     before: tuple[Guest, ...] = ()
     after: tuple[Guest, ...] = ()
     search: Search = "recorded"
     recorded: Items = NOTHING
+
+    @classmethod
+    def of(cls, state: Snapshot, config: Config, **more: Any) -> "Change":
+        """Return the change after which the guests are as ``state`` has them."""
+        return cls(config, state.bridges(), state.sides(), **more)
 
     def ours(self, effect: str) -> Items:
         """Return the recorded items of one effect."""
         return frozenset(item for item in self.recorded if item.effect == effect)
 
 
-class Effect(Protocol):
-    """A module of this package. ``facts`` is what its own observe() has returned."""
+if TYPE_CHECKING:
+    # A protocol takes long to make, and is nothing to a program that runs.
+    class Effect(Protocol):
+        """A module of this package. ``facts`` is what its own observe() has returned."""
 
-    NAME: str
-    """The value of Item.effect, the first word of a line of the record."""
-    CHAINS: tuple[str, ...]
-    """The values of Item.chain, each of words that hold no white space; ``("",)`` for an effect without."""
-    GUARDED: bool
-    """Whether it needs the guard in our table: set after the kernel has the table, and taken back before."""
-    OTHERWISE: str
-    """What follows where it cannot be set, as the end of a message."""
+        NAME: str
+        """The value of Item.effect."""
+        CHAINS: tuple[str, ...]
+        """The values of Item.chain, ``("",)`` for an effect without."""
+        GUARDED: bool
+        """Whether it needs the guard in our table: set after the kernel has it, and taken back before."""
+        OTHERWISE: str
+        """What follows where it cannot be set, as the end of a message."""
 
-    def observe(self, store: Store, change: Change, /) -> Any:
-        """Return what desired() and the others need of the host; the only reader of it but present()."""
+        def observe(self, state: Snapshot, change: Change, /) -> Any:
+            """Return what desired() and the others need of the host; the only reader of it but present()."""
 
-    def desired(self, change: Change, facts: Any, /) -> Items:
-        """Return what is to be set after the change; pure."""
+        def desired(self, change: Change, facts: Any, /) -> Items:
+            """Return what is to be set after the change; pure."""
 
-    def recognized(self, facts: Any, /) -> Items:
-        """Return the items on the host that are ours by their looks, recorded or not; pure."""
+        def recognized(self, facts: Any, /) -> Items:
+            """Return the items on the host that are ours by their looks, recorded or not; pure."""
 
-    def present(self, item: Item, facts: Any, /) -> bool | None:
-        """Tell whether an item is set as it should be; None where there is nothing to set it on."""
+        def present(self, item: Item, facts: Any, /) -> bool | None:
+            """Tell whether an item is set as it should be; None where there is nothing to set it on."""
 
-    def set_items(self, items: Items, facts: Any, /) -> Items:
-        """Set items, and return those that are not set.
+        def set_items(self, items: Items, facts: Any, /) -> Items:
+            """Set items, and return those that are not set.
 
-        Raises VirtForwardError where that is not known: they stay recorded.
-        """
+            Raises VirtForwardError where that is not known: they stay recorded.
+            """
 
-    def unset_items(self, items: Items, facts: Any, /) -> Items:
-        """Take items back, and return those that are still set; raises VirtForwardError likewise."""
+        def unset_items(self, items: Items, facts: Any, /) -> Items:
+            """Take items back, and return those that are still set; raises VirtForwardError likewise."""

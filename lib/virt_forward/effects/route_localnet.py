@@ -4,10 +4,9 @@ Without it the kernel drops the guest's answers to the host's loopback as martia
 lets guests address the host's loopback, which the table's guard chain forbids (ip-sysctl.rst).
 """
 
-from virt_forward.claims import index as claims
 from virt_forward.effects.item import NOTHING, Change, Item, Items
 from virt_forward.host import switches
-from virt_forward.state.store import Store
+from virt_forward.state.snapshot import Snapshot
 
 NAME = "route_localnet"
 CHAINS: tuple[str, ...] = ("",)
@@ -15,15 +14,13 @@ GUARDED = True
 OTHERWISE = "forwards on 127.0.0.1 may not work"
 
 
-def observe(_store: Store, _change: Change) -> None:
-    """Return nothing: the claims and the configuration tell all."""
+def observe(_state: Snapshot, _change: Change) -> None:
+    """Return nothing: the change tells all."""
 
 
 def desired(change: Change, _facts: None) -> Items:
     """Return the bridges of running guests that have forwards, if these are to listen on 127.0.0.1."""
-    subnets = (row for row in change.claims if isinstance(row, claims.SubnetRow))
-    bridges = {row.bridge for row in subnets} if change.config.localhost else ()
-    return frozenset(Item(NAME, bridge) for bridge in bridges)
+    return frozenset(Item(NAME, bridge) for bridge in change.bridges if change.config.localhost)
 
 
 def recognized(_facts: None) -> Items:

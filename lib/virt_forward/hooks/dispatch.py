@@ -6,7 +6,6 @@ journal; to stderr as well where libvirt shows it, which is where a start is ref
 
 import os
 import sys
-from collections.abc import Mapping
 
 from virt_forward import text
 from virt_forward.claims import vetoes
@@ -17,10 +16,11 @@ from virt_forward.hooks.prefilter import known, uuid_of
 from virt_forward.host import log, process
 from virt_forward.model import Domain, Guest
 from virt_forward.reconcile import plan
-from virt_forward.reconcile.reconciler import Reconciler, recover
+from virt_forward.reconcile.apply import Context, apply, context, empty_chains, reconcile
+from virt_forward.reconcile.plan import Plan
 from virt_forward.reconcile.wants import Absent, Present, Replugged, Restoring
 from virt_forward.state.config_file import load_config, load_config_or_last
-from virt_forward.state.ledger import Ledger
+from virt_forward.state.snapshot import Snapshot
 from virt_forward.state.store import Store
 
 SECONDS = 15.0
@@ -85,7 +85,7 @@ def _handle(event: Event, data: bytes) -> None:
     elif action is Action.OPEN:
         _guest_event(action, data, store)
     elif action is Action.CLOSE:
-        _close(data, store)
+        _close(event.name, data, store)
     elif action is not Action.NOTHING:
         from virt_forward.hooks import network_events
 
@@ -103,18 +103,16 @@ def _mark_restoring(data: bytes, store: Store) -> None:
         domain = parse_domain(data)
     except MetadataError as error:
         domain = error.domain
-    config = load_config_or_last(store)
-    with store.lock():
-        recover(store, config)
-        reconciler = Reconciler(store, config)
-        before = reconciler.ledger.known(domain.uuid)
+    with store.open() as state:
+        before = state.guest(domain.uuid)
         if before is None or before.phase != "running":
-            reconciler.reconcile([Restoring(domain.uuid, domain.name)])
+            work = context(store, state, load_config_or_last(state))
+            reconcile(work, [Restoring(domain.uuid, domain.name)])
 
 
 def _prepare(name: str, data: bytes, store: Store) -> None:
     uuid = _uuid(data)
-    restoring = _is_restoring(name, Ledger(store).known(uuid), store)
+    restoring = known(store.path, uuid) and _was_restoring(name, uuid, store)
     try:
         _guest_event(Action.CLAIM, data, store)
     except LockTimeout:
@@ -128,12 +126,18 @@ def _prepare(name: str, data: bytes, store: Store) -> None:
         _drop_quietly(uuid, store)
 
 
-def _is_restoring(name: str, guest: Guest | None, store: Store) -> bool:
+def _was_restoring(name: str, uuid: str, store: Store) -> bool:
+    with store.peek() as state:
+        return state is not None and _is_restoring(name, uuid, state)
+
+
+def _is_restoring(name: str, uuid: str, state: Snapshot) -> bool:
     """Tell whether the start of a guest is a restore, by the mark that its ``restore begin`` has left."""
+    guest = state.guest(uuid)
     # libvirt restores no guest under a name that it does not have any more; the mark of that one is left.
     if guest is None or guest.phase != "restoring" or guest.name != name:
         return False
-    return store.age_of_guest(guest.uuid) < RESTORE_SECONDS
+    return state.age(uuid) < RESTORE_SECONDS
 
 
 def _guest_event(action: Action, data: bytes, store: Store) -> None:
@@ -173,34 +177,30 @@ def _claim(domain: Domain, store: Store) -> None:
     from virt_forward.metadata.domain import foreign_macs
 
     config = load_config()
-    with store.lock():
-        recover(store, config)
-        reconciler = Reconciler(store, config)
-        planned = reconciler.plan([Present(domain, "prepared")])
-        _raise_first(planned.errors)
-        guest = planned.guests[domain.uuid]
-        assert guest is not None
-        error = foreign_macs(domain) or _conflicting(guest)
-        restoring = _is_restoring(domain.name, reconciler.ledger.known(domain.uuid), store)
-        refused = error if config.on_error != "warn" and not restoring else None
-        _apply_claims(reconciler, domain.uuid, None if refused else guest)
+    with store.open() as state:
+        work = context(store, state, config)
+        planned = plan.make(state, work.host, [Present(domain, "prepared")])
+        guest = planned.after.get(domain.uuid)
+        error = planned.errors.get(domain.uuid) or foreign_macs(domain) or (guest and _conflicting(guest))
+        restoring = _is_restoring(domain.name, domain.uuid, state)
+        refused = error if planned.errors or (config.on_error != "warn" and not restoring) else None
+        if refused:
+            # What others have queued is done all the same.
+            planned = plan.make(state, work.host, [Absent(domain.uuid)])
+        _apply_claims(work, planned)
     if refused:
         raise refused
-    _log_conflicts(guest)
+    if guest:
+        _log_conflicts(guest)
 
 
-def _raise_first(errors: Mapping[str, VirtForwardError]) -> None:
-    for error in errors.values():
-        raise error
-
-
-def _apply_claims(reconciler: Reconciler, uuid: str, guest: Guest | None) -> None:
+def _apply_claims(work: Context, planned: Plan) -> None:
     """Make a guest that does not run yet what it is to be; its rules may wait.
 
     What nft refuses then is another guest's, and no reason against this one's start.
     """
     try:
-        reconciler.apply({uuid: guest})
+        apply(work, planned)
     except NftUnusableError:
         raise
     except NftError as error:
@@ -208,42 +208,39 @@ def _apply_claims(reconciler: Reconciler, uuid: str, guest: Guest | None) -> Non
 
 
 def _open(domain: Domain, store: Store) -> None:
-    config = load_config_or_last(store)
     want = Present(domain, "running")
     try:
-        with store.lock():
-            recover(store, config)
-            planned = Reconciler(store, config).reconcile([want])
+        with store.open() as state:
+            planned = reconcile(context(store, state, load_config_or_last(state)), [want])
     except LockTimeout:
-        _queue(want, store, config)
+        _queue(want, store)
         raise
-    except StateError:
-        store.queue_started(domain.uuid)
-        raise
-    guest = planned.guests[domain.uuid]
+    guest = planned.after.get(domain.uuid)
     if guest:
         _log_conflicts(guest)
-    _raise_first(planned.errors)
+    for error in planned.errors.values():
+        raise error
 
 
-def _queue(want: Present, store: Store, config: Config) -> None:
+def _queue(want: Present, store: Store) -> None:
     """Leave a guest that runs to whoever has the lock next, its conflicts with the host resolved."""
-    from virt_forward.reconcile.view import HostView
-
-    host = HostView(config, store.networks)
-    guest = plan.wanted(want, Ledger(store).known(want.uuid), host)
-    store.queue(want.uuid, guest and plan.resolve_conflicts((), guest, None, host.veto(guest)))
+    with store.peek() as state:
+        if state is None:
+            return
+        work = context(store, state, load_config_or_last(state))
+        guest = plan.wanted_guest(want, state.guest(want.uuid), work.host)
+        store.mark([want.uuid])
+        state.queue(want.uuid, plan.resolve_conflicts((), guest, None, work.host().veto(guest)))
 
 
 def _replug(domain: Domain, store: Store) -> None:
     """Leave a guest that cannot be understood the forwards it has, but none at a NIC that is gone."""
-    config = load_config_or_last(store)
     try:
-        with store.lock():
-            reconciler = Reconciler(store, config)
-            before = reconciler.ledger.known(domain.uuid)
+        with store.open() as state:
+            before = state.guest(domain.uuid)
             if before and before.phase == "running" and before.nics != domain.nics:
-                reconciler.reconcile([Replugged(domain.uuid, domain.nics)])
+                work = context(store, state, load_config_or_last(state))
+                reconcile(work, [Replugged(domain.uuid, domain.nics)])
     except VirtForwardError as error:
         log.error(f"{text.word(domain.name)}: {error}")
 
@@ -268,16 +265,24 @@ def _log_conflicts(guest: Guest) -> None:
         log.warning(f"{reason}; this forward is kept out")
 
 
-def _close(data: bytes, store: Store) -> None:
-    _forget(_uuid(data), store)
+def _close(name: str, data: bytes, store: Store) -> None:
+    uuid = _uuid(data)
+    try:
+        _forget(uuid, store)
+    except StateError:
+        # What its rules are cannot be read; where they are follows from its name.
+        empty_chains(name, uuid)
+        raise
 
 
 def _forget(uuid: str, store: Store) -> None:
     try:
-        with store.lock():
-            Reconciler(store, load_config_or_last(store)).reconcile([Absent(uuid)])
+        with store.open() as state:
+            reconcile(context(store, state, load_config_or_last(state)), [Absent(uuid)])
     except LockTimeout:
-        store.queue(uuid, None)
+        with store.peek() as state:
+            if state:
+                state.queue(uuid, None)
         raise
 
 

@@ -6,30 +6,31 @@ from virt_forward.hooks.events import Action
 from virt_forward.metadata import values
 from virt_forward.metadata.network import NetworkPort, parse_network
 from virt_forward.model import Guest, Network, Nic
-from virt_forward.reconcile.reconciler import Reconciler
-from virt_forward.reconcile.view import HostView
+from virt_forward.reconcile import plan
+from virt_forward.reconcile.apply import Context, apply, context
 from virt_forward.reconcile.wants import Replugged
 from virt_forward.state.config_file import load_config_or_last
-from virt_forward.state.ledger import Ledger
+from virt_forward.state.snapshot import Snapshot
 from virt_forward.state.store import Store
 
 
 def handle(action: Action, data: bytes, store: Store) -> None:
     """Remember or forget a network, and make the guests on it right."""
     network, port = parse_network(data)
-    with store.lock():
-        if action is Action.NETWORK_SEEN and not port and not _is_active(network, store):
+    with store.open() as state:
+        if action is Action.NETWORK_SEEN and not port and not _is_active(network, state):
             return
         if action is not Action.PORT_GONE:
-            _remember(network, action, store)
-        guests = _concerned(network, port, store)
+            _remember(network, action, state)
+        guests = _concerned(network, port, state)
         if guests:
-            _follow(guests, network, port, action, store)
+            work = _context(network, action, store, state)
+            _follow(work, [Replugged(g.uuid, _plugged(g, network, port, action)) for g in guests])
 
 
-def _is_active(network: Network, store: Store) -> bool:
+def _is_active(network: Network, state: Snapshot) -> bool:
     """Tell whether a network is more than defined: "updated" also comes for one that does not run."""
-    if not values.is_dev(network.bridge) or any(known.uuid == network.uuid for known in store.networks()):
+    if not values.is_dev(network.bridge) or any(known.uuid == network.uuid for known in state.networks()):
         return True
     import socket
 
@@ -39,43 +40,41 @@ def _is_active(network: Network, store: Store) -> bool:
         return False
 
 
-def _remember(network: Network, action: Action, store: Store) -> None:
-    for known in store.networks():
-        if known.name == network.name and known.uuid != network.uuid:
-            # A transient network has another UUID each time; that its end was missed must not matter.
-            store.put_network(known.uuid, None)
-    store.put_network(network.uuid, network if action is Action.NETWORK_SEEN else None)
+def _remember(network: Network, action: Action, state: Snapshot) -> None:
+    # A transient network has another UUID each time; that its end was missed must not matter.
+    same = {known.uuid: known for known in state.networks() if known.name == network.name}
+    now = {network.uuid: network} if action is Action.NETWORK_SEEN else {}
+    changed = {u: now.get(u) for u in {*same, network.uuid} if same.get(u) != now.get(u)}
+    if changed:
+        state.put_networks(changed)
 
 
-def _concerned(network: Network, port: NetworkPort | None, store: Store) -> list[Guest]:
+def _concerned(network: Network, port: NetworkPort | None, state: Snapshot) -> list[Guest]:
     """Return the owner of a port if it is a guest of ours; without a port, all guests on the network."""
-    ledger = Ledger(store)
     if port:
-        owner = ledger.known(port.uuid)
+        owner = state.guest(port.uuid)
         return [owner] if owner else []
-    return [guest for guest in ledger.merged().values() if network.name in guest.networks]
+    return [guest for guest in state.guests().values() if network.name in guest.networks]
 
 
-def _follow(
-    guests: list[Guest], network: Network, port: NetworkPort | None, action: Action, store: Store
-) -> None:
-    config = load_config_or_last(store)
+def _context(network: Network, action: Action, store: Store, state: Snapshot) -> Context:
     gone = action is Action.NETWORK_GONE
-    host = HostView(
-        config,
-        store.networks,
+    return context(
+        store,
+        state,
+        load_config_or_last(state),
         current=None if gone else network,
         without={network.name} if gone else (),
     )
-    reconciler = Reconciler(store, config, host)
-    wants = [Replugged(guest.uuid, _plugged(guest, network, port, action)) for guest in guests]
-    planned = reconciler.plan(wants).guests
-    changed = {guest.uuid: planned[guest.uuid] for guest in guests if planned[guest.uuid] != guest}
-    if changed:
-        reconciler.apply(changed)
+
+
+def _follow(work: Context, wants: list[Replugged]) -> None:
+    planned = plan.make(work.state, work.host, wants)
+    if planned.before != planned.after:
+        apply(work, planned)
     else:
         # libvirt has rebuilt its chain all the same.
-        converge.follow(store, Change(config, reconciler.ledger.index()))
+        converge.follow(work.state, Change.of(work.state, work.config))
 
 
 def _plugged(guest: Guest, network: Network, port: NetworkPort | None, action: Action) -> tuple[Nic, ...]:

@@ -53,22 +53,5 @@ def uuid_of(data: bytes) -> str:
 
 
 def known(directory: str, uuid: str) -> bool:
-    """Tell whether there is a record of a guest, a change left for it, or one that was cut off."""
-    if os.path.exists(f"{directory}/guests/{uuid}.json"):
-        return True
-    return any(name.startswith(uuid) for name in _left(directory)) or uuid.encode() in _unfinished(directory)
-
-
-def _left(directory: str) -> list[str]:
-    try:
-        return os.listdir(f"{directory}/todo")
-    except OSError:
-        return []
-
-
-def _unfinished(directory: str) -> bytes:
-    try:
-        with open(f"{directory}/unfinished", "rb") as file:
-            return file.read()
-    except OSError:
-        return b""
+    """Tell whether a guest may be in the state; of an older version's state (state/upgrade.py) any may."""
+    return os.path.isfile(f"{directory}/guests/{uuid}") or os.path.isdir(f"{directory}/networks")

@@ -14,11 +14,10 @@ from virt_forward.libvirtd.api import DomainState
 from virt_forward.metadata.domain import MetadataError, parse_domain
 from virt_forward.metadata.network import parse_network
 from virt_forward.model import Guest, Network
-from virt_forward.reconcile.reconciler import Reconciler
-from virt_forward.reconcile.view import HostView
+from virt_forward.reconcile import plan
+from virt_forward.reconcile.apply import context, reconcile
 from virt_forward.reconcile.wants import Absent, Present, Replugged, Want
 from virt_forward.state.config_file import load_config
-from virt_forward.state.ledger import Ledger
 from virt_forward.state.store import Store
 
 
@@ -39,25 +38,26 @@ def sync(only: Collection[str] | None = None, *, probe_guests: bool = True) -> O
     running guest whose metadata cannot be understood keeps what it has.
     """
     config, store = load_config(), Store()
-    seen = _records(store)
+    if only is None:
+        store.replace_newer()
+    seen = _guests(store)
     with api.connection(config.uri) as opened:
         domains = api.domains(opened, only)
         networks = api.networks(opened) if only is None else None
-    if networks is not None:
-        _remember_networks(networks, store)
     errors: list[VirtForwardError] = []
     wants = {want.uuid: want for want in _wants([state for state in domains if state.active], errors)}
+    if networks is not None:
+        _remember_networks(networks, store)
     sightings = _sightings(tuple(wants.values()), store, config) if probe_guests else collect.NO_SIGHTINGS
-    with store.lock():
-        now = _records(store)
+    with store.open() as state:
+        now = state.guests()
         moved = {uuid for uuid in {*seen, *now} if seen.get(uuid) != now.get(uuid)}
         meant = set(now) if only is None else set(now).intersection(only)
         gone = [Absent(uuid) for uuid in sorted(meant - set(wants) - moved)]
-        host = HostView(config, store.networks, sightings)
-        reconciler = Reconciler(store, config, host, rebuild=only is None)
         still = [want for uuid, want in wants.items() if uuid not in moved]
-        planned = reconciler.reconcile([*still, *gone])
-        final = tuple(guest for guest in _records(store).values() if guest.phase == "running")
+        work = context(store, state, config, sightings=sightings)
+        planned = reconcile(work, [*still, *gone], rebuild=only is None)
+        final = tuple(guest for guest in state.guests().values() if guest.phase == "running")
     for uuid, error in planned.errors.items():
         want = wants[uuid]
         errors.append(MetadataError(want.domain, error.messages) if isinstance(want, Present) else error)
@@ -81,26 +81,27 @@ def _wants(states: Iterable[DomainState], errors: list[VirtForwardError]) -> Ite
 
 def _sightings(wants: Sequence[Want], store: Store, config: Config) -> Sightings:
     """Ask the guests whose address nothing tells, and return what they have answered."""
-    host = HostView(config, store.networks)
-    planned = Reconciler(store, config, host).plan(wants).guests
-    networks = store.networks()
+    with store.open() as state:
+        planned = plan.make(state, context(store, state, config).host, wants).after
+        networks = state.networks()
     running = [guest for guest in planned.values() if guest and guest.phase == "running"]
     questions = [item for guest in running for item in probe.probes(guest, networks)]
     return probe_socket.probe_once(questions) if questions else collect.NO_SIGHTINGS
 
 
-def _records(store: Store) -> dict[str, Guest]:
-    return Ledger(store).merged()
+def _guests(store: Store) -> dict[str, Guest]:
+    with store.open() as state:
+        return state.guests()
 
 
 def _remember_networks(texts: Iterable[bytes], store: Store) -> None:
     """Make the records of networks what libvirt says is active: the hook may not have run for them."""
     active = {network.uuid: network for network in _networks(texts)}
-    with store.lock():
-        known = {network.uuid: network for network in store.networks()}
-        for uuid in {*active, *known}:
-            if active.get(uuid) != known.get(uuid):
-                store.put_network(uuid, active.get(uuid))
+    with store.open() as state:
+        known = {network.uuid: network for network in state.networks()}
+        changed = {u: active.get(u) for u in {*active, *known} if active.get(u) != known.get(u)}
+        if changed:
+            state.put_networks(changed)
 
 
 def _networks(texts: Iterable[bytes]) -> Iterator[Network]:

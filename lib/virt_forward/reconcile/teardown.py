@@ -3,13 +3,14 @@
 PYTHONPATH=lib python3 -c 'from virt_forward.reconcile import teardown; teardown.main()'
 """
 
-import contextlib
-
 from virt_forward.effects import converge
 from virt_forward.errors import VirtForwardError
 from virt_forward.host import log
-from virt_forward.reconcile.reconciler import Reconciler
+from virt_forward.reconcile.apply import context, reconcile
+from virt_forward.reconcile.wants import Absent
+from virt_forward.state import database
 from virt_forward.state.config_file import load_config_or_last
+from virt_forward.state.snapshot import Snapshot
 from virt_forward.state.store import Store
 
 
@@ -20,16 +21,26 @@ def main() -> int:
     where the state is damaged, in use, or not found.
     """
     store = Store()
-    status = 0
-    with contextlib.ExitStack() as stack:
-        if store.exists():
-            try:
-                stack.enter_context(store.lock())
-                reconciler = Reconciler(store, load_config_or_last(store))
-                reconciler.apply(dict.fromkeys(reconciler.ledger.merged()))
-            except VirtForwardError as error:
-                log.error(f"uninstall: {error}")
-                status = 1
-        if not converge.release(store):
-            status = 1
-    return status
+    try:
+        with store.open(create=store.exists()) as state:
+            closed = not store.exists() or _close_all(store, state)
+            return 0 if converge.release(state) and closed else 1
+    except VirtForwardError as error:
+        log.error(f"uninstall: {error}")
+        converge.release(_nothing())
+        return 1
+
+
+def _close_all(store: Store, state: Snapshot) -> bool:
+    try:
+        work = context(store, state, load_config_or_last(state))
+        reconcile(work, [Absent(uuid) for uuid in state.guests()])
+    except VirtForwardError as error:
+        log.error(f"uninstall: {error}")
+        return False
+    return True
+
+
+def _nothing() -> Snapshot:
+    """Return an empty state that is in memory alone."""
+    return Snapshot(database.in_memory(), ":memory:")

@@ -1,12 +1,11 @@
 """The whole table as text, and the transactions between two states of it.
 
 The include file is a header and one paragraph a block, separated by empty lines, so that
-one guest's change can be spliced into it without rendering the other guests. Its revision
-is an element of a set in the table, too: a transaction that finds another revision there
+one guest's change can be spliced into it without rendering, or even reading, the others. Its
+revision is an element of a set in the table, too: a transaction that finds another revision there
 fails as a whole, which tells us that somebody flushed or replaced the table.
 """
 
-import re
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
@@ -18,11 +17,6 @@ from virt_forward.ruleset import guest as guest_block
 from virt_forward.ruleset import shared, static
 from virt_forward.ruleset.block import Block, add, remove
 
-_NUMBER = "([0-9]{1,19})"
-_REVISION = re.compile(rf"add element {TABLE} revision {{ {_NUMBER} }}\Z")
-_COMMENT = re.compile(rf"# revision {_NUMBER}\n")
-
-
 _NOTICE = "# Written by virt-forward whenever a guest starts or stops: do not edit.\n"
 _EMPTY = (
     f"{_NOTICE}# No running guest has forwards, so there is no table.\n"
@@ -31,7 +25,7 @@ _EMPTY = (
 
 
 class Include(NamedTuple):
-    """The include file taken apart."""
+    """The include file in parts."""
 
     header: str
     revision: int
@@ -85,48 +79,59 @@ def text(include: Include) -> str:
     """Return an include file's text: loads on its own, any number of times."""
     if not include.paragraphs:
         return f"{_EMPTY}# revision {include.revision}\n"
-    top = f"{include.header}\nadd element {TABLE} revision {{ {include.revision} }}"
-    return "\n\n".join([top, *include.paragraphs]) + "\n"
+    return "\n\n".join([_top(include.header, include.revision), *include.paragraphs]) + "\n"
 
 
-def parse(source: str, config: Config) -> Include | None:
-    """Return an include file taken apart; None where it is not one that this configuration made."""
-    empty = _COMMENT.fullmatch(source, len(_EMPTY))
-    if empty and source.startswith(_EMPTY):
-        return Include(_header(config), int(empty[1]), ())
-    top, *paragraphs = source.rstrip("\n").split("\n\n")
-    found = _REVISION.search(top)
-    header = top[: found.start()].rstrip("\n") if found else ""
-    if not found or header != _header(config):
-        return None
-    return Include(header, int(found[1]), tuple(paragraphs))
+def _top(header: str, revision: int) -> str:
+    return f"{header}\nadd element {TABLE} revision {{ {revision} }}"
 
 
-def splice(include: Include, change: Change) -> Include:
-    """Return the include file after a change: guests first, as shared blocks refer to them."""
-    added = change.added()
-    changed = {f"# {block.key}" for block in (*change.removed(), *added)}
-    kept = [text for text in include.paragraphs if text.partition("\n")[0] not in changed]
-    first = [add(block) for block in added if not block.shared]
-    last = [add(block) for block in added if block.shared]
-    return Include(include.header, include.revision + 1, (*first, *kept, *last))
+def splice(data: bytes, before: int, after: int, change: Change, config: Config) -> list[bytes] | None:
+    """Return the pieces of the include file of revision ``after``, out of that of revision ``before``.
 
-
-def knows_more(include: Include, change: Change) -> bool:
-    """Tell whether the file has a block that the change adds and does not replace.
-
-    The record of its guest was lost, so that what the kernel has of it is not known: the table must be
-    rebuilt.
+    Paragraphs of other blocks are copied as they are; new ones of guests come first, as shared blocks
+    refer to them. None where the file is not one of that revision and this configuration, or has other
+    blocks than the change knows of.
     """
-    new = {f"# {block.key}" for block in change.added() if block.key not in change.before}
-    return bool(new) and any(text.partition("\n")[0] in new for text in include.paragraphs)
+    top = _top(_header(config), before).encode() + b"\n"
+    if not data.startswith(top + b"\n# "):
+        return None
+    new, cuts = change.added(), [(0, len(top))]
+    for key in {block.key for block in (*change.removed(), *new)}:
+        cut = _find_paragraph(data, key.encode())
+        if (cut is None) == (key in change.before):
+            return None
+        cuts += [cut] if cut else []
+    cuts.sort()
+    first, last = (
+        [_paragraph(add(block)) for block in new if block.shared is shared] for shared in (False, True)
+    )
+    ends = [*(start for start, _ in cuts[1:]), len(data)]
+    kept = [data[end:start] for (_, end), start in zip(cuts, ends, strict=True)]
+    return [_top(_header(config), after).encode() + b"\n", *first, *kept, *last]
 
 
-def transaction(include: Include, change: Change) -> str:
-    """Return the commands of a change on top of a kernel that holds ``include``."""
+def _find_paragraph(data: bytes, key: bytes) -> tuple[int, int] | None:
+    """Return where the paragraph of a block begins, with the empty line before it, and where it ends."""
+    start = data.find(b"\n\n# " + key + b"\n")
+    if start < 0:
+        return None
+    end = data.find(b"\n\n", start + 2)
+    return start + 1, len(data) if end < 0 else end + 1
+
+
+def _paragraph(text: str) -> bytes:
+    return f"\n{text}\n".encode()
+
+
+def transaction(before: int, after: int, change: Change) -> str:
+    """Return the commands of a change on top of a kernel that has revision ``before``.
+
+    They fail as a whole where it has another one. Without a change of blocks, they only look.
+    """
     guard = [
-        f"delete element {TABLE} revision {{ {include.revision} }}",
-        f"add element {TABLE} revision {{ {include.revision + 1} }}",
+        f"delete element {TABLE} revision {{ {before} }}",
+        f"add element {TABLE} revision {{ {after} }}",
     ]
     added = change.added()
     return "\n".join([*guard, *remove(change.removed(), added), *map(add, added)]) + "\n"

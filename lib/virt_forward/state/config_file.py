@@ -6,10 +6,7 @@ import os
 from virt_forward.config import DEFAULT_PATH, Config, parse_config
 from virt_forward.errors import StateError, VirtForwardError
 from virt_forward.host import log
-from virt_forward.state.store import Store
-
-LAST = "config.toml"
-"""The name in the run directory of the last configuration that was valid."""
+from virt_forward.state.snapshot import Snapshot
 
 
 def path() -> str:
@@ -34,7 +31,7 @@ def load_config() -> Config:
     return parse_config(text, path()) if text.strip() else Config()
 
 
-def load_config_or_last(store: Store) -> Config:
+def load_config_or_last(state: Snapshot | None) -> Config:
     """Return the configuration, or the last valid one where it is broken now.
 
     A guest that runs or stops must have its rules made or removed, even while somebody is
@@ -44,9 +41,9 @@ def load_config_or_last(store: Store) -> Config:
         config, text = load_config(), read()
     except VirtForwardError as error:
         log.error(f"{error}; the last valid configuration stays in force")
-        last = store.read(LAST)
-        return parse_config(last, LAST) if last else Config()
-    with contextlib.suppress(StateError):
-        if (store.read(LAST) or "") != text and store.exists():
-            store.write(LAST, text)
+        last = state.value("config") if state else ""
+        return parse_config(last, path()) if last else Config()
+    if state and state.value("config") != text:
+        with contextlib.suppress(StateError):
+            state.set_value("config", text)
     return config

@@ -35,10 +35,11 @@ def dump_guest(guest: Guest) -> str:
         "nics": [nic._asdict() for nic in guest.nics],
         "hosts": [{"ip": str(host.ip), "mac": host.mac} for host in guest.hosts],
         "endpoints": [endpoint._asdict() | {"ip": str(endpoint.ip)} for endpoint in guest.endpoints],
+        "contested": [endpoint._asdict() | {"ip": str(endpoint.ip)} for endpoint in guest.contested],
         "gateways": [str(address) for address in guest.gateways],
         "lans": [{"subnet": str(subnet), "bridge": bridge} for subnet, bridge in guest.lans],
     }
-    return json.dumps(fields, indent=1) + "\n"
+    return json.dumps(fields)
 
 
 def load_guest(text: str, where: str) -> Guest:
@@ -53,7 +54,7 @@ def dump_network(network: Network) -> str:
         "subnets": [str(subnet) for subnet in network.subnets],
         "reservations": [lease._asdict() | {"ip": str(lease.ip)} for lease in network.reservations],
     }
-    return json.dumps(fields, indent=1) + "\n"
+    return json.dumps(fields)
 
 
 def load_network(text: str, where: str) -> Network:
@@ -148,6 +149,7 @@ def _guest(fields: dict[str, Any]) -> Guest:
         endpoints=tuple(map(_endpoint, fields["seats"] if "seats" in fields else fields["endpoints"])),
         lans=tuple((_subnet(lan["subnet"]), _dev(lan["bridge"])) for lan in fields["lans"]),
         gateways=tuple(map(_ip, fields["gateways"])),
+        contested=tuple(map(_endpoint, fields.get("contested", ()))),
     )
 
 

@@ -1,14 +1,10 @@
-"""The run directory: records, index of claims, include file, and the lock over them.
+"""The run directory: the state, the table as text, and the lock over both.
 
-guests/UUID.json     one record a guest
-networks/UUID.json   one record a libvirt network
-claims               the index over all guests' claims, derived from their records
-ruleset.nft          the table as text, derived from the records and the configuration
-unfinished           there while a change is being made, and after one that was cut off
-todo/UUID.*.json     changes left by whoever could not have the lock in time
-config.toml          the last valid configuration
-effects              what we have set outside our table
-lock                 held by whoever changes any of these
+state.db      the state (state/database.py)
+ruleset.nft   the table as text, derived from guests and configuration
+guests/UUID   an empty file for each guest in the state, for hooks/prefilter.py; it may be there
+              without a guest, but never the other way round
+lock          held by whoever changes any of these
 """
 
 import contextlib
@@ -19,32 +15,22 @@ import signal
 import time
 from collections.abc import Iterable, Iterator
 from types import FrameType
-from typing import NamedTuple
 
 from virt_forward.errors import LockTimeout, StateError
-from virt_forward.host import process
-from virt_forward.model import Guest, Network
-from virt_forward.state import records
+from virt_forward.host import log, process
+from virt_forward.host.files import list_directory
+from virt_forward.state import database
+from virt_forward.state.snapshot import Snapshot
 
 DEFAULT_PATH = "/run/virt-forward"
 LOCK_SECONDS = 12.0
 """How long a hook waits for its turn. It has time left then to plan a change, and to queue it."""
 
-
-STARTED = ".started"
-"""How the name of a change ends that was queued without a record: the guest that is prepared runs."""
-
-
-class Queued(NamedTuple):
-    """A queued change: the file's name, whose change it is, and what the guest is to be."""
-
-    name: str
-    uuid: str
-    guest: Guest | None
+MARKERS = "guests"
 
 
 class Store:
-    """The run directory at ``path``. Nothing here is changed but under ``lock()``."""
+    """The run directory at ``path``."""
 
     def __init__(self, path: str | None = None) -> None:
         self.path = path or os.environ.get("VIRT_FORWARD_RUN_DIR") or DEFAULT_PATH
@@ -61,9 +47,115 @@ class Store:
         """Tell whether there is any state at all."""
         return os.path.isdir(self.path)
 
-    def knows(self, uuid: str) -> bool:
-        """Tell, without the lock, whether a guest has a record."""
-        return os.path.exists(self._at("guests", f"{uuid}.json"))
+    @contextlib.contextmanager
+    def open(self, seconds: float | None = None, *, create: bool = True) -> Iterator[Snapshot]:
+        """Open the state, with the lock held; the state of an older version is taken over first.
+
+        A damaged database is renamed, and its place taken by an empty one. Without ``create``, where
+        there is no state it is empty and nothing is written. Raises LockTimeout after ``seconds``, and
+        StateError where the state cannot be had.
+        """
+        if not create and not (os.path.exists(self._at(database.FILE)) or self._is_old()):
+            yield Snapshot(database.in_memory(), self.path, created=True)
+            return
+        with self.lock(seconds), contextlib.closing(self._snapshot()) as snapshot:
+            try:
+                yield snapshot
+            except database.DamagedStateError as error:
+                self._set_aside(error)
+                raise
+
+    def _snapshot(self) -> Snapshot:
+        path = self._at(database.FILE)
+        try:
+            connection = database.connect(self.path)
+        except database.DamagedStateError as error:
+            self._set_aside(error)
+            connection = None
+        if connection is None:
+            return self._create(path)
+        if self._is_old():
+            from virt_forward.state import upgrade
+
+            upgrade.remove(self.path)
+        return Snapshot(connection, path)
+
+    def _set_aside(self, error: StateError) -> None:
+        log.error(f"{error}; it is replaced, and kept as {database.FILE}.{database.UNUSED}")
+        database.set_aside(self.path)
+
+    def replace_newer(self) -> None:
+        """Put a new state in the place of a newer version's, if that is what is there; raises StateError."""
+        with self.lock():
+            try:
+                connection = database.connect(self.path)
+                if connection:
+                    connection.close()
+            except database.NewerStateError as error:
+                effects = database.effects_of_newer(self.path)
+                self._set_aside(error)
+                with contextlib.closing(self._snapshot()) as snapshot:
+                    snapshot.set_effects(effects)
+            except database.DamagedStateError:
+                return  # open() replaces it
+
+    def _is_old(self) -> bool:
+        """Tell whether the directory is, at least in part, that of an older version."""
+        return os.path.isdir(self._at("networks"))
+
+    def _create(self, path: str) -> Snapshot:
+        """Return a new state, with what an older version has left in it: all of it, or no state at all."""
+        from virt_forward.state import upgrade
+
+        old = upgrade.read(self.path)
+        snapshot = Snapshot(database.create(self.path), path, created=True)
+        try:
+            self.mark([*old.guests, *old.queued])
+            # What is in the kernel may be the table of a state that was lost: never its revision by chance.
+            snapshot.fill(old, int.from_bytes(os.urandom(3)) + 1)
+        except BaseException:
+            snapshot.close()
+            raise
+        upgrade.remove(self.path)
+        return snapshot
+
+    @contextlib.contextmanager
+    def peek(self) -> Iterator[Snapshot | None]:
+        """Open the state without the lock, to read a little of it or to queue a change.
+
+        SQLite's own locks are enough for that. Gives None where there is no state yet.
+        """
+        connection = database.connect(self.path)
+        if connection is None:
+            yield None
+            return
+        with contextlib.closing(Snapshot(connection, self._at(database.FILE))) as snapshot:
+            yield snapshot
+
+    def change_counter(self) -> int:
+        """Return a number that changes with the state; it is read without the lock."""
+        return database.change_counter(self.path)
+
+    def mark(self, uuids: Iterable[str]) -> None:
+        """Make sure that guests which are to be in the state have their markers; raises StateError."""
+        for path in (self._at(MARKERS, uuid) for uuid in uuids):
+            if not os.path.exists(path):
+                with database.failing(path):
+                    os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
+
+    def marked(self) -> set[str]:
+        """Return the UUIDs of the guests with markers."""
+        return set(list_directory(self._at(MARKERS)))
+
+    def unmark(self, uuids: Iterable[str]) -> None:
+        """Remove the markers of guests that are in the state no more; a failure is only logged."""
+        for uuid in uuids:
+            try:
+                os.unlink(self._at(MARKERS, uuid))
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                log.warning(str(database.unusable(self._at(MARKERS, uuid), error)))
 
     @contextlib.contextmanager
     def lock(self, seconds: float | None = None) -> Iterator[None]:
@@ -100,7 +192,7 @@ class Store:
                 # What is there already can be locked on a read-only file system, too.
                 return os.open(self._at("lock"), os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
-            raise self._unusable(error) from None
+            raise database.unusable(error.filename or self.path, error) from None
 
     def _is_lock(self, fd: int) -> bool:
         """Tell whether others would open this very file: somebody may have removed the directory."""
@@ -111,157 +203,11 @@ class Store:
 
     def _make_directories(self) -> None:
         try:
-            for path in (self.path, *map(self._at, ("guests", "networks", "todo"))):
+            for path in (self.path, self._at(MARKERS)):
                 if not os.path.isdir(path):
                     os.makedirs(path, 0o700, exist_ok=True)
         except OSError as error:
-            raise self._unusable(error) from None
-
-    def _unusable(self, error: OSError) -> StateError:
-        hint = (
-            "run it as root" if isinstance(error, PermissionError) else "see df and mount for this directory"
-        )
-        return StateError(f"{error.filename or self.path}: {error.strerror}", hint)
-
-    def read(self, name: str) -> str | None:
-        """Return the text of a file, or None where there is none or it cannot be read as text."""
-        try:
-            with open(self._at(name), encoding="utf-8") as file:
-                return file.read()
-        except (OSError, UnicodeDecodeError):
-            return None
-
-    def write(self, name: str, text: str) -> None:
-        """Replace a file as a whole: whoever reads it sees the old or the new text."""
-        path = self._at(name)
-        # Not everybody who writes has the lock, so each process has a name of its own.
-        temporary = self._at(f".{os.path.basename(name)}.{os.getpid()}.new")
-        try:
-            fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-            with open(fd, "w", encoding="utf-8") as file:
-                file.write(text)
-            os.rename(temporary, path)
-        except OSError as error:
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)
-            raise self._unusable(error) from None
-
-    def sweep(self) -> None:
-        """Remove what processes left that were killed while they wrote."""
-        for name in self._list(""):
-            pid = name.rpartition(".new")[0].rpartition(".")[2]
-            if name.startswith(".") and pid.isdigit() and not os.path.exists(f"/proc/{pid}"):
-                self.remove(name)
-
-    def remove(self, name: str) -> None:
-        """Remove a file; no error where there is none."""
-        try:
-            os.unlink(self._at(name))
-        except FileNotFoundError:
-            pass
-        except OSError as error:
-            raise self._unusable(error) from None
-
-    def guest(self, uuid: str) -> Guest | None:
-        """Return a guest's record, or None; raises StateError where it is damaged."""
-        text = self.read(f"guests/{uuid}.json")
-        if text is None and self.knows(uuid):
-            raise StateError(f"{self._at('guests', uuid)}.json: cannot be read as text")
-        return None if text is None else self._checked(uuid, text, f"guests/{uuid}.json")
-
-    def _checked(self, uuid: str, text: str, name: str) -> Guest:
-        where = self._at(name)
-        guest = records.load_guest(text, where)
-        if guest.uuid != uuid:
-            raise StateError(f"{where}: is the record of another guest, {guest.uuid}")
-        return guest
-
-    def age_of_guest(self, uuid: str) -> float:
-        """Return how many seconds ago a guest's record was written; infinity where there is none."""
-        try:
-            return abs(time.time() - os.stat(self._at("guests", f"{uuid}.json")).st_mtime)
-        except OSError:
-            return float("inf")
-
-    def guests(self) -> tuple[list[Guest], list[StateError]]:
-        """Return all records, and what is wrong with those that are damaged."""
-        found, errors = [], []
-        for uuid in self._names("guests"):
-            try:
-                guest = self.guest(uuid)
-            except StateError as error:
-                errors.append(error)
-            else:
-                found += [guest] if guest else []
-        return found, errors
-
-    def put(self, uuid: str, guest: Guest | None) -> None:
-        """Write or remove a guest's record."""
-        if guest is None:
-            self.remove(f"guests/{uuid}.json")
-        else:
-            self.write(f"guests/{uuid}.json", records.dump_guest(guest))
-
-    def queue(self, uuid: str, guest: Guest | None) -> None:
-        """Queue a change for whoever holds the lock next, as it could not be had in time."""
-        process.end_if_unwanted()
-        # The time since boot does not jump, and sorts what was queued for one guest.
-        name = f"{uuid}.{time.monotonic_ns():020}.{os.getpid()}"
-        self.write(f"todo/{name}.json", records.dump_guest(guest) if guest else "")
-
-    def queue_started(self, uuid: str) -> None:
-        """Queue that a guest which is recorded as prepared runs now: an empty file needs no space."""
-        process.end_if_unwanted()
-        self.write(f"todo/{uuid}.{time.monotonic_ns():020}.{os.getpid()}{STARTED}.json", "")
-
-    def queued(self) -> tuple[list[Queued], list[StateError]]:
-        """Return the queued changes, the oldest of each guest first, and what cannot be read."""
-        found, errors = [], []
-        for name in self._names("todo"):
-            uuid, path = name.partition(".")[0], f"todo/{name}.json"
-            text = self.read(path)
-            try:
-                if name.endswith(STARTED):
-                    guest = self.guest(uuid)
-                    running = guest and guest._replace(phase="running")
-                    found.append(Queued(name, uuid if running else "", running))
-                else:
-                    found.append(Queued(name, uuid, self._checked(uuid, text, path) if text else None))
-            except StateError as error:
-                errors.append(error)
-                found.append(Queued(name, "", None))
-        return found, errors
-
-    def dequeue(self, names: Iterable[str]) -> None:
-        """Remove queued changes that have been made."""
-        for name in names:
-            self.remove(f"todo/{name}.json")
-
-    def networks(self) -> list[Network]:
-        """Return the records of networks; damaged ones count as absent."""
-        found = []
-        for uuid in self._names("networks"):
-            name = f"networks/{uuid}.json"
-            with contextlib.suppress(StateError):
-                found.append(records.load_network(self.read(name) or "", self._at(name)))
-        return found
-
-    def put_network(self, uuid: str, network: Network | None) -> None:
-        """Write or remove a network's record."""
-        if network is None:
-            self.remove(f"networks/{uuid}.json")
-        else:
-            self.write(f"networks/{uuid}.json", records.dump_network(network))
-
-    def _names(self, directory: str) -> list[str]:
-        names = self._list(directory)
-        return sorted(name[:-5] for name in names if name.endswith(".json") and not name.startswith("."))
-
-    def _list(self, directory: str) -> list[str]:
-        try:
-            return os.listdir(self._at(directory))
-        except OSError:
-            return []
+            raise database.unusable(error.filename or self.path, error) from None
 
 
 def _flock(fd: int, limit: float, until: float) -> None:

@@ -131,6 +131,7 @@ def _load() -> None:
     from virt_forward.host import collect, probe_socket, sockdiag  # noqa: F401
     from virt_forward.metadata import domain  # noqa: F401
     from virt_forward.reconcile import view  # noqa: F401
+    from virt_forward.state import upgrade  # noqa: F401
 
     collect.bridge_facts("", {}, collect.networkd_files())
 

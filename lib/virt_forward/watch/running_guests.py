@@ -12,10 +12,10 @@ from virt_forward.watch.kernel_events import Neighbour
 
 
 class RunningGuests:
-    """The addresses, NICs, lease files and probes of all running guests, from their records."""
+    """The addresses, NICs, lease files and probes of all running guests, from the state."""
 
     def __init__(self) -> None:
-        self._modified = -1
+        self._counter = -2
         self._leases: dict[str, int] = {}
         self.any_running = False
         self.probes: list[Probe] = []
@@ -24,12 +24,15 @@ class RunningGuests:
         self._macs_by_address: dict[Address, set[str]] = {}
 
     def reload(self, store: Store) -> bool:
-        """Read the records if they have changed, and tell whether they have."""
-        at = modified_at(os.path.join(store.path, "guests"))
-        if at == self._modified:
+        """Read the state if it has changed, and tell whether it has."""
+        counter = store.change_counter()
+        if counter == self._counter:
             return False
-        self._modified = at
-        self.update((guest for guest in store.guests()[0] if guest.phase == "running"), store.networks())
+        self._counter = counter
+        # Without the lock, for which the service would have to wait: a later change is read later.
+        with store.peek() as state:
+            guests, networks = (state.guests(), state.networks()) if state else ({}, [])
+        self.update((guest for guest in guests.values() if guest.phase == "running"), networks)
         return True
 
     def update(self, guests: Iterable[Guest], networks: Iterable[Network]) -> None:

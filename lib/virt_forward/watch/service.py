@@ -57,7 +57,7 @@ class Service:
         self.store = Store()
         self.stopping = False
         self.poller = select.poll()
-        self.libvirt = LibvirtEvents(load_config_or_last(self.store).uri)
+        self.libvirt = LibvirtEvents(self._uri())
         self.sync = SyncProcess(self.poller)
         self.hooks = HookProcess(self.poller)
         self.table = TableMonitor(self.poller)
@@ -79,6 +79,10 @@ class Service:
         self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         for fd in (self.libvirt.fd, self.neighbours.fileno(), self._wake_fd):
             self.poller.register(fd, select.POLLIN)
+
+    def _uri(self) -> str:
+        with self.store.peek() as state:
+            return load_config_or_last(state).uri
 
     def run(self) -> int:
         """Run until SIGTERM or SIGINT; SIGHUP requests a sync of all domains."""

@@ -5,10 +5,12 @@ from __future__ import annotations
 import builtins
 import ctypes
 import fcntl
+import functools
 import io
 import os
 import select
 import signal
+import sqlite3
 import sys
 import traceback
 from collections.abc import Callable, Mapping
@@ -36,6 +38,11 @@ def refused(errno: int) -> Break:
     def fail(step: str) -> Any:
         if step.startswith("run "):
             return MADE_TO_FAIL
+        if step.startswith("sql "):
+            # What SQLite says then does not depend on the statement.
+            failed = sqlite3.OperationalError("made to fail")
+            failed.sqlite_errorcode = sqlite3.SQLITE_FULL
+            raise failed
         raise OSError(errno, os.strerror(errno), step)
 
     return fail
@@ -82,6 +89,8 @@ class Steps:
             program = self.step(f"run {argv[0]}", lambda: (path, argv))
             return really_spawn(*program, *args, **more)
 
+        counted_connect = functools.partial(sqlite3.connect, factory=_counted_connection(self))
+        sqlite3.connect = counted_connect  # type: ignore[assignment]
         builtins.open = counted_open
         os.posix_spawn = counted_spawn
         fcntl.flock = lambda fd, how: self.step("lock", lambda: really_lock(fd, how))
@@ -101,6 +110,25 @@ class Steps:
             return int(self.step(f"open {path}", lambda: really(path, flags, *args, **more)))
 
         os.open = counted
+
+
+def _counted_connection(steps: Steps) -> type[sqlite3.Connection]:
+    """Return a connection whose transactions are steps: their beginning, and their commit.
+
+    A process that is killed between two statements is as one that had not begun; tests/unit/test_store.py
+    kills it within the commit.
+    """
+
+    class Connection(sqlite3.Connection):
+        def execute(self, statement: str, *values: Any) -> sqlite3.Cursor:
+            word = statement.split(None, 1)[0]
+            if word not in ("BEGIN", "COMMIT"):
+                return super().execute(statement, *values)
+            real = super().execute
+            done = steps.step(f"sql {word}", lambda: real(statement, *values))
+            return done if isinstance(done, sqlite3.Cursor) else real("SELECT 0")
+
+    return Connection
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from netns.support import PHASES, mac_of
-from support import person
+from support import person, state
 from support.netns import Lab
 from support.proc import Done
 from support.xml import Nic, domain, forwards, host_ip, port_forward, uuid_of
@@ -78,10 +78,8 @@ class Crowd:
 
     def _assert_written(self, names: set[str]) -> None:
         run_dir = self.lab.run_dir
-        records = {path.stem for path in (run_dir / "guests").glob("*.json")}
-        assert records == set(map(uuid_of, names))
-        assert not list((run_dir / "todo").iterdir())
-        assert not [path for path in run_dir.iterdir() if path.name.startswith((".", "unfinished"))]
+        assert state.uuids(run_dir) == set(map(uuid_of, names))
+        assert not state.left(run_dir)
         now = listing.parse(self.table())
         self.lab.host.run(["nft", "-c", "-f", run_dir / "ruleset.nft"])
         made = self.lab.host.run(

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from netns.libvirtnet.scene import BACKENDS, Scene
-from support import netns
+from support import netns, state
 
 
 @pytest.fixture(scope="module", params=BACKENDS)
@@ -27,6 +27,6 @@ def scene(built: Scene) -> Iterator[Scene]:
     built.reset()
     built.lab.config.unlink(missing_ok=True)
     assert built.rules("ip") == built.rules("ip6") == []
-    assert not (built.lab.run_dir / "effects").read_text()
+    assert state.rows(built.lab.run_dir, "SELECT * FROM effect") == []
     built.rebuild()
     assert built.host.ruleset() == before

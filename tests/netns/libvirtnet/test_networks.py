@@ -8,7 +8,7 @@ from __future__ import annotations
 import pytest
 
 from netns.libvirtnet.scene import ADDRESS6, HOUSE, INNER, MAC, NETWORKS, WEB, Scene, mac_on
-from support import netns, xml
+from support import netns, state, xml
 from support.netns import HOST4
 from support.xml import Network, network_hook
 
@@ -33,7 +33,7 @@ def test_a_network_that_is_only_edited_is_not_taken_for_one_that_runs(scene: Sce
     try:
         scene.network("updated-inactive", "updated")
         assert scene.asks() is None
-        assert list((scene.lab.run_dir / "networks").iterdir()) == []
+        assert state.rows(scene.lab.run_dir, "SELECT name FROM network") == []
     finally:
         scene.host.ip("link set away name virbr5")
 
@@ -79,15 +79,20 @@ def test_guests_reach_each_other_through_the_host(scene: Scene) -> None:
         assert scene.asks(scene.lab.guests[name], HOST4) == INNER
 
 
+def record(scene: Scene) -> str:
+    """Return the record of the only guest."""
+    ((found,),) = state.rows(scene.lab.run_dir, "SELECT record FROM guest")
+    return str(found)
+
+
 def test_a_nic_plugged_into_a_running_guest_and_out_again(scene: Scene) -> None:
     lan = xml.Nic("virbr0", "52:54:00:00:01:99")
     scene.start(xml.port_forward("8080:80", attributes=f'mac="{lan.mac}"'), nics=(lan, HOUSE))
-    record = next((scene.lab.run_dir / "guests").iterdir())
     scene.network("port-deleted", "port-deleted")
-    assert MAC not in record.read_text()
+    assert MAC not in record(scene)
     scene.network("port-created", "port-created")
-    assert MAC in record.read_text()
-    assert '"virbr5"' in record.read_text()
+    assert MAC in record(scene)
+    assert '"virbr5"' in record(scene)
 
 
 def test_a_nic_unplugged_from_a_network_in_bridge_mode(scene: Scene) -> None:
@@ -95,11 +100,10 @@ def test_a_nic_unplugged_from_a_network_in_bridge_mode(scene: Scene) -> None:
     lan = Network("lan", "virbr0", "bridge")
     nic = xml.Nic("virbr0", MAC)
     scene.start(WEB, nics=(nic, xml.Nic("virbr6", mac_on("virbr6"))))
-    record = next((scene.lab.run_dir / "guests").iterdir())
-    assert MAC in record.read_text()
+    assert MAC in record(scene)
     scene.lab.hook("network", "lan", "port-deleted", xml=network_hook(lan, "inner", MAC))
-    assert MAC not in record.read_text()
-    assert mac_on("virbr6") in record.read_text()
+    assert MAC not in record(scene)
+    assert mac_on("virbr6") in record(scene)
 
 
 def test_a_nic_that_moves_between_networks_is_where_its_new_port_is(scene: Scene) -> None:

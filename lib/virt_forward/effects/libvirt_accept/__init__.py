@@ -17,7 +17,6 @@ from virt_forward.effects.item import Change, Item, Items
 from virt_forward.effects.libvirt_accept import plan
 from virt_forward.effects.libvirt_accept.plan import (
     NAME,
-    Backend,
     Chain,
     Family,
     Seen,
@@ -27,7 +26,7 @@ from virt_forward.effects.libvirt_accept.plan import (
 )
 from virt_forward.errors import VirtForwardError
 from virt_forward.host import log
-from virt_forward.state.store import Store
+from virt_forward.state.snapshot import Snapshot
 
 __all__ = [
     "CHAINS",
@@ -49,17 +48,17 @@ GUARDED = False
 OTHERWISE = "guests on libvirt networks with forward mode nat or route may be out of reach"
 
 
-def observe(store: Store, change: Change) -> Seen:
+def observe(state: Snapshot, change: Change) -> Seen:
     """Return libvirt's chains, as far as anything of ours is or should be in them.
 
     A chain that cannot be read is left out with a message, and what is recorded of it stays.
     """
-    sides = plan.sides(change.claims) if change.config.admit else frozenset()
+    sides = plan.sides(change) if change.config.admit else frozenset()
     if not (sides or change.ours(NAME) or change.search != "recorded"):
         return Seen()
     from virt_forward.effects.libvirt_accept import networks
 
-    known = networks.known(store, {side.bridge for side in sides})
+    known = networks.known(state, {side.bridge for side in sides})
     wanted = plan.wanted(sides, known)
     # Without networks that reject, libvirt has no chains; and iptables, asked for one, may make a table.
     suspected = change.search == "known" and any(network.mode in plan.REJECTING for network in known)
@@ -84,10 +83,10 @@ def _look(family: Family, bridges: frozenset[str], ours: Items, suspected: bool)
             yield chain
 
 
-def _backends() -> dict[str, Backend]:
+def _backends() -> dict[str, "plan.Backend"]:
     from virt_forward.effects.libvirt_accept import iptables, nftables
 
-    found: tuple[Backend, ...] = (nftables, iptables)
+    found: tuple[plan.Backend, ...] = (nftables, iptables)
     return {backend.NAME: backend for backend in found}
 
 

@@ -4,12 +4,12 @@ import os
 
 from virt_forward.host import libvirt_networks
 from virt_forward.model import Network
-from virt_forward.state.store import Store
+from virt_forward.state.snapshot import Snapshot
 
 
-def known(store: Store, bridges: set[str]) -> list[Network]:
+def known(state: Snapshot, bridges: set[str]) -> list[Network]:
     """Return the networks of our records, and libvirt's own word on ``bridges`` that are in none."""
-    recorded = store.networks()
+    recorded = state.networks()
     missing = bridges - {network.bridge for network in recorded}
     return [*recorded, *libvirt_networks.active_on(missing)]
 

@@ -1,10 +1,8 @@
 """Which bridges a chain of libvirt's is to admit connections to, and what that changes in it."""
 
 from collections.abc import Iterable, Sequence
-from typing import Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
-from virt_forward.claims import index as claims
-from virt_forward.claims.index import Row
 from virt_forward.effects.item import Change, Item, Items
 from virt_forward.model import Network
 
@@ -65,16 +63,18 @@ class Seen(NamedTuple):
     chains: tuple[Chain, ...] = ()
 
 
-class Backend(Protocol):
-    """One of libvirt's two firewall backends."""
+if TYPE_CHECKING:
+    # A protocol takes long to make, and is nothing to a program that runs.
+    class Backend(Protocol):
+        """One of libvirt's two firewall backends."""
 
-    NAME: str
+        NAME: str
 
-    def rules(self, family: Family) -> list[Rule]:
-        """Return the rules of libvirt's chain, none where it does not exist."""
+        def rules(self, family: Family) -> list[Rule]:
+            """Return the rules of libvirt's chain, none where it does not exist."""
 
-    def change(self, family: Family, decision: Decision) -> None:
-        """Carry out a decision; raises VirtForwardError where the chain does not take it."""
+        def change(self, family: Family, decision: Decision) -> None:
+            """Carry out a decision; raises VirtForwardError where the chain does not take it."""
 
 
 def chain_changed(monitor: bytes) -> bool:
@@ -85,12 +85,9 @@ def chain_changed(monitor: bytes) -> bool:
     return any(name in monitor for name in (b" LIBVIRT_FWI ", b" guest_input "))
 
 
-def sides(index: Iterable[Row]) -> frozenset[Side]:
+def sides(change: Change) -> frozenset[Side]:
     """Return the bridges of running guests with forwards, each in the families of the guests' addresses."""
-    index = tuple(index)
-    open_for = {row.uuid for row in index if isinstance(row, claims.PortRow) and row.state == "open"}
-    endpoints = (row for row in index if isinstance(row, claims.EndpointRow) and row.uuid in open_for)
-    return frozenset(Side("ip6" if row.ip.version == 6 else "ip", row.bridge) for row in endpoints)
+    return frozenset(Side("ip6" if side.version == 6 else "ip", side.bridge) for side in change.sides)
 
 
 def wanted(sides: Iterable[Side], networks: Iterable[Network]) -> frozenset[Side]:

@@ -1,0 +1,290 @@
+"""Making a plan true, in named steps in a fixed order, each of which may be the last.
+
+stage     the include file of the new revision is written beside the present one
+commit    the state has the guests, the new revision, and which file is its include file
+withdraw  what a guard in the table covers and is not wanted any more is taken back
+kernel    one transaction, which fails as a whole where the kernel has another revision: then a rebuild
+establish the other effects outside the table
+flows     connections that the table would now send elsewhere are ended
+publish   the new include file takes its name
+
+What was interrupted is found by comparison: the include file is not the one that the state names, or
+the kernel does not have the state's revision. Either way the table is rebuilt, and that is all of
+the recovery.
+"""
+
+import os
+from collections.abc import Iterable, Sequence
+from functools import cache, cached_property
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from virt_forward import names, text
+from virt_forward.claims import flows
+from virt_forward.claims import index as claims
+from virt_forward.claims.rows import lookups
+from virt_forward.config import Config
+from virt_forward.effects import converge
+from virt_forward.effects.item import Change
+from virt_forward.errors import NftError, NftUnusableError, StateError, VirtForwardError
+from virt_forward.host import conntrack, log, nft
+from virt_forward.model import Address, Guest
+from virt_forward.reconcile import plan as plans
+from virt_forward.reconcile.plan import Host, Plan
+from virt_forward.reconcile.wants import Want
+from virt_forward.ruleset import guest as guest_block
+from virt_forward.ruleset import static, table
+from virt_forward.state.include import IncludeFile
+from virt_forward.state.snapshot import Commit, Guests, Snapshot
+from virt_forward.state.store import Store
+
+if TYPE_CHECKING:
+    from virt_forward.reconcile.view import HostView
+
+
+class Context(NamedTuple):
+    """What every step works with: the open state, the configuration, and the host where it is needed."""
+
+    store: Store
+    state: Snapshot
+    config: Config
+    host: Host
+
+
+def context(store: Store, state: Snapshot, config: Config, **about_host: Any) -> Context:
+    """Return the context of one change; ``about_host`` are arguments of HostView."""
+
+    @cache
+    def host() -> "HostView":
+        from virt_forward.reconcile.view import HostView
+
+        return HostView(config, state.networks, **about_host)
+
+    return Context(store, state, config, host)
+
+
+def reconcile(context: Context, wants: Sequence[Want], *, rebuild: bool = False) -> Plan:
+    """Plan wants and apply the plan; raises NftError or StateError as ``apply`` does."""
+    plan = plans.make(context.state, context.host, wants)
+    apply(context, plan, rebuild=rebuild)
+    return plan
+
+
+def apply(context: Context, plan: Plan, *, rebuild: bool = False) -> None:
+    """Make guests what the plan says. With ``rebuild``, nothing that is derived is trusted.
+
+    Raises NftError, or StateError where guests that are to be present cannot be written; the next
+    change finishes what was not finished then.
+    """
+    try:
+        _Application(context, plan, rebuild=rebuild).run()
+    except StateError as error:
+        if any(plan.after.get(uuid) for uuid in plan.wanted) or not plan.wanted:
+            raise
+        # Rules that must go do go, even where that cannot be written.
+        log.error(f"{error}; virt-forward sync writes it again")
+        _Application(context, plan.only_wanted(), rebuild=rebuild, written=False).run()
+
+
+def empty_chains(name: str, uuid: str) -> None:
+    """Empty the chains of a guest whose state cannot be read: nothing leads to it then; raises NftError."""
+    suffix = names.suffix(name, uuid)
+    chains = guest_block.nat_chain(suffix), guest_block.count_chain(suffix)
+    nft.apply("".join(f"flush chain {names.TABLE} {chain}\n" for chain in chains))
+
+
+class _Application:
+    """One plan on its way into the kernel. ``rebuilt`` tells that the whole table is rebuilt."""
+
+    def __init__(self, context: Context, plan: Plan, *, rebuild: bool, written: bool = True) -> None:
+        self.store, self.state, self.config, self.host = context
+        self.plan = plan
+        self.before = {uuid: guest for uuid, guest in plan.before.items() if guest}
+        self.after = {uuid: guest for uuid, guest in plan.after.items() if guest}
+        self.blocks = self._blocks()
+        self.include = IncludeFile(self.store.include_path)
+        self.interrupted = not self.include.is_named(self.state.value("include"))
+        self.previous = {**plan.before, **(self.state.previous if self.interrupted else {})}
+        self.revision = self.state.revision
+        self.had_table = self.state.has_table()
+        self.rebuilt = rebuild or self.interrupted or self.state.damaged
+        self.search_all = rebuild or self.interrupted
+        self.written = written
+
+    def run(self) -> None:
+        changes = not self.blocks.same()
+        if changes and not self.had_table:
+            self.rebuilt = True
+        now = self.revision
+        if self.rebuilt or changes:
+            # One that no state has, where none is written: the next change rebuilds.
+            self.revision = now + 1 if self.written else 1 << 31 | int.from_bytes(os.urandom(3))
+            self._stage(now)
+        if self.written:
+            self._commit(renewed=self.rebuilt or changes)
+        outside = converge.withdraw(self.state, self._outside())
+        try:
+            self._kernel(now)
+        except NftError:
+            self.include.discard()
+            raise
+        converge.establish(self.state, outside)
+        self._end_flows()
+        self.include.publish()
+        if self.written:
+            gone = {uuid for uuid, guest in self.plan.after.items() if not guest}
+            self.store.unmark(gone | (self.store.marked() - self.all.keys() if self.rebuilt else set()))
+
+    def _blocks(self) -> table.Change:
+        before, after = self.before.values(), self.after.values()
+        touching = tuple(row for guest in (*before, *after) for row in claims.rows(guest))
+        indexes = (
+            # In the same order as in a rebuild: equal claims come in the order of their guests' UUIDs.
+            sorted(
+                (*self.plan.others, *(row for guest in guests for row in claims.rows(guest))),
+                key=lambda row: row.uuid,
+            )
+            for guests in (before, after)
+        )
+        one, other = (
+            table.blocks_of(guests, index, touching, self.config)
+            for guests, index in zip((before, after), indexes, strict=True)
+        )
+        return table.Change(one, other)
+
+    # stage
+
+    def _stage(self, now: int) -> None:
+        """Write the include file of the new revision; where that fails, the next change does it."""
+        pieces = None
+        if not self.rebuilt and self.state.has_table(tuple(self.plan.after)) | self._has_blocks():
+            pieces = table.splice(self.include.read(), now, self.revision, self.blocks, self.config)
+            self.rebuilt = pieces is None
+        self.include.stage(pieces or self._whole())
+
+    def _has_blocks(self) -> bool:
+        return any(lookups(guest) for guest in self.after.values())
+
+    @cached_property
+    def all(self) -> dict[str, Guest]:
+        """All guests as they are after the change; read only where the table is rebuilt."""
+        found: Guests = {**self.state.all_recorded(), **self.plan.after}
+        return plans.consistent(filter(None, found.values()))
+
+    def _whole(self) -> list[bytes]:
+        return [table.text(table.whole(self.all.values(), self.config, self.revision)).encode()]
+
+    # commit
+
+    def _commit(self, *, renewed: bool) -> None:
+        """Write the state; raises StateError, and then nothing has happened."""
+        after = self.plan.after
+        changed = {uuid: g for uuid, g in after.items() if g != self.plan.before[uuid] or not g}
+        try:
+            self.store.mark(self.after)
+            if changed or self.plan.queued or renewed:
+                revision = self.revision if renewed else None
+                entry = Commit(changed, self.previous, self.plan.queued, revision, self.include.name)
+                self.state.commit(entry)
+        except StateError:
+            self.include.discard()
+            raise
+
+    # kernel
+
+    def _kernel(self, now: int) -> None:
+        """Bring the kernel's table to the new revision. Raises NftError."""
+        runs = any(guest.phase == "running" for guest in (*self.before.values(), *self.after.values()))
+        if not self.rebuilt and (self.revision != now or runs):
+            try:
+                self._change(now)
+            except NftUnusableError:
+                raise
+            except NftError as error:
+                log.warning(f"the table is not as it was left ({error}); it is rebuilt")
+                self.rebuilt = True
+        if self.rebuilt:
+            self._rebuild()
+
+    def _change(self, now: int) -> None:
+        if self.state.has_table(() if self.written else tuple(self.plan.after)):
+            nft.apply(table.transaction(now, self.revision, self.blocks))
+        elif self.had_table:
+            nft.delete_table()
+
+    def _rebuild(self) -> None:
+        try:
+            self._load(self.all)
+        except NftUnusableError:
+            raise
+        except NftError as error:
+            self._load_without_latest(error)
+
+    def _load_without_latest(self, error: NftError) -> None:
+        """Rebuild without the guest that came last: what nft refuses of one must not keep all others out."""
+        latest = self.state.latest(self.all)
+        if latest is None:
+            raise error
+        last = self.all[latest]
+        out = (*last.conflicts, *((forward, str(error)) for forward in last.forwards))
+        kept_out = last._replace(forwards=(), conflicts=out, endpoints=(), contested=())
+        self._load({**self.all, latest: kept_out})
+        log.error(f"guest {text.quote(last.name)}: {error}; it is kept out, and the others have their rules")
+        self.after[latest] = self.plan.after[latest] = self.all[latest] = kept_out
+        self.include.stage(self._whole())
+        self.state.commit(Commit({latest: kept_out}, self.previous, {}, self.revision, self.include.name))
+
+    def _load(self, guests: dict[str, Guest]) -> None:
+        """Make the kernel's table that of some guests, whatever it is now."""
+        include = table.whole(guests.values(), self.config, self.revision)
+        if not include.paragraphs:
+            nft.delete_table()
+            return
+        empty = not (self.had_table or self.search_all)
+        found = None if empty else nft.parts()
+        if found is None or found.others - set(static.containers()):
+            nft.apply(table.text(include))
+            return
+        try:
+            # The table is not deleted, so that no packet finds it without its hooks.
+            nft.apply(table.rebuild(include, self.config, found.chains))
+        except NftUnusableError:
+            raise
+        except NftError as error:
+            # Another version's table may have maps of other types: then nothing but a new one will do.
+            log.warning(f"the table cannot be converted ({error}); it is replaced")
+            nft.apply(table.text(include))
+
+    # effects and flows
+
+    def _outside(self) -> Change:
+        """Return what the effects outside our table follow from."""
+        was = tuple(guest for guest in self.previous.values() if guest)
+        search = "known" if self.search_all else "recorded"
+        return Change.of(self.state, self.config, before=was, after=self._changed(), search=search)
+
+    def _changed(self) -> tuple[Guest, ...]:
+        """Return the guests of this change and of an interrupted one as they are now."""
+        interrupted = (self.all.get(uuid) for uuid in self.previous if uuid not in self.plan.after)
+        return tuple(guest for guest in (*self.after.values(), *interrupted) if guest)
+
+    def _end_flows(self) -> None:
+        old = frozenset(pair for guest in self.previous.values() for pair in flows.pairs(guest))
+        new = frozenset(pair for guest in self._changed() for pair in flows.pairs(guest))
+        # While there was no table, clients may have opened UDP flows to the host's own ports.
+        present = [*(self.all if self.rebuilt else self.after).values()]
+        added = frozenset(pair for guest in present for pair in flows.pairs(guest))
+        opened = added if self.rebuilt else added - old
+        gateways = {ip for guest in present for ip in guest.gateways}
+        problem = conntrack.end_flows(old, new, opened, self._own_addresses(opened) - gateways)
+        if problem:
+            log.warning(problem)
+
+    def _own_addresses(self, opened: Iterable[flows.Pair]) -> frozenset[Address]:
+        """Return the host's addresses, where UDP flows to them may have to end."""
+        if not any(forward.proto == "udp" for forward, _ in opened):
+            return frozenset()
+        try:
+            return self.host().own
+        except VirtForwardError as error:
+            log.warning(str(error))
+            return frozenset()

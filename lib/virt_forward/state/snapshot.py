@@ -1,0 +1,528 @@
+"""The state as one process has it while it holds the lock, and the one way to change it.
+
+A snapshot reads what it is asked for: the guests of one event, and by indexed searches the rows of
+others that are near theirs. What an event costs does not depend on how many other guests there are.
+"""
+
+import contextlib
+import sqlite3
+import time
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from functools import cached_property, lru_cache
+from ipaddress import ip_address
+from typing import TYPE_CHECKING, Any, NamedTuple, get_args
+
+from virt_forward import ports, text
+from virt_forward.claims.rows import (
+    LOOKUPS,
+    MAX_NAME,
+    EndpointRow,
+    GatewayRow,
+    Index,
+    IsolatedRow,
+    LookupRow,
+    PortRow,
+    Row,
+    State,
+    SubnetRow,
+    rows,
+)
+from virt_forward.errors import StateError
+from virt_forward.host import log, process
+from virt_forward.metadata import values
+from virt_forward.model import MAX_PORT, ORIGINS, Guest, Listen, Network, Span
+from virt_forward.state import database, records
+
+if TYPE_CHECKING:
+    from virt_forward.state.upgrade import Old
+
+Guests = dict[str, Guest | None]
+"""Guests by UUID; None for one that is absent."""
+
+
+class Queued(NamedTuple):
+    """What a guest is to be (None: absent), queued by a hook that could not have the lock in time."""
+
+    number: int
+    guest: Guest | None
+
+
+class Commit(NamedTuple):
+    """One change of the state.
+
+    ``after`` are the guests that change. ``previous`` are guests as they were before this change and
+    an interrupted one that it completes. ``taken`` are the queued changes that are part of it, by UUID
+    and number. ``revision`` and ``include`` are new where the table changes, and None where it does not.
+    """
+
+    after: Mapping[str, Guest | None]
+    previous: Mapping[str, Guest | None] = {}
+    taken: Mapping[str, int] = {}
+    revision: int | None = None
+    include: str = ""
+    starter: str = ""
+
+
+class Side(NamedTuple):
+    """A bridge with an open forward to an address of one IP version."""
+
+    version: int
+    bridge: str
+
+
+class Part(NamedTuple):
+    """Something in the table that is there as long as any guest needs it: a row of the table ``part``."""
+
+    kind: str
+    place: str
+    value: str
+
+
+IN_TABLE = Part("lookup", "", "ports")
+"""What every guest needs that is in the table."""
+
+
+class Snapshot:
+    """The state; see Store.open.
+
+    ``created`` tells that there was none before, ``damaged`` that a record was read that cannot be used.
+
+    Every method raises StateError where the database cannot be read or written.
+    """
+
+    def __init__(self, connection: sqlite3.Connection, path: str, *, created: bool = False) -> None:
+        self._connection = connection
+        self.path = path
+        self.created = created
+        self.damaged = False
+
+    def _all(self, statement: str, *parameters: object) -> list[Any]:
+        with database.failing(self.path):
+            return self._connection.execute(statement, parameters).fetchall()
+
+    def _one(self, statement: str, *parameters: object) -> Any:
+        found = self._all(statement, *parameters)
+        return found[0] if found else None
+
+    @contextlib.contextmanager
+    def transaction(self) -> Iterator[sqlite3.Connection]:
+        """Commit what is executed on the connection, or nothing of it."""
+        with database.failing(self.path):
+            if not self._connection.in_transaction:
+                self._connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield self._connection
+                self._connection.execute("COMMIT")
+            except BaseException:
+                if self._connection.in_transaction:
+                    self._connection.execute("ROLLBACK")
+                raise
+
+    # What is known of the whole.
+
+    def value(self, name: str) -> str:
+        """Return a value of the table ``state``, empty where it was never set."""
+        found = self._one("SELECT value FROM state WHERE name = ?", name)
+        return str(found[0]) if found else ""
+
+    def set_value(self, name: str, value: str) -> None:
+        """Set a value of the table ``state``."""
+        with self.transaction() as connection:
+            connection.execute("REPLACE INTO state VALUES (?, ?)", (name, value))
+
+    @property
+    def revision(self) -> int:
+        """The revision of the table that follows from the state."""
+        found = self.value("revision")
+        return int(found) if found.isdecimal() else 0
+
+    def has_table(self, without: Collection[str] = ()) -> bool:
+        """Tell whether any guest but those in ``without`` has a part in the table."""
+        return self._owner(IN_TABLE, without) is not None
+
+    # Guests.
+
+    @cached_property
+    def queued(self) -> dict[str, Queued]:
+        """The changes that were queued, by UUID."""
+        found = {}
+        for uuid, number, record in self._all("SELECT uuid, number, record FROM queued ORDER BY number"):
+            try:
+                found[uuid] = Queued(number, self._guest(uuid, record) if record is not None else None)
+            except StateError as error:
+                log.error(f"{error}; it is dropped")
+                found[uuid] = Queued(number, self.recorded(uuid))
+        return found
+
+    @cached_property
+    def previous(self) -> Guests:
+        """Guests before the last change, where it may have been interrupted (see Commit)."""
+        found: Guests = {}
+        for uuid, record in self._all("SELECT uuid, record FROM previous"):
+            with contextlib.suppress(StateError):
+                found[uuid] = self._guest(uuid, record) if record is not None else None
+        return found
+
+    def guest(self, uuid: str) -> Guest | None:
+        """Return a guest as it is to be: its record, or what was queued."""
+        return self.queued[uuid].guest if uuid in self.queued else self.recorded(uuid)
+
+    def guests(self) -> dict[str, Guest]:
+        """Return all guests as they are to be, by UUID."""
+        found: Guests = {**self.all_recorded(), **{uuid: item.guest for uuid, item in self.queued.items()}}
+        return {uuid: guest for uuid, guest in sorted(found.items()) if guest}
+
+    def recorded(self, uuid: str) -> Guest | None:
+        """Return a guest's record; one that is damaged counts as none."""
+        found = self._one("SELECT record FROM guest WHERE uuid = ?", uuid)
+        try:
+            return self._guest(uuid, found[0]) if found else None
+        except StateError as error:
+            log.error(f"{error}; it is rebuilt")
+            self.damaged = True
+            return None
+
+    def all_recorded(self) -> dict[str, Guest]:
+        """Return all records but those that are damaged, by UUID."""
+        found = {}
+        for uuid, record in self._all("SELECT uuid, record FROM guest ORDER BY uuid"):
+            try:
+                found[uuid] = self._guest(uuid, record)
+            except StateError as error:
+                log.error(f"{error}; it is left out")
+        return found
+
+    def knows(self, uuid: str) -> bool:
+        """Tell whether a guest has a record, damaged or not."""
+        return self._one("SELECT 1 FROM guest WHERE uuid = ?", uuid) is not None
+
+    def age(self, uuid: str) -> float:
+        """Return how many seconds ago a guest was changed; infinity where there is none."""
+        found = self._one("SELECT changed FROM guest WHERE uuid = ?", uuid)
+        return abs(time.monotonic() - found[0]) if found else float("inf")
+
+    def latest(self, uuids: Collection[str]) -> str | None:
+        """Return the guest of ``uuids`` that was changed last."""
+        order = self._all("SELECT uuid FROM guest ORDER BY sequence DESC")
+        return next((uuid for (uuid,) in order if uuid in uuids), None)
+
+    def starters(self) -> list[str]:
+        """Return which processes have prepared guests that do not run yet; see host/starter.py."""
+        found = self._all(
+            "SELECT DISTINCT starter FROM guest WHERE phase = 'prepared' AND starter <> '' ORDER BY starter"
+        )
+        return [starter for (starter,) in found]
+
+    def prepared_by(self, starter: str) -> dict[str, str]:
+        """Return the names of the guests that a process has prepared and that do not run, by UUID."""
+        where = "phase = 'prepared' AND starter <> '' AND starter = ?"
+        return dict(self._all(f"SELECT uuid, name FROM guest WHERE {where}", starter))
+
+    def _guest(self, uuid: str, record: str) -> Guest:
+        guest = records.load_guest(record, f"{self.path}: guest {uuid}")
+        if guest.uuid != uuid:
+            raise StateError(f"{self.path}: guest {uuid}: is the record of another guest, {guest.uuid}")
+        return guest
+
+    # Claims.
+
+    def near(self, touching: Iterable[Row], without: Collection[str]) -> Index:
+        """Return the rows of guests but those in ``without`` that may matter to ``touching``, by UUID.
+
+        Claims to the same host ports, whatever else they ask for, and of those narrowed to a device or
+        source the wide ones of the same protocol and address; endpoints at the same address of the same
+        bridge. Of subnets on the same bridge, of the same gateways and isolated hardware addresses, and of
+        all lookups, one row of each, whoever has it.
+        """
+        touching = tuple(touching)
+        try:
+            return self._near(touching, without)
+        except (ValueError, TypeError) as error:
+            log.error(f"{self.path}: a claim is damaged: {text.output(str(error))}; all are derived again")
+            self.derive()
+            return self._near(touching, without)
+
+    def derive(self) -> None:
+        """Derive the rows of all guests again from their records."""
+        guests = self.all_recorded()
+        with self.transaction() as connection:
+            for table in ("claim", "endpoint", "part"):
+                connection.execute(f"DELETE FROM {table}")
+            for guest in guests.values():
+                _insert_rows(connection, guest)
+
+    def _near(self, touching: Index, without: Collection[str]) -> Index:
+        found: set[Row] = set()
+        for row in self._near_claims([row for row in touching if isinstance(row, PortRow)]):
+            found.add(row)
+        for at in {(str(row.ip), row.bridge) for row in touching if isinstance(row, EndpointRow)}:
+            found.update(map(_endpoint_row, self._all(_ENDPOINTS, *at)))
+        near: list[Row] = [row for row in found if row.uuid not in without]
+        for part in self._near_parts(touching):
+            owner = self._owner(part, without)
+            near += [_part_row(owner, part)] if owner else []
+        return tuple(sorted(near, key=_order))
+
+    def _near_parts(self, touching: Index) -> Iterator[Part]:
+        """Yield what is in the table because of any guest: subnets, gateways, isolated addresses, lookups."""
+        parts = {part for row in touching if (part := _part(row))}
+        for bridge in {part.place for part in parts if part.kind == "subnet"}:
+            yield from (Part("subnet", bridge, value) for (value,) in self._all(_VALUES, "subnet", bridge))
+        yield from (part for part in parts if part.kind in ("gateway", "isolated"))
+        yield from (Part("lookup", "", value) for value in sorted(LOOKUPS))
+
+    def _near_claims(self, touching: list[PortRow]) -> Iterator[PortRow]:
+        spans: dict[str, list[Span]] = {}
+        for row in touching:
+            spans.setdefault(row.listen.proto, []).append(row.span)
+        for proto, found in spans.items():
+            for first, last in ports.merge(found):
+                yield from map(_port_row, self._all(_CLAIMS, proto, last, first, first))
+        for proto, address in {(row.listen.proto, row.listen.address) for row in touching if _is_wide(row)}:
+            yield from map(_port_row, self._all(_WIDE_CLAIMS, proto, _text(address)))
+
+    def _owner(self, part: Part, without: Collection[str]) -> tuple[str, str] | None:
+        """Return UUID and name of one guest but those in ``without`` that has a part."""
+        left_out = ", ".join("?" * len(without))
+        statement = f"{_OWNER} AND part.uuid NOT IN ({left_out}) LIMIT 1"
+        found = self._one(statement, *part, *sorted(without))
+        return (found[0], _name(found[1])) if found else None
+
+    def sides(self) -> frozenset[Side]:
+        """Return the bridges with open forwards, by the IP version of the guests' addresses."""
+        return frozenset(Side(version, values.dev(bridge)) for version, bridge in self._all(_SIDES))
+
+    def bridges(self) -> frozenset[str]:
+        """Return the bridges on which running guests have forwards."""
+        return frozenset(values.dev(bridge) for (bridge,) in self._all(_PLACES_OF, "subnet"))
+
+    # Networks and effects.
+
+    def networks(self) -> list[Network]:
+        """Return the records of libvirt's networks; damaged ones count as absent."""
+        found = []
+        for uuid, record in self._all("SELECT uuid, record FROM network ORDER BY uuid"):
+            with contextlib.suppress(StateError):
+                found.append(records.load_network(record, f"{self.path}: network {uuid}"))
+        return found
+
+    def put_networks(self, networks: Mapping[str, Network | None]) -> None:
+        """Write networks by their UUIDs, or remove them."""
+        with self.transaction() as connection:
+            for uuid, network in networks.items():
+                connection.execute("DELETE FROM network WHERE uuid = ?", (uuid,))
+                if network:
+                    record = records.dump_network(network)
+                    connection.execute("INSERT INTO network VALUES (?, ?, ?)", (uuid, network.name, record))
+
+    def effects(self) -> list[tuple[str, str, str]]:
+        """Return what is set outside our table: the effect, the interface, the chain."""
+        return self._all("SELECT effect, dev, chain FROM effect")
+
+    def set_effects(self, effects: Iterable[tuple[str, str, str]]) -> None:
+        """Record other effects in the place of those that are recorded."""
+        with self.transaction() as connection:
+            connection.execute("DELETE FROM effect")
+            connection.executemany("INSERT OR IGNORE INTO effect VALUES (?, ?, ?)", effects)
+
+    # Changes.
+
+    def commit(self, change: Commit) -> None:
+        """Make one change, as a whole or not at all."""
+        with self.transaction() as connection:
+            ((sequence,),) = connection.execute("SELECT coalesce(max(sequence), 0) FROM guest")
+            for number, (uuid, guest) in enumerate(change.after.items(), sequence + 1):
+                _put(connection, uuid, guest, number, change.starter)
+            for uuid, number in change.taken.items():
+                connection.execute("DELETE FROM queued WHERE uuid = ? AND number = ?", (uuid, number))
+            if change.revision is not None:
+                connection.execute("DELETE FROM previous")
+                dumped = ((uuid, _dump(guest)) for uuid, guest in change.previous.items())
+                connection.executemany("INSERT INTO previous VALUES (?, ?)", dumped)
+                found = (("revision", str(change.revision)), ("include", change.include))
+                connection.executemany("REPLACE INTO state VALUES (?, ?)", found)
+        self._forget()
+
+    def fill(self, old: "Old", revision: int) -> None:
+        """Write a new state, with what an older version has left."""
+        found: dict[str, Iterable[tuple[object, ...]]] = {
+            "queued": ((uuid, n, _dump(guest)) for n, (uuid, guest) in enumerate(old.queued.items())),
+            "previous": ((uuid, _dump(guest)) for uuid, guest in old.previous.items()),
+            "network": ((u, n.name, records.dump_network(n)) for u, n in old.networks.items()),
+            "effect": old.effects,
+            "state": (("revision", str(revision)), ("config", old.config)),
+        }
+        with self.transaction() as connection:
+            for number, (uuid, guest) in enumerate(old.guests.items(), 1):
+                _put(connection, uuid, guest, number, "")
+            for table, rows_ in found.items():
+                connection.executemany(f"INSERT OR IGNORE INTO {table} VALUES ({_PLACES[table]})", rows_)
+
+    def queue(self, uuid: str, guest: Guest | None) -> None:
+        """Queue a change of a guest in the place of an earlier one; without the lock, see Store.peek."""
+        process.end_if_unwanted()
+        with self.transaction() as connection:
+            # The time since boot does not jump.
+            row = (uuid, time.monotonic_ns(), _dump(guest))
+            connection.execute("REPLACE INTO queued VALUES (?, ?, ?)", row)
+        self._forget()
+
+    def _forget(self) -> None:
+        for name in ("queued", "previous"):
+            self.__dict__.pop(name, None)
+
+    def close(self) -> None:
+        """Close the database."""
+        self._connection.close()
+
+
+_CLASSES = " UNION ALL ".join(f"SELECT {size} AS width" for size in database.SIZES)
+_COLUMNS = "uuid, name, state, proto, address, dev, source, first, last"
+_CLAIMS = f"""
+SELECT {_COLUMNS} FROM ({_CLASSES})
+CROSS JOIN claim ON proto = ? AND size = width AND first <= ? AND first > ? - width AND last >= ?
+CROSS JOIN guest USING (uuid)"""
+_WIDE_CLAIMS = f"""
+SELECT {_COLUMNS} FROM claim INDEXED BY claim_wide CROSS JOIN guest USING (uuid)
+WHERE proto = ? AND address = ? AND size > {database.SIZES[0]} AND (dev <> '' OR source <> '')"""
+_ENDPOINTS = """
+SELECT uuid, name, ip, bridge, origin, holds FROM endpoint CROSS JOIN guest USING (uuid)
+WHERE ip = ? AND bridge = ?"""
+
+# Each value once, from one entry of the index to the next that differs: guests share bridges and subnets.
+_VALUES = """
+WITH RECURSIVE found (value) AS (
+  SELECT min(value) FROM part WHERE kind = ?1 AND place = ?2
+  UNION ALL
+  SELECT (SELECT min(value) FROM part WHERE kind = ?1 AND place = ?2 AND value > found.value)
+  FROM found WHERE value IS NOT NULL)
+SELECT value FROM found WHERE value IS NOT NULL"""
+_PLACES_OF = """
+WITH RECURSIVE found (place) AS (
+  SELECT min(place) FROM part WHERE kind = ?1
+  UNION ALL
+  SELECT (SELECT min(place) FROM part WHERE kind = ?1 AND place > found.place)
+  FROM found WHERE place IS NOT NULL)
+SELECT place FROM found WHERE place IS NOT NULL"""
+_OWNER = """
+SELECT part.uuid, name FROM part CROSS JOIN guest USING (uuid) WHERE kind = ? AND place = ? AND value = ?"""
+_SIDES = """
+WITH RECURSIVE found (bridge) AS (
+  SELECT min(bridge) FROM endpoint WHERE open
+  UNION ALL
+  SELECT (SELECT min(bridge) FROM endpoint WHERE open AND bridge > found.bridge)
+  FROM found WHERE bridge IS NOT NULL)
+SELECT version, bridge FROM found CROSS JOIN (SELECT 4 AS version UNION ALL SELECT 6) AS versions
+WHERE EXISTS (SELECT 1 FROM endpoint
+  WHERE open AND endpoint.bridge = found.bridge AND endpoint.version = versions.version)"""
+
+
+def _put(connection: sqlite3.Connection, uuid: str, guest: Guest | None, sequence: int, starter: str) -> None:
+    for table in ("guest", "claim", "endpoint", "part"):
+        connection.execute(f"DELETE FROM {table} WHERE uuid = ?", (uuid,))
+    if guest is None:
+        return
+    row = (
+        *(uuid, _name(guest.name), guest.phase, sequence, time.monotonic()),
+        *(starter if guest.phase == "prepared" else "", records.dump_guest(guest)),
+    )
+    connection.execute("INSERT INTO guest VALUES (?, ?, ?, ?, ?, ?, ?)", row)
+    _insert_rows(connection, guest)
+
+
+def _insert_rows(connection: sqlite3.Connection, guest: Guest) -> None:
+    found = rows(guest)
+    claims = [row for row in found if isinstance(row, PortRow)]
+    is_open = any(row.state == "open" for row in claims)
+    for table, values_ in (
+        ("claim", (_claim(number, row) for number, row in enumerate(claims))),
+        ("endpoint", (_endpoint(row, is_open) for row in found if isinstance(row, EndpointRow))),
+        ("part", ((row.uuid, *part) for row in found if (part := _part(row)))),
+    ):
+        places = _PLACES[table]
+        connection.executemany(f"INSERT OR IGNORE INTO {table} VALUES ({places})", values_)
+
+
+_PLACES = {
+    table: ", ".join("?" * number)
+    for table, number in (
+        *(("claim", 10), ("endpoint", 7), ("part", 4)),
+        *(("queued", 3), ("previous", 2), ("network", 3), ("effect", 3), ("state", 2)),
+    )
+}
+"""The values of a row of each table."""
+
+
+def _claim(number: int, row: PortRow) -> tuple[object, ...]:
+    length = row.span.end - row.span.start + 1
+    size = next(size for size in database.SIZES if length <= size)
+    return (row.uuid, number, row.state, *map(_text, row.listen), size, *row.span)
+
+
+def _endpoint(row: EndpointRow, is_open: bool) -> tuple[object, ...]:
+    ip, bridge, origin, holds = row[2:]
+    return row.uuid, str(ip), bridge, origin, holds, ip.version, is_open and holds
+
+
+def _text(value: object) -> str:
+    return "" if value is None else str(value)
+
+
+def _dump(guest: Guest | None) -> str | None:
+    return records.dump_guest(guest) if guest else None
+
+
+def _is_wide(row: PortRow) -> bool:
+    return row.listen.restricted and row.span.end > row.span.start
+
+
+def _order(row: Row) -> tuple[str, str, str]:
+    return row.uuid, type(row).__name__, str(row[2:])
+
+
+# A row reaches nft as metadata does, and passes the same gate.
+
+
+def _part(row: Row) -> Part | None:
+    """Return the part of the table that a row is about; None for a claim or an endpoint."""
+    if isinstance(row, SubnetRow):
+        return Part("subnet", row.bridge, str(row.subnet))
+    if isinstance(row, GatewayRow):
+        return Part("gateway", "", str(row.ip))
+    if isinstance(row, LookupRow):
+        return Part("lookup", "", row.lookup)
+    return Part("isolated", "", row.mac) if isinstance(row, IsolatedRow) else None
+
+
+def _part_row(owner: tuple[str, str], part: Part) -> Row:
+    if part.kind == "subnet":
+        return SubnetRow(*owner, values.source(part.value), values.dev(part.place))
+    if part.kind == "gateway":
+        return GatewayRow(*owner, values.address(part.value))
+    return LookupRow(*owner, part.value) if part.kind == "lookup" else IsolatedRow(*owner, part.value)
+
+
+def _port_row(found: tuple[Any, ...]) -> PortRow:
+    uuid, name, state, *listen, first, last = found
+    if state not in get_args(State) or not 1 <= first <= last <= MAX_PORT:
+        raise ValueError(f"{state} {first}-{last}")
+    return PortRow(values.uuid(uuid), _name(name), state, _listen(*listen), Span(first, last))
+
+
+@lru_cache(maxsize=10_000)
+def _listen(proto: str, *limits: str) -> Listen:
+    parsed = zip(limits, values.LIMITS.values(), strict=True)
+    return Listen(values.proto(proto), *(parse(limit) if limit else None for limit, parse in parsed))
+
+
+def _endpoint_row(found: tuple[Any, ...]) -> EndpointRow:
+    uuid, name, ip, bridge, origin, holds = found
+    if origin not in ORIGINS:
+        raise ValueError(origin)
+    return EndpointRow(
+        values.uuid(uuid), _name(name), ip_address(ip), values.dev(bridge), origin, bool(holds)
+    )
+
+
+def _name(name: str) -> str:
+    return text.plain(str(name), MAX_NAME)
