@@ -48,6 +48,10 @@ class Block(NamedTuple):
         return f"{self.document}:{self.line}"
 
     @property
+    def is_run(self) -> bool:
+        return self.language == COMMANDS and not self.not_run
+
+    @property
     def is_output(self) -> bool:
         return self.comment == "output"
 

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import pytest
 
 from support import machine as machines
-from support.documents import COMMANDS, DOCUMENTS, Block, blocks, shows
+from support.documents import DOCUMENTS, Block, blocks, shows
 from support.guest import Guest
 from support.machine import SOURCE, Machine
 from support.netns import CLIENT4, Ns
@@ -108,7 +108,7 @@ def follow(machine: Machine, wanted: Iterable[Block]) -> None:
     for block, after in pairwise((*wanted, None)):
         if block and block.path:
             machine.write(block.path, block.text)
-        elif block and block.language == COMMANDS and not block.not_run:
+        elif block and block.is_run:
             run_block(machine, block, after.text if after and after.is_output else "")
 
 
@@ -223,7 +223,11 @@ def test_every_section_of_the_page_on_firewalls_is_tried() -> None:
     assert with_blocks == {case.section for case in FIREWALLS}
 
 
-OTHERS = [path for path in DOCUMENTS if path not in (README, PAGE_ON_FIREWALLS)]
+def is_followed(document: Path) -> bool:
+    return any(block.is_run or block.path for block in blocks(document))
+
+
+OTHERS = [path for path in DOCUMENTS if path not in (README, PAGE_ON_FIREWALLS) and is_followed(path)]
 
 
 @pytest.mark.parametrize("document", OTHERS, ids=lambda path: path.stem)

@@ -117,11 +117,25 @@ def test_every_key_is_on_the_page() -> None:
     assert all(f"\n`{key}`\n: " in page for keys in SECTIONS.values() for key in keys)
 
 
-@pytest.mark.parametrize("name", [METADATA, CONFIGURATION])
-def test_links_lead_somewhere(name: str) -> None:
-    page = REPO / "docs" / name
-    for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
-        assert Path(page.parent, target).exists()
+def test_every_page_is_in_the_index() -> None:
+    index = (REPO / "docs/README.md").read_text()
+    assert [path.name for path in (REPO / "docs").glob("*.md") if f"]({path.name})" not in index] == [
+        "README.md"
+    ]
+
+
+def anchors(document: Path) -> set[str]:
+    """Return the anchors of the headings of a page, as they are on GitHub."""
+    headings = re.findall(r"^#+ (.*)$", document.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(REPO)))
+def test_links_lead_somewhere(document: Path) -> None:
+    for page, anchor in re.findall(r"\]\(([^)#:]*)#?([^)#:]*)\)", document.read_text()):
+        target = Path(document.parent, page) if page else document
+        assert target.exists()
+        assert not anchor or anchor in anchors(target)
 
 
 def test_tests_that_the_page_on_security_names_exist() -> None:
@@ -180,12 +194,8 @@ def test_commands_are_shell(block: Block) -> None:
 
 def test_output_stands_below_commands_that_are_run() -> None:
     above = dict(zip(BLOCKS[1:], BLOCKS, strict=False))
-    orphans = [block.place for block in BLOCKS if block.is_output and not is_run(above[block])]
+    orphans = [block.place for block in BLOCKS if block.is_output and not above[block].is_run]
     assert not orphans
-
-
-def is_run(block: Block) -> bool:
-    return block.language == documents.COMMANDS and not block.not_run
 
 
 def test_lines_of_an_output_are_found_in_their_order() -> None:
