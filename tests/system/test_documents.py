@@ -20,12 +20,13 @@ from support.documents import DOCUMENTS, Block, blocks, shows
 from support.guest import Guest
 from support.machine import SOURCE, Machine
 from support.netns import CLIENT4, Ns
-from support.proc import REPO, Done, run
+from support.proc import REPO, Done, eventually, run
 from support.xml import forwards, port_forward
 
 pytestmark = pytest.mark.system
 
 README, PAGE_ON_FIREWALLS = REPO / "README.md", REPO / "docs/firewalls.md"
+PAGE_ON_NETWORKS = REPO / "docs/libvirt-networks.md"
 # As virt-manager would make it; the README moves it to its bridge.
 WEB = Guest("web", ip6=None, interface="<interface type='user'>@</interface>")
 # Debian's own.
@@ -234,3 +235,16 @@ OTHERS = [path for path in DOCUMENTS if path not in (README, PAGE_ON_FIREWALLS) 
 def test_commands_of_the_document(machine: Machine, document: Path) -> None:
     do(machine, RUNNING + GIVEN.get(document.stem, ""))
     follow(machine, blocks(document))
+
+
+def test_firewalls_let_forwards_into_a_network_of_libvirt(machine: Machine) -> None:
+    """The guest is where the page on libvirt's networks leaves it."""
+    if "default" not in machine.virsh("domiflist", WEB.name).out:
+        do(machine, RUNNING + GIVEN["libvirt-networks"])
+        follow(machine, [block for block in blocks(PAGE_ON_NETWORKS) if "libvirt's own" in block.section])
+    for case in FIREWALLS[1:]:
+        do(machine, case.start)
+        assert machine.fetch(8080) == WEB.page, f"{case.section}\n{machine.explain()}"
+        assert problems(machine) == []
+        do(machine, f"{case.stop}\nsystemctl restart nftables libvirtd")
+        eventually(lambda: "LIBVIRT_FWI" in machine.run(["iptables", "-S"]).out, "libvirt's rules are back")
