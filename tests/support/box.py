@@ -16,6 +16,10 @@ from support.netns import HOST4, HOST6
 from support.proc import Background, Done, eventually, run
 
 COMMAND = "/usr/local/bin/virt-forward"
+DUMP_STATE = """\
+import sqlite3
+print(*sqlite3.connect("file:/run/virt-forward/state.db?mode=ro", uri=True).iterdump(), sep="\\n")
+"""
 
 
 def lay_out(folder: Path, files: Mapping[str, str]) -> None:
@@ -123,7 +127,7 @@ class Box:
         """Return all that tells why a forward does not work."""
         parts = (
             self.run(["nft", "list", "ruleset"]).out,
-            self.run(["sh", "-c", "head -n 50 $(find /run/virt-forward -type f)"], check=False).out,
+            self.run(["/usr/bin/python3", "-c", DUMP_STATE], check=False).out,
             self.run(["conntrack", "-L"], check=False).out,
             self.log(),
         )
