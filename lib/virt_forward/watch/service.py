@@ -14,7 +14,7 @@ from types import FrameType
 
 from virt_forward.effects.libvirt_accept.plan import chain_changed
 from virt_forward.errors import VirtForwardError
-from virt_forward.reconcile.refresh import readmit, refresh, verify
+from virt_forward.reconcile.refresh import readmit, rebuild, refresh, verify
 from virt_forward.state.config_file import load_config_or_last
 from virt_forward.state.store import Store
 from virt_forward.watch.backoff import Job
@@ -25,7 +25,7 @@ from virt_forward.watch.notify import notify
 from virt_forward.watch.prober import Prober
 from virt_forward.watch.running_guests import RunningGuests
 from virt_forward.watch.sync_process import SyncProcess
-from virt_forward.watch.table_check import is_intact
+from virt_forward.watch.table_check import is_intact, load_include
 
 SETTLE_SECONDS = 0.02
 """How long events are collected before the jobs they request are run."""
@@ -89,6 +89,7 @@ class Service:
         signal.signal(signal.SIGTERM, self._on_stop)
         signal.signal(signal.SIGINT, self._on_stop)
         signal.signal(signal.SIGHUP, self._on_reload)
+        signal.signal(signal.SIGALRM, signal.SIG_IGN)
         self._ready_at = time.monotonic() + READY_SECONDS
         self._request("table", "libvirt")
         while not self.stopping:
@@ -104,6 +105,8 @@ class Service:
     def _on_stop(self, _signal: int, _frame: FrameType | None) -> None:
         self.stopping = True
         os.eventfd_write(self._wake_fd, 1)
+        # The alarm of a job that waits for the lock (Store.lock); nothing else has one.
+        signal.setitimer(signal.ITIMER_REAL, 0.001)
 
     def _on_reload(self, _signal: int, _frame: FrameType | None) -> None:
         self.all_domains = True
@@ -245,6 +248,8 @@ class Service:
         try:
             getattr(self, f"_do_{name}")()
         except VirtForwardError as error:
+            if self.stopping:
+                return
             job.fail(time.monotonic(), str(error))
         else:
             # A sync has only been started.
@@ -252,7 +257,11 @@ class Service:
                 job.finish(time.monotonic())
 
     def _do_table(self) -> None:
-        verify(self.store)
+        if load_include(self.store):
+            # The forwards work again; the rest can take the time that it needs with many guests.
+            rebuild(self.store)
+        else:
+            verify(self.store)
 
     def _do_table_check(self) -> None:
         if self.guests.any_running and not is_intact(self.store):
