@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import socket
@@ -145,6 +146,45 @@ def test_check_of_intact_table_takes_no_lock(lab: Lab) -> None:
     store = Store(str(lab.run_dir))
     with store.lock():
         assert payload.inside(lab.host.path, lambda: is_intact(store))
+
+
+def test_service_that_waits_for_the_lock_stops_when_told(lab: Lab, watch: Callable[..., Background]) -> None:
+    service = watch()
+    with (lab.run_dir / "lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        lab.host.run(["nft", "delete", *TABLE])
+
+        def waits() -> bool:
+            lines = Path("/proc/locks").read_text().splitlines()
+            return any("->" in line and str(service.pid) in line.split() for line in lines)
+
+        service.wait_for(waits, "it waits for the lock")
+        os.kill(service.pid, signal.SIGTERM)
+        eventually(lambda: not service.alive(), "it ends before it has the lock", timeout=8)
+    assert not there(lab)
+
+
+def test_include_file_is_loaded_only_where_there_is_no_table(lab: Lab) -> None:
+    program = (
+        "from virt_forward.state.store import Store; from virt_forward.watch import table_check; "
+        "print(table_check.load_include(Store()))"
+    )
+
+    def loaded() -> bool:
+        env = {**HOOK_ENV, **lab.env, "PYTHONPATH": str(REPO / "lib")}
+        return lab.host.run(["/usr/bin/python3", "-c", program], env=env).out == "True\n"
+
+    before = lab.host.ruleset(*TABLE)
+    lab.host.nft("add chain inet virt-forward stranger")
+    assert not loaded()
+    assert "stranger" in lab.host.ruleset(*TABLE)
+    lab.host.run(["nft", "delete", *TABLE])
+    assert loaded()
+    assert lab.host.ruleset(*TABLE) == before
+    lab.host.run(["nft", "delete", *TABLE])
+    (lab.run_dir / "ruleset.nft").touch()
+    assert not loaded(), "somebody may have edited it"
+    assert not there(lab)
 
 
 def counting(lab: Lab) -> tuple[str, Callable[[], int]]:
