@@ -20,7 +20,7 @@ from support.documents import DOCUMENTS, Block, blocks, shows
 from support.guest import Guest
 from support.machine import SOURCE, Machine
 from support.netns import CLIENT4, Ns
-from support.proc import REPO, Done, eventually, run
+from support.proc import REPO, Done, run
 from support.xml import forwards, port_forward
 
 pytestmark = pytest.mark.system
@@ -239,17 +239,14 @@ def test_commands_of_the_document(machine: Machine, document: Path) -> None:
     follow(machine, blocks(document))
 
 
-ADMITTED = '--label "100" -m comment --comment virt-forward'
-
-
 def test_firewalls_let_forwards_into_a_network_of_libvirt(machine: Machine) -> None:
     """The guest is where the page on libvirt's networks leaves it."""
     if "default" not in machine.virsh("domiflist", WEB.name).out:
         do(machine, RUNNING + GIVEN["libvirt-networks"])
         follow(machine, [block for block in blocks(PAGE_ON_NETWORKS) if "libvirt's own" in block.section])
-    for case in FIREWALLS[1:]:
+    # Docker is the last, as it leaves its rules behind, and a flush would delete those of libvirt.
+    for case in reversed(FIREWALLS[1:]):
         do(machine, case.start)
         assert machine.fetch(8080) == WEB.page, f"{case.section}\n{machine.explain()}"
         assert problems(machine) == []
-        do(machine, f"{case.stop}\nsystemctl restart nftables libvirtd")
-        eventually(lambda: ADMITTED in machine.run(["iptables", "-S"]).out, "our rule is back", 15)
+        do(machine, case.stop)
