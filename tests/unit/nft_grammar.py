@@ -47,7 +47,7 @@ RULES = (
     rf"ip6? saddr {NET} masquerade",
     # lookups
     *(re.escape(each.lookup()) for each in maps.ALL if each.verdict),
-    r"ct label 100 goto ours",
+    r"ct status dnat ct label 100 goto ours",
     r"iifname != @uplinks iifname \. iifname != @own return",
     *map(re.escape, static.lookups(Config(), ["isolated"])["forward"]),
 )

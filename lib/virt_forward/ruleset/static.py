@@ -12,6 +12,9 @@ from virt_forward.ruleset import maps
 
 VERSIONS = (4, 6)
 
+OURS = f"ct status dnat ct label {LABEL}"
+"""The match of our connections; most others differ in status, which is cheaper to test than the label."""
+
 
 def containers() -> dict[str, str]:
     """Return the declaration of every map and set by its name."""
@@ -20,10 +23,10 @@ def containers() -> dict[str, str]:
 
 def rules(config: Config) -> dict[str, tuple[str, ...]]:
     """Return the rules that always are the same, by chain."""
-    localhost = (f"ct label {LABEL} ip saddr 127.0.0.0/8 masquerade",) if config.localhost else ()
+    localhost = (f"{OURS} ip saddr 127.0.0.0/8 masquerade",) if config.localhost else ()
     found = {
         "ours": tuple(rule for version in VERSIONS for rule in _count(maps.GUEST[version])),
-        "postrouting": (*localhost, f"ct label {LABEL} {maps.LAN.lookup()}"),
+        "postrouting": (*localhost, f"{OURS} {maps.LAN.lookup()}"),
     }
     return found | ({"guard": ('iifname != "lo" ip daddr 127.0.0.0/8 drop',)} if config.localhost else {})
 
@@ -39,7 +42,7 @@ def lookups(config: Config, used: Container[str]) -> dict[str, tuple[str, ...]]:
         "output": dispatch,
         "prerouting-later": arriving,
         "output-later": dispatch,
-        "forward": (f"ct label {LABEL} goto ours", *(_others() if maps.ISOLATED_MACS.name in used else ())),
+        "forward": (f"{OURS} goto ours", *(_others() if maps.ISOLATED_MACS.name in used else ())),
     }
 
 

@@ -1,7 +1,8 @@
 """One directory of golden files: guests and what the host knows in, nft text out.
 
 The static part of the table depends on the configuration alone. It is saved once for each, beside
-the directories, as static.nft, static-localhost.nft and so on; a case has the rest.
+the directories, as static.nft, static-localhost.nft and so on, with the rules that ask the map of single
+ports; a case has the rest, and the rules where it needs others.
 
 NAME.xml        a guest, as libvirt gives it to the hook; several, one after the other by name
 config.toml     the configuration, where it is not the default
@@ -23,10 +24,12 @@ from unit.world import Event, World
 from virt_forward import ports
 from virt_forward.addresses.attachments import BridgeFacts, HostFacts
 from virt_forward.addresses.resolve import resolve
+from virt_forward.claims.rows import LookupRow
 from virt_forward.config import Config, parse_config
 from virt_forward.metadata.domain import parse_domain
 from virt_forward.model import Guest, PortForward, Reservation, Span
-from virt_forward.ruleset import table
+from virt_forward.ruleset import shared, table
+from virt_forward.ruleset.block import add
 
 HERE = Path(__file__).parent
 USUAL = {"addresses": ["198.51.100.1/24", "2001:db8:10::1/64"]}
@@ -85,7 +88,12 @@ class Case:
     def saved(self) -> str:
         """Return the whole include file, as the golden files have it."""
         rest = self._text("ruleset.nft")
-        return rest if "delete table" in rest else static_file(self.config).read_text() + rest
+        if "delete table" in rest:
+            return rest
+        static = static_file(self.config).read_text()
+        if "# lookups\n" in rest:
+            static = static.removesuffix(f"\n{_usual_lookups(self.config)}")
+        return static + rest
 
     def run(self) -> Outcome:
         """Apply the events, one after the other."""
@@ -99,12 +107,21 @@ class Case:
             transaction = world.commands(Event(number, guest if verb == "started" else None))
         has_events = (self.path / "events").exists()
         after, header = table.text(world.include), f"{world.include.header}\n"
-        static = header if after.startswith(header) else ""
-        return Outcome(before, static, after.removeprefix(static), transaction if has_events else None)
+        if not after.startswith(header):
+            return Outcome(before, "", after, transaction if has_events else None)
+        usual = _usual_lookups(world.config)
+        rest = after.removeprefix(header).replace(f"\n{usual}", "")
+        return Outcome(before, f"{header}\n{usual}", rest, transaction if has_events else None)
 
     def _guest(self, name: str, world: World) -> Guest:
         domain = parse_domain((self.path / f"{name}.xml").read_bytes())
         return resolve(domain, self.facts(), world.config, "running", self.excluded)
+
+
+def _usual_lookups(config: Config) -> str:
+    """Return the paragraph of the rules for guests that have nothing but single ports."""
+    row = LookupRow("", "", "ports")
+    return f"{add(shared.blocks([row], [], config)['lookups'])}\n"
 
 
 def _bridge(fields: dict[str, Any]) -> BridgeFacts:
