@@ -187,6 +187,11 @@ CASES = {
         "sysctl -qw net.ipv4.conf.virbr0.forwarding=0", "ip-forwarding-off", "packets that arrive on virbr0",
         (False, True),
     ),
+    "forwarding off altogether": Case(
+        "sysctl -qw net.ipv4.ip_forward=0 net.ipv6.conf.all.forwarding=0",
+        "ip-forwarding-off",
+        "not forward IPv6",
+    ),
     "forwarding off without a default route": Case(
         "sysctl -qw net.ipv6.conf.all.forwarding=0", "ip-forwarding-off", "not forward IPv6", (True, False)
     ),

@@ -10,11 +10,16 @@ import pytest
 
 from support.guest import Guest
 from support.host import Host
-from support.proc import Done
+from support.proc import Done, eventually
 
 pytestmark = pytest.mark.system
 
 HOOK = "/etc/libvirt/hooks/qemu"
+NETWORK = (
+    "<network><name>theirs</name><forward mode='nat'/><bridge name='virbr0'/>"
+    "<ip address='192.168.9.1' netmask='255.255.255.0'/></network>"
+)
+TAP = "ip link set $(ip -o link show master virbr0 | cut -d: -f2)"
 
 
 def problems(host: Host, *words: str) -> dict[str, str]:
@@ -47,13 +52,33 @@ def executable(host: Host) -> None:
     host.restart_libvirtd()
 
 
+def plugged(host: Host) -> None:
+    shell(host, f"{TAP} up")
+    # The kernel enables a bridge port in the background.
+    eventually(lambda: "state forwarding" in shell(host, "bridge link show").out, "the port is up")
+
+
+def undefined(host: Host) -> None:
+    host.virsh("net-undefine", "theirs")
+
+
+def run_fixes(host: Host, until: str) -> None:
+    for problem in json.loads(host.command("check", "--json", check=False).out)["problems"]:
+        done = shell(host, problem["fix"].partition(until)[0])
+        assert done.status == 0, done
+
+
 class Case(NamedTuple):
-    """What is done to the host, what is found then, and how the fix that is told is carried out."""
+    """What is done to the host, what is found then, and how the fix that is told is carried out.
+
+    Without ``mend``, the fix is a command, and what is said after ``until`` is no part of it.
+    """
 
     broken: str
     found: str
     fix: str
-    mend: Callable[[Host], None]
+    mend: Callable[[Host], None] | None = None
+    until: str = "; to keep"
 
 
 @pytest.mark.parametrize(
@@ -72,8 +97,39 @@ class Case(NamedTuple):
             f"touch {HOOK}; chmod 744 {HOOK}; chmod 755 {HOOK}", "hook-not-loaded", "systemctl reload", loaded
         ),
         Case(f"chmod 644 {HOOK}", "hook-missing", f"chmod 755 {HOOK}", executable),
+        Case("nft flush chain inet filter forward", "forward-dropped", "nft insert rule inet filter forward"),
+        Case(
+            "iptables -I FORWARD -d 10.10.0.200 -p tcp --dport 80 -j REJECT",
+            "forward-dropped",
+            "iptables -I FORWARD -m conntrack --ctstate DNAT -j ACCEPT",
+        ),
+        Case(
+            "nft 'table inet theirs { chain c { type nat hook prerouting priority dstnat; "
+            "tcp dport 8080 redirect to :22; }; }'",
+            "shadowed",
+            "nft delete rule inet theirs c handle",
+            until="; delete",
+        ),
+        Case(
+            "sysctl -qw net.ipv4.conf.enp1s0.forwarding=0 net.ipv6.conf.all.forwarding=0",
+            "ip-forwarding-off",
+            "sysctl -w net.ipv",
+            until="; with",
+        ),
+        Case(
+            "ip link set vnet0 down", "guest-unreachable", "see in the guest that its network is up", plugged
+        ),
+        Case(
+            f'echo "{NETWORK}" | virsh -q net-define /dev/stdin',
+            "bridge-name-clash",
+            "give it another name in <bridge name=…/> with virsh net-edit theirs, or delete it",
+            undefined,
+        ),
     ],
-    ids=["deleted", "flushed", "edited", "no include", "newer hook", "hook off"],
+    ids=[
+        *("deleted", "flushed", "edited", "no include", "newer hook", "hook off"),
+        *("policy", "iptables", "redirect", "forwarding", "unplugged", "clash"),
+    ],
 )
 def test_problem_is_found_and_fixed(web: Guest, empty: Host, case: Case) -> None:
     if problems(empty):
@@ -84,6 +140,32 @@ def test_problem_is_found_and_fixed(web: Guest, empty: Host, case: Case) -> None
     told = problems(empty)
     assert case.found in told
     assert told[case.found].startswith(case.fix)
-    case.mend(empty)
+    if case.mend:
+        case.mend(empty)
+    else:
+        run_fixes(empty, case.until)
     assert problems(empty) == {}
     assert empty.fetch(8080) == web.page
+    shell(empty, "nft -f /etc/nftables.conf")
+
+
+def test_guest_is_explained_step_by_step(web: Guest, empty: Host) -> None:
+    told = empty.command("check", "web").out.splitlines()
+    assert told[0] == "web:"
+    steps = [line.split(maxsplit=1) for line in told[1:-1]]
+    assert [*dict.fromkeys(name for name, _ in steps)] == [
+        *("declared", "state", "endpoint", "claims", "rules", "path", "guest"),
+    ]
+    texts = dict(steps)
+    assert texts["declared"] == "8080:80/tcp in its live metadata"
+    assert "arrives at fd10:10::200 port 80, as does the answer" in texts["path"]
+    assert "inet filter forward: accept by ct label 100 accept" in texts["path"]
+    assert texts["guest"] == "fd10:10::200 answers for tcp/80"
+    assert told[-1] == "no problems found; packets to 1 forward arrive"
+    shell(empty, "nft flush chain inet filter forward")
+    stopped = json.loads(empty.command("check", "--json", "web", check=False).out)["guests"][0]["steps"]
+    assert {step["step"] for step in stopped if not step["ok"]} == {"path"}
+    empty.nft_reload()
+    empty.virsh("destroy", "web")
+    told = empty.command("check", "web").out.splitlines()
+    assert told[2] == "  state     NOT OK: shut off: its forwards are opened when it starts"

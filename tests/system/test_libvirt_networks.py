@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
@@ -112,6 +113,10 @@ def test_the_life_of_a_forward_on_a_nat_network(house: House) -> None:
     box.run(["sh", "-c", "kill -HUP $(pidof libvirtd)"])
     eventually(lambda: not house.admits(), "libvirtd has made its chain anew", 10)
     eventually(lambda: box.virsh("net-info", ID, check=False).status == 0, "libvirtd is done with it", 10)
+    told = json.loads(box.command("check", "--json", check=False).out)["problems"]
+    rejected = [problem for problem in told if problem["id"] == "libvirt-rejects"]
+    assert rejected, told
+    assert {problem["fix"] for problem in rejected} == {"virt-forward sync"}
     box.command("sync")
     eventually(lambda: house.page() == INNER.page, "reached again after sync")
 

@@ -199,11 +199,12 @@ class _Session:
             return Obstacle("unknown", answer, detail=f"it is lost {where}")
         device = probe.endpoint.bridge if answer else probe.device
         version = probe.endpoint.ip.version
+        family = "ip" if version == 4 else "ip6"
         if self._helps(probe, _forwarding(device, version), answer=answer):
-            return Obstacle("forwarding", answer, detail=device)
+            return Obstacle("forwarding", answer, family, detail=device)
         if version == 4 and self._helps(probe, _rp_filter(device), answer=answer):
-            return Obstacle("rp_filter", answer, detail=device)
-        return Obstacle("unrouted", answer, detail=self._route(probe, device, answer=answer))
+            return Obstacle("rp_filter", answer, family, detail=device)
+        return Obstacle("unrouted", answer, family, detail=self._route(probe, device, answer=answer))
 
     def _helps(self, probe: Probe, settings: Iterable[tuple[str, str]], *, answer: bool) -> bool:
         """Change sysctls in the clone, and tell whether the packet then gets on. They stay changed."""
