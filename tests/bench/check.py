@@ -9,8 +9,8 @@ dropped    the same, while the policy of a chain drops all packets: each is trac
 rules      the same as forwards, on a host with 2,000 rules that every packet meets
 both       2,000 rules and the policy
 
-Everything happens in a network namespace and a run directory that are gone afterwards. The guests are addresses
-in another namespace; nothing listens there, which their host is told at once.
+Everything happens in a network namespace and a run directory that are gone afterwards. The guests are
+addresses in another namespace; nothing listens there, which their host is told at once.
 """
 
 import contextlib

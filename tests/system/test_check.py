@@ -116,9 +116,7 @@ class Case(NamedTuple):
             "sysctl -w net.ipv",
             until="; with",
         ),
-        Case(
-            "ip link set vnet0 down", "guest-unreachable", "see in the guest that its network is up", plugged
-        ),
+        Case(f"{TAP} down", "guest-unreachable", "see in the guest that its network is up", plugged),
         Case(
             f'echo "{NETWORK}" | virsh -q net-define /dev/stdin',
             "bridge-name-clash",

@@ -95,6 +95,8 @@ def _enter_and(work: Callable[[], object]) -> object:
         return NamespaceError(error.messages)
     except OSError as error:
         return NamespaceError(f"a network namespace cannot be made or wired here: {error.strerror}")
+    except Exception as error:
+        return NamespaceError(f"the copy of the host failed: {type(error).__name__}: {error}")
 
 
 @contextlib.contextmanager
