@@ -27,10 +27,7 @@ REPO = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(REPO / "lib"), str(REPO / "tests")]
 
 from bench import hooks  # noqa: E402
-from virt_forward.config import Config  # noqa: E402
 from virt_forward.model import Endpoint, Forward, Guest  # noqa: E402
-from virt_forward.reconcile.reconciler import Reconciler  # noqa: E402
-from virt_forward.state.store import Store  # noqa: E402
 
 MAC = "52:54:00:00:00:01"
 FIRST = ipaddress.IPv4Address("10.10.0.2")
@@ -75,15 +72,6 @@ def nft(text: str) -> None:
     subprocess.run(["nft", "-f", "-"], input=text.encode(), check=True, timeout=20)
 
 
-def fill(count: int) -> None:
-    """Make the state and the table of some guests."""
-    store = Store()
-    with store.lock():
-        known: dict[str, Guest | None] = {guest.uuid: None for guest in store.guests()[0]}
-        made = {guest.uuid: guest for guest in map(guest_of, range(count))}
-        Reconciler(store, Config(), rebuild=True).apply({**known, **made})
-
-
 def guest_of(number: int) -> Guest:
     """Return the guest of a number."""
     forward = Forward("tcp", 8000 + number, 8000 + number, 80)
@@ -122,7 +110,7 @@ def measure(runs: int) -> dict[str, float]:
     found = {}
     with guests():
         for name, (count, policy, rules) in cases.items():
-            fill(count)
+            hooks.keep(map(guest_of, range(count)))
             nft(theirs(policy, rules))
             check()
             found[name] = statistics.median(check() for _ in range(runs))

@@ -21,7 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -93,10 +93,15 @@ def others(count: int) -> Iterator[Guest]:
 
 def fill(count: int) -> None:
     """Make the state and the table of ``count`` guests."""
+    keep(others(count))
+
+
+def keep(guests: Iterable[Guest]) -> None:
+    """Make the state and the table of some guests, and of no others."""
     store = Store()
     with store.open() as state:
         known: dict[str, Guest | None] = {**state.guests()}
-        made: dict[str, Guest | None] = {guest.uuid: guest for guest in others(count)}
+        made: dict[str, Guest | None] = {guest.uuid: guest for guest in guests}
         before = {uuid: known.get(uuid) for uuid in {*known, *made}}
         plan = Plan(before, {**dict.fromkeys(known), **made}, frozenset(before))
         apply(context(store, state, Config()), plan, rebuild=True)
