@@ -4,7 +4,9 @@
     sudo ./tests/bench/hooks.py [--json] [--runs N]
 
 irrelevant   a guest without our metadata, against an interpreter that does nothing
+port         a libvirt network's port of such a guest, likewise
 cycle        prepare, start, started, stopped, release of a guest with 10 forwards, against five of those
+service      the same while the service runs, and hooks hand their events over to it
 crowd        one guest's start while 1,000 other guests have 10 forwards each, against one other guest
 connections  a stop that ends 25,000 of 100,000 tracked connections, against conntrack -L of all of them
 sync         making the table of those 1,000 guests anew, against nft -f of the same text
@@ -50,6 +52,10 @@ XML = """<domain type='kvm'><name>bench</name><uuid>{uuid}</uuid><metadata>
 <interface type='bridge'><mac address='52:54:00:00:00:01'/>
 <source bridge='virbr0'/></interface></devices></domain>"""
 
+PORT = b"""<hookData><network><name>bench</name><bridge name='virbr9'/></network><networkport>
+<owner><name>other</name><uuid>be9c0000-0000-4000-8000-000000000002</uuid></owner>
+<mac address='52:54:00:00:00:02'/><plug type='network' bridge='virbr9'/></networkport></hookData>"""
+
 
 def domain_xml(namespace: str = "urn:virt-forward:1") -> bytes:
     """Return the XML of a guest with 10 forwards."""
@@ -67,9 +73,9 @@ def seconds(argv: list[str], stdin: bytes = b"") -> float:
     return time.perf_counter() - before
 
 
-def hook(operation: str, sub_operation: str, xml: bytes) -> float:
-    """Run the qemu hook as libvirt does and return how long it took."""
-    return seconds([str(REPO / "hooks" / "qemu"), "bench", operation, sub_operation, "-"], xml)
+def hook(operation: str, sub_operation: str, xml: bytes, driver: str = "qemu") -> float:
+    """Run a hook as libvirt does and return how long it took."""
+    return seconds([str(REPO / "hooks" / driver), "bench", operation, sub_operation, "-"], xml)
 
 
 def ratio(one: Callable[[], float], other: Callable[[], float], runs: int) -> float:
@@ -185,6 +191,16 @@ def resync() -> float:
     return time.perf_counter() - before
 
 
+def handed_over(cycle: Callable[[], float], five: Callable[[], float], runs: int) -> float:
+    """Return the cost of a cycle while the service runs."""
+    fill(1)
+    with service():
+        socket = Path(Store().path, "socket")
+        while not socket.exists():
+            time.sleep(0.1)
+        return ratio(cycle, five, runs)
+
+
 def measure(runs: int) -> dict[str, float]:
     """Return every figure by its name."""
     plain = domain_xml("urn:somebody-else")
@@ -193,9 +209,16 @@ def measure(runs: int) -> dict[str, float]:
     def cycle() -> float:
         return sum(hook(operation, sub, xml) for operation, sub in CYCLE)
 
+    def five() -> float:
+        return sum(seconds(NOTHING) for _ in CYCLE)
+
     found = {
         "irrelevant": ratio(lambda: hook("started", "begin", plain), lambda: seconds(NOTHING), runs * 3),
-        "cycle": ratio(cycle, lambda: sum(seconds(NOTHING) for _ in CYCLE), runs),
+        "port": ratio(
+            lambda: hook("port-created", "begin", PORT, "network"), lambda: seconds(NOTHING), runs * 3
+        ),
+        "cycle": ratio(cycle, five, runs),
+        "service": handed_over(cycle, five, runs),
         "connections": connections(max(runs // 3, 1)),
         "crowd": crowd(runs),
     }
@@ -221,18 +244,23 @@ def _unshare() -> None:
         raise OSError(ctypes.get_errno(), "a network namespace cannot be made; run it as root")
 
 
+def options(description: str, runs: str) -> argparse.Namespace:
+    """Return what the command line of a benchmark says."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--runs", type=int, default=9, help=f"{runs} (9)")
+    return parser.parse_args()
+
+
 def report(what: str, runs: str, measure: Callable[[int], dict[str, float]]) -> int:
     """Measure in a namespace and print, as the command line asks; return the exit status."""
-    parser = argparse.ArgumentParser(description=f"What {what}, as ratios within one run.")
-    parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.add_argument("--runs", type=int, default=9, help=f"{runs} a figure (9)")
-    options = parser.parse_args()
+    given = options(f"What {what}, as ratios within one run.", f"{runs} a figure")
     if os.geteuid() != 0:
-        print(f"{parser.prog}: this needs root, for a network namespace", file=sys.stderr)
+        print(f"{os.path.basename(sys.argv[0])}: this needs root, for a network namespace", file=sys.stderr)
         return 1
     with nowhere():
-        found = measure(options.runs)
-    if options.json:
+        found = measure(given.runs)
+    if given.json:
         print(json.dumps(found))
     else:
         for name, figure in found.items():
