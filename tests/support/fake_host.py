@@ -5,6 +5,7 @@ The layout is that of support.netns: uplink enp1s0 and bridge virbr0, both with 
 
 from __future__ import annotations
 
+import _sqlite3
 import contextlib
 import functools
 import importlib
@@ -169,7 +170,7 @@ def fake_host(directory: Path) -> Iterator[FakeHost]:
             patch.setattr(log, name, host.messages.append)
         for name in ("rename", "replace", "unlink"):
             patch.setattr(os, name, _stepping(host, getattr(os, name)))
-        patch.setattr(sqlite3, "connect", _stepping_connections(host))
+        patch.setattr(_sqlite3, "connect", _stepping_connections(host))
         patch.setattr(process, "_until", None)
         patch.setattr(conntrack, "_nothing_tracked", lambda: False)
         patch.setattr(hostports, "listeners", lambda: iter(host.listeners))

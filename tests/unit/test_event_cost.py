@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _sqlite3
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
@@ -61,8 +62,8 @@ def counted(host: FakeHost, event: Callable[[FakeHost], object]) -> Cost:
         return result
 
     with pytest.MonkeyPatch.context() as patch:
-        opened = sqlite3.connect
-        patch.setattr(sqlite3, "connect", connect)
+        opened = _sqlite3.connect
+        patch.setattr(_sqlite3, "connect", connect)
         patch.setattr(Snapshot, "_all", noted)
         event(host)
     return Cost(statements[0], found[0], steps[0])

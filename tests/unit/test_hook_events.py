@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import os
 from collections.abc import Callable, Iterator
 from ipaddress import ip_address
 from pathlib import Path
@@ -18,6 +19,7 @@ from unit.expected_table import guest, holds, include_loads_the_same
 from virt_forward.claims.sockets import Listener
 from virt_forward.errors import NftError
 from virt_forward.hooks import dispatch
+from virt_forward.host import starter
 from virt_forward.state.store import Store
 
 WEB, DB = "10.10.0.200", "10.10.0.201"
@@ -340,6 +342,28 @@ def test_event_of_another_guest_does_not_look_at_one_that_is_kept_out(host: Fake
     assert holds(host)
     host.event("db", "reconnect", *DB_XML)
     assert holds(host, db)
+
+
+@pytest.mark.parametrize("status", [False, True], ids=["no status file", "status file"])
+def test_claim_of_a_start_that_ended_with_the_daemon_is_dropped(
+    host: FakeHost, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, status: bool
+) -> None:
+    """No event tells of it; a guest with a status file gets one from the next daemon."""
+    monkeypatch.setattr(starter, "STATUS", str(tmp_path))
+    monkeypatch.setattr(starter, "current", lambda: "1 started-before-this-boot")
+    if status:
+        (tmp_path / "web.xml").touch()
+    assert host.event("web", "prepare", *WEB_XML) == 0
+    rival = (host_ip(DB), port_forward("8080:80"))
+    assert host.event("db", "prepare", *rival) == int(status)
+    assert any("its start ended with libvirt" in message for message in host.messages) != status
+
+
+def test_claim_of_a_start_that_is_under_way_stands(host: FakeHost, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(starter, "DAEMONS", (Path(f"/proc/{os.getppid()}/comm").read_text().strip(),))
+    assert not starter.is_gone(starter.current())
+    assert host.event("web", "prepare", *WEB_XML) == 0
+    assert host.event("db", "prepare", host_ip(DB), port_forward("8080:80")) == 1
 
 
 def test_guest_without_a_known_address_waits_without_rules(host: FakeHost) -> None:

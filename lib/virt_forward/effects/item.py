@@ -4,7 +4,8 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 from virt_forward.config import Config
 from virt_forward.model import Guest
-from virt_forward.state.snapshot import Side, Snapshot
+from virt_forward.state.index import Side
+from virt_forward.state.snapshot import Snapshot
 
 
 class Item(NamedTuple):

@@ -16,7 +16,7 @@ from virt_forward.hooks.prefilter import known, uuid_of
 from virt_forward.host import log, process
 from virt_forward.model import Domain, Guest
 from virt_forward.reconcile import plan
-from virt_forward.reconcile.apply import Context, apply, context, empty_chains, reconcile
+from virt_forward.reconcile.apply import Context, apply, context, empty_chains, make_plan, reconcile
 from virt_forward.reconcile.plan import Plan
 from virt_forward.reconcile.wants import Absent, Present, Replugged, Restoring
 from virt_forward.state.config_file import load_config, load_config_or_last
@@ -179,14 +179,14 @@ def _claim(domain: Domain, store: Store) -> None:
     config = load_config()
     with store.open() as state:
         work = context(store, state, config)
-        planned = plan.make(state, work.host, [Present(domain, "prepared")])
+        planned = make_plan(work, [Present(domain, "prepared")])
         guest = planned.after.get(domain.uuid)
         error = planned.errors.get(domain.uuid) or foreign_macs(domain) or (guest and _conflicting(guest))
         restoring = _is_restoring(domain.name, domain.uuid, state)
         refused = error if planned.errors or (config.on_error != "warn" and not restoring) else None
         if refused:
             # What others have queued is done all the same.
-            planned = plan.make(state, work.host, [Absent(domain.uuid)])
+            planned = make_plan(work, [Absent(domain.uuid)])
         _apply_claims(work, planned)
     if refused:
         raise refused

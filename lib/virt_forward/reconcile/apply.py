@@ -14,7 +14,7 @@ the recovery.
 """
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cache, cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -26,11 +26,11 @@ from virt_forward.config import Config
 from virt_forward.effects import converge
 from virt_forward.effects.item import Change
 from virt_forward.errors import NftError, NftUnusableError, StateError, VirtForwardError
-from virt_forward.host import conntrack, log, nft
+from virt_forward.host import conntrack, log, nft, starter
 from virt_forward.model import Address, Guest
 from virt_forward.reconcile import plan as plans
 from virt_forward.reconcile.plan import Host, Plan
-from virt_forward.reconcile.wants import Want
+from virt_forward.reconcile.wants import Absent, Want
 from virt_forward.ruleset import guest as guest_block
 from virt_forward.ruleset import static, table
 from virt_forward.state.include import IncludeFile
@@ -64,9 +64,26 @@ def context(store: Store, state: Snapshot, config: Config, **about_host: Any) ->
 
 def reconcile(context: Context, wants: Sequence[Want], *, rebuild: bool = False) -> Plan:
     """Plan wants and apply the plan; raises NftError or StateError as ``apply`` does."""
-    plan = plans.make(context.state, context.host, wants)
+    plan = make_plan(context, wants)
     apply(context, plan, rebuild=rebuild)
     return plan
+
+
+def make_plan(context: Context, wants: Sequence[Want]) -> Plan:
+    """Return the plan for some wants. Guests whose start ended with libvirt's daemon are absent by it."""
+    about = {want.uuid for want in wants}
+    # Whoever only goes claims nothing that such a guest could have.
+    starts = _lost_starts(context.state) if not all(isinstance(want, Absent) for want in wants) else ()
+    lost = [Absent(uuid) for uuid in starts if uuid not in about]
+    return plans.make(context.state, context.host, [*wants, *lost])
+
+
+def _lost_starts(state: Snapshot) -> Iterator[str]:
+    for process in filter(starter.is_gone, state.starters()):
+        for uuid, name in state.prepared_by(process).items():
+            if not starter.has_status(name):
+                log.warning(f"guest {text.quote(name)}: its start ended with libvirt's daemon; its claims go")
+                yield uuid
 
 
 def apply(context: Context, plan: Plan, *, rebuild: bool = False) -> None:
@@ -105,7 +122,9 @@ class _Application:
         self.interrupted = not self.include.is_named(self.state.value("include"))
         self.previous = {**plan.before, **(self.state.previous if self.interrupted else {})}
         self.revision = self.state.revision
-        self.had_table = self.state.has_table()
+        others = any(isinstance(row, claims.LookupRow) for row in plan.others)
+        self.had_table = others or any(map(lookups, self.before.values()))
+        self.has_table = others or any(map(lookups, self.after.values()))
         self.rebuilt = rebuild or self.interrupted or self.state.damaged
         self.search_all = rebuild or self.interrupted
         self.written = written
@@ -156,13 +175,10 @@ class _Application:
     def _stage(self, now: int) -> None:
         """Write the include file of the new revision; where that fails, the next change does it."""
         pieces = None
-        if not self.rebuilt and self.state.has_table(tuple(self.plan.after)) | self._has_blocks():
+        if not self.rebuilt and self.has_table:
             pieces = table.splice(self.include.read(), now, self.revision, self.blocks, self.config)
             self.rebuilt = pieces is None
         self.include.stage(pieces or self._whole())
-
-    def _has_blocks(self) -> bool:
-        return any(lookups(guest) for guest in self.after.values())
 
     @cached_property
     def all(self) -> dict[str, Guest]:
@@ -183,7 +199,8 @@ class _Application:
             self.store.mark(self.after)
             if changed or self.plan.queued or renewed:
                 revision = self.revision if renewed else None
-                entry = Commit(changed, self.previous, self.plan.queued, revision, self.include.name)
+                name, by = self.include.name, starter.current()
+                entry = Commit(changed, self.previous, self.plan.queued, revision, name, by)
                 self.state.commit(entry)
         except StateError:
             self.include.discard()
@@ -206,7 +223,7 @@ class _Application:
             self._rebuild()
 
     def _change(self, now: int) -> None:
-        if self.state.has_table(() if self.written else tuple(self.plan.after)):
+        if self.has_table:
             nft.apply(table.transaction(now, self.revision, self.blocks))
         elif self.had_table:
             nft.delete_table()

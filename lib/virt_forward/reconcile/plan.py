@@ -71,7 +71,7 @@ def make(state: Snapshot, host: Host, wants: Sequence[Want]) -> Plan:
     before = {uuid: state.recorded(uuid) if uuid in queued else known[uuid] for uuid in changes}
     others = _near(state, changes, before)
     after = _resolve(changes, known, others, vetoes)
-    waiting = _waiting(state, before, after)
+    waiting = _waiting(state, before, after, others)
     if waiting:
         known, before = {**known, **waiting}, {**before, **waiting}
         again = {uuid: _located(guest, host) for uuid, guest in waiting.items()}
@@ -163,20 +163,20 @@ def _near(state: Snapshot, changes: Guests, before: Guests) -> claims.Index:
     return tuple(row for uuid, guest in recorded.items() if uuid not in changes for row in claims.rows(guest))
 
 
-def _waiting(state: Snapshot, before: Guests, after: Guests) -> dict[str, Guest]:
+def _waiting(state: Snapshot, before: Guests, after: Guests, others: claims.Index) -> dict[str, Guest]:
     """Return the guests that were kept out by a claim that goes with this change."""
     freed = [row for uuid in before for row in _lost(before[uuid], after.get(uuid))]
-    near = state.near(freed, before) if freed else ()
-    found = {row.uuid for row in near if any(_waits_for(row, claim) for claim in freed)}
+    out = [row for row in others if isinstance(row, claims.PortRow | claims.EndpointRow) and not row.holds]
+    found = {row.uuid for row in out if any(_waits_for(row, claim) for claim in freed)}
     return {uuid: guest for uuid in sorted(found) if (guest := state.recorded(uuid))}
 
 
 def _waits_for(row: claims.Row, claim: claims.Row) -> bool:
-    """Tell whether a row is one that ``claim`` has kept out."""
+    """Tell whether a row that holds nothing is one that ``claim`` has kept out."""
     if isinstance(row, claims.PortRow) and isinstance(claim, claims.PortRow):
-        return not row.holds and row.listen == claim.listen and row.span.overlaps(claim.span)
+        return row.listen == claim.listen and row.span.overlaps(claim.span)
     if isinstance(row, claims.EndpointRow) and isinstance(claim, claims.EndpointRow):
-        return not row.holds and claims.location(row) == claims.location(claim)
+        return claims.location(row) == claims.location(claim)
     return False
 
 

@@ -5,33 +5,19 @@ others that are near theirs. What an event costs does not depend on how many oth
 """
 
 import contextlib
-import sqlite3
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from functools import cached_property, lru_cache
-from ipaddress import ip_address
-from typing import TYPE_CHECKING, Any, NamedTuple, get_args
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from virt_forward import ports, text
-from virt_forward.claims.rows import (
-    LOOKUPS,
-    MAX_NAME,
-    EndpointRow,
-    GatewayRow,
-    Index,
-    IsolatedRow,
-    LookupRow,
-    PortRow,
-    Row,
-    State,
-    SubnetRow,
-    rows,
-)
+from virt_forward import text
+from virt_forward.claims.rows import Index, Row
 from virt_forward.errors import StateError
 from virt_forward.host import log, process
-from virt_forward.metadata import values
-from virt_forward.model import MAX_PORT, ORIGINS, Guest, Listen, Network, Span
-from virt_forward.state import database, records
+from virt_forward.model import Guest, Network
+from virt_forward.state import database, index, records
+from virt_forward.state.database import Connection
+from virt_forward.state.index import Side
 
 if TYPE_CHECKING:
     from virt_forward.state.upgrade import Old
@@ -53,6 +39,7 @@ class Commit(NamedTuple):
     ``after`` are the guests that change. ``previous`` are guests as they were before this change and
     an interrupted one that it completes. ``taken`` are the queued changes that are part of it, by UUID
     and number. ``revision`` and ``include`` are new where the table changes, and None where it does not.
+    ``starter`` is the process that has asked for the start of guests that are prepared (host/starter.py).
     """
 
     after: Mapping[str, Guest | None]
@@ -63,25 +50,6 @@ class Commit(NamedTuple):
     starter: str = ""
 
 
-class Side(NamedTuple):
-    """A bridge with an open forward to an address of one IP version."""
-
-    version: int
-    bridge: str
-
-
-class Part(NamedTuple):
-    """Something in the table that is there as long as any guest needs it: a row of the table ``part``."""
-
-    kind: str
-    place: str
-    value: str
-
-
-IN_TABLE = Part("lookup", "", "ports")
-"""What every guest needs that is in the table."""
-
-
 class Snapshot:
     """The state; see Store.open.
 
@@ -90,7 +58,7 @@ class Snapshot:
     Every method raises StateError where the database cannot be read or written.
     """
 
-    def __init__(self, connection: sqlite3.Connection, path: str, *, created: bool = False) -> None:
+    def __init__(self, connection: Connection, path: str, *, created: bool = False) -> None:
         self._connection = connection
         self.path = path
         self.created = created
@@ -105,7 +73,7 @@ class Snapshot:
         return found[0] if found else None
 
     @contextlib.contextmanager
-    def transaction(self) -> Iterator[sqlite3.Connection]:
+    def transaction(self) -> Iterator[Connection]:
         """Commit what is executed on the connection, or nothing of it."""
         with database.failing(self.path):
             if not self._connection.in_transaction:
@@ -122,13 +90,17 @@ class Snapshot:
 
     def value(self, name: str) -> str:
         """Return a value of the table ``state``, empty where it was never set."""
-        found = self._one("SELECT value FROM state WHERE name = ?", name)
-        return str(found[0]) if found else ""
+        return str(self._values.get(name, ""))
+
+    @cached_property
+    def _values(self) -> dict[str, object]:
+        return dict(self._all("SELECT name, value FROM state"))
 
     def set_value(self, name: str, value: str) -> None:
         """Set a value of the table ``state``."""
         with self.transaction() as connection:
             connection.execute("REPLACE INTO state VALUES (?, ?)", (name, value))
+        self._forget()
 
     @property
     def revision(self) -> int:
@@ -136,9 +108,9 @@ class Snapshot:
         found = self.value("revision")
         return int(found) if found.isdecimal() else 0
 
-    def has_table(self, without: Collection[str] = ()) -> bool:
-        """Tell whether any guest but those in ``without`` has a part in the table."""
-        return self._owner(IN_TABLE, without) is not None
+    def has_table(self) -> bool:
+        """Tell whether any guest has a part in the table."""
+        return index.is_any_in_table(self._all)
 
     # Guests.
 
@@ -236,65 +208,28 @@ class Snapshot:
         """
         touching = tuple(touching)
         try:
-            return self._near(touching, without)
+            return index.near(self._all, touching, without)
         except (ValueError, TypeError) as error:
             log.error(f"{self.path}: a claim is damaged: {text.output(str(error))}; all are derived again")
             self.derive()
-            return self._near(touching, without)
+            return index.near(self._all, touching, without)
 
     def derive(self) -> None:
         """Derive the rows of all guests again from their records."""
         guests = self.all_recorded()
         with self.transaction() as connection:
-            for table in ("claim", "endpoint", "part"):
+            for table in index.TABLES:
                 connection.execute(f"DELETE FROM {table}")
             for guest in guests.values():
-                _insert_rows(connection, guest)
-
-    def _near(self, touching: Index, without: Collection[str]) -> Index:
-        found: set[Row] = set()
-        for row in self._near_claims([row for row in touching if isinstance(row, PortRow)]):
-            found.add(row)
-        for at in {(str(row.ip), row.bridge) for row in touching if isinstance(row, EndpointRow)}:
-            found.update(map(_endpoint_row, self._all(_ENDPOINTS, *at)))
-        near: list[Row] = [row for row in found if row.uuid not in without]
-        for part in self._near_parts(touching):
-            owner = self._owner(part, without)
-            near += [_part_row(owner, part)] if owner else []
-        return tuple(sorted(near, key=_order))
-
-    def _near_parts(self, touching: Index) -> Iterator[Part]:
-        """Yield what is in the table because of any guest: subnets, gateways, isolated addresses, lookups."""
-        parts = {part for row in touching if (part := _part(row))}
-        for bridge in {part.place for part in parts if part.kind == "subnet"}:
-            yield from (Part("subnet", bridge, value) for (value,) in self._all(_VALUES, "subnet", bridge))
-        yield from (part for part in parts if part.kind in ("gateway", "isolated"))
-        yield from (Part("lookup", "", value) for value in sorted(LOOKUPS))
-
-    def _near_claims(self, touching: list[PortRow]) -> Iterator[PortRow]:
-        spans: dict[str, list[Span]] = {}
-        for row in touching:
-            spans.setdefault(row.listen.proto, []).append(row.span)
-        for proto, found in spans.items():
-            for first, last in ports.merge(found):
-                yield from map(_port_row, self._all(_CLAIMS, proto, last, first, first))
-        for proto, address in {(row.listen.proto, row.listen.address) for row in touching if _is_wide(row)}:
-            yield from map(_port_row, self._all(_WIDE_CLAIMS, proto, _text(address)))
-
-    def _owner(self, part: Part, without: Collection[str]) -> tuple[str, str] | None:
-        """Return UUID and name of one guest but those in ``without`` that has a part."""
-        left_out = ", ".join("?" * len(without))
-        statement = f"{_OWNER} AND part.uuid NOT IN ({left_out}) LIMIT 1"
-        found = self._one(statement, *part, *sorted(without))
-        return (found[0], _name(found[1])) if found else None
+                index.insert(connection, guest)
 
     def sides(self) -> frozenset[Side]:
         """Return the bridges with open forwards, by the IP version of the guests' addresses."""
-        return frozenset(Side(version, values.dev(bridge)) for version, bridge in self._all(_SIDES))
+        return index.sides(self._all)
 
     def bridges(self) -> frozenset[str]:
         """Return the bridges on which running guests have forwards."""
-        return frozenset(values.dev(bridge) for (bridge,) in self._all(_PLACES_OF, "subnet"))
+        return index.bridges(self._all)
 
     # Networks and effects.
 
@@ -368,7 +303,7 @@ class Snapshot:
         self._forget()
 
     def _forget(self) -> None:
-        for name in ("queued", "previous"):
+        for name in ("queued", "previous", "_values"):
             self.__dict__.pop(name, None)
 
     def close(self) -> None:
@@ -376,153 +311,25 @@ class Snapshot:
         self._connection.close()
 
 
-_CLASSES = " UNION ALL ".join(f"SELECT {size} AS width" for size in database.SIZES)
-_COLUMNS = "uuid, name, state, proto, address, dev, source, first, last"
-_CLAIMS = f"""
-SELECT {_COLUMNS} FROM ({_CLASSES})
-CROSS JOIN claim ON proto = ? AND size = width AND first <= ? AND first > ? - width AND last >= ?
-CROSS JOIN guest USING (uuid)"""
-_WIDE_CLAIMS = f"""
-SELECT {_COLUMNS} FROM claim INDEXED BY claim_wide CROSS JOIN guest USING (uuid)
-WHERE proto = ? AND address = ? AND size > {database.SIZES[0]} AND (dev <> '' OR source <> '')"""
-_ENDPOINTS = """
-SELECT uuid, name, ip, bridge, origin, holds FROM endpoint CROSS JOIN guest USING (uuid)
-WHERE ip = ? AND bridge = ?"""
-
-# Each value once, from one entry of the index to the next that differs: guests share bridges and subnets.
-_VALUES = """
-WITH RECURSIVE found (value) AS (
-  SELECT min(value) FROM part WHERE kind = ?1 AND place = ?2
-  UNION ALL
-  SELECT (SELECT min(value) FROM part WHERE kind = ?1 AND place = ?2 AND value > found.value)
-  FROM found WHERE value IS NOT NULL)
-SELECT value FROM found WHERE value IS NOT NULL"""
-_PLACES_OF = """
-WITH RECURSIVE found (place) AS (
-  SELECT min(place) FROM part WHERE kind = ?1
-  UNION ALL
-  SELECT (SELECT min(place) FROM part WHERE kind = ?1 AND place > found.place)
-  FROM found WHERE place IS NOT NULL)
-SELECT place FROM found WHERE place IS NOT NULL"""
-_OWNER = """
-SELECT part.uuid, name FROM part CROSS JOIN guest USING (uuid) WHERE kind = ? AND place = ? AND value = ?"""
-_SIDES = """
-WITH RECURSIVE found (bridge) AS (
-  SELECT min(bridge) FROM endpoint WHERE open
-  UNION ALL
-  SELECT (SELECT min(bridge) FROM endpoint WHERE open AND bridge > found.bridge)
-  FROM found WHERE bridge IS NOT NULL)
-SELECT version, bridge FROM found CROSS JOIN (SELECT 4 AS version UNION ALL SELECT 6) AS versions
-WHERE EXISTS (SELECT 1 FROM endpoint
-  WHERE open AND endpoint.bridge = found.bridge AND endpoint.version = versions.version)"""
-
-
-def _put(connection: sqlite3.Connection, uuid: str, guest: Guest | None, sequence: int, starter: str) -> None:
-    for table in ("guest", "claim", "endpoint", "part"):
+def _put(connection: Connection, uuid: str, guest: Guest | None, sequence: int, starter: str) -> None:
+    for table in ("guest", *index.TABLES):
         connection.execute(f"DELETE FROM {table} WHERE uuid = ?", (uuid,))
     if guest is None:
         return
     row = (
-        *(uuid, _name(guest.name), guest.phase, sequence, time.monotonic()),
+        *(uuid, index.plain_name(guest.name), guest.phase, sequence, time.monotonic()),
         *(starter if guest.phase == "prepared" else "", records.dump_guest(guest)),
     )
     connection.execute("INSERT INTO guest VALUES (?, ?, ?, ?, ?, ?, ?)", row)
-    _insert_rows(connection, guest)
-
-
-def _insert_rows(connection: sqlite3.Connection, guest: Guest) -> None:
-    found = rows(guest)
-    claims = [row for row in found if isinstance(row, PortRow)]
-    is_open = any(row.state == "open" for row in claims)
-    for table, values_ in (
-        ("claim", (_claim(number, row) for number, row in enumerate(claims))),
-        ("endpoint", (_endpoint(row, is_open) for row in found if isinstance(row, EndpointRow))),
-        ("part", ((row.uuid, *part) for row in found if (part := _part(row)))),
-    ):
-        places = _PLACES[table]
-        connection.executemany(f"INSERT OR IGNORE INTO {table} VALUES ({places})", values_)
+    index.insert(connection, guest)
 
 
 _PLACES = {
     table: ", ".join("?" * number)
-    for table, number in (
-        *(("claim", 10), ("endpoint", 7), ("part", 4)),
-        *(("queued", 3), ("previous", 2), ("network", 3), ("effect", 3), ("state", 2)),
-    )
+    for table, number in (*(("queued", 3), ("previous", 2), ("network", 3), ("effect", 3), ("state", 2)),)
 }
 """The values of a row of each table."""
 
 
-def _claim(number: int, row: PortRow) -> tuple[object, ...]:
-    length = row.span.end - row.span.start + 1
-    size = next(size for size in database.SIZES if length <= size)
-    return (row.uuid, number, row.state, *map(_text, row.listen), size, *row.span)
-
-
-def _endpoint(row: EndpointRow, is_open: bool) -> tuple[object, ...]:
-    ip, bridge, origin, holds = row[2:]
-    return row.uuid, str(ip), bridge, origin, holds, ip.version, is_open and holds
-
-
-def _text(value: object) -> str:
-    return "" if value is None else str(value)
-
-
 def _dump(guest: Guest | None) -> str | None:
     return records.dump_guest(guest) if guest else None
-
-
-def _is_wide(row: PortRow) -> bool:
-    return row.listen.restricted and row.span.end > row.span.start
-
-
-def _order(row: Row) -> tuple[str, str, str]:
-    return row.uuid, type(row).__name__, str(row[2:])
-
-
-# A row reaches nft as metadata does, and passes the same gate.
-
-
-def _part(row: Row) -> Part | None:
-    """Return the part of the table that a row is about; None for a claim or an endpoint."""
-    if isinstance(row, SubnetRow):
-        return Part("subnet", row.bridge, str(row.subnet))
-    if isinstance(row, GatewayRow):
-        return Part("gateway", "", str(row.ip))
-    if isinstance(row, LookupRow):
-        return Part("lookup", "", row.lookup)
-    return Part("isolated", "", row.mac) if isinstance(row, IsolatedRow) else None
-
-
-def _part_row(owner: tuple[str, str], part: Part) -> Row:
-    if part.kind == "subnet":
-        return SubnetRow(*owner, values.source(part.value), values.dev(part.place))
-    if part.kind == "gateway":
-        return GatewayRow(*owner, values.address(part.value))
-    return LookupRow(*owner, part.value) if part.kind == "lookup" else IsolatedRow(*owner, part.value)
-
-
-def _port_row(found: tuple[Any, ...]) -> PortRow:
-    uuid, name, state, *listen, first, last = found
-    if state not in get_args(State) or not 1 <= first <= last <= MAX_PORT:
-        raise ValueError(f"{state} {first}-{last}")
-    return PortRow(values.uuid(uuid), _name(name), state, _listen(*listen), Span(first, last))
-
-
-@lru_cache(maxsize=10_000)
-def _listen(proto: str, *limits: str) -> Listen:
-    parsed = zip(limits, values.LIMITS.values(), strict=True)
-    return Listen(values.proto(proto), *(parse(limit) if limit else None for limit, parse in parsed))
-
-
-def _endpoint_row(found: tuple[Any, ...]) -> EndpointRow:
-    uuid, name, ip, bridge, origin, holds = found
-    if origin not in ORIGINS:
-        raise ValueError(origin)
-    return EndpointRow(
-        values.uuid(uuid), _name(name), ip_address(ip), values.dev(bridge), origin, bool(holds)
-    )
-
-
-def _name(name: str) -> str:
-    return text.plain(str(name), MAX_NAME)

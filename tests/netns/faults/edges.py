@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _sqlite3
 import builtins
 import ctypes
 import fcntl
@@ -90,7 +91,7 @@ class Steps:
             return really_spawn(*program, *args, **more)
 
         counted_connect = functools.partial(sqlite3.connect, factory=_counted_connection(self))
-        sqlite3.connect = counted_connect  # type: ignore[assignment]
+        _sqlite3.connect = counted_connect  # type: ignore[assignment]
         builtins.open = counted_open
         os.posix_spawn = counted_spawn
         fcntl.flock = lambda fd, how: self.step("lock", lambda: really_lock(fd, how))
