@@ -56,6 +56,16 @@ def test_without_a_default_route_every_link_that_leads_outside_is_probed() -> No
     assert [device for device, *_ in sent(HTTP, host=HOST._replace(routes=()))] == ["enp1s0", "wlan0"]
 
 
+def test_default_route_of_the_other_family_counts_where_there_is_none() -> None:
+    other = WLAN._replace(addresses=(ip_interface("2001:db8:9::1/64"),))
+    uplink = UPLINK._replace(addresses=(*UPLINK.addresses, ip_interface("2001:db8::1/64")))
+    # Where a host has no IPv6 uplink, the kernel may say so by a route.
+    none = Route(ip_network("::/0"), "table main dev lo metric 4294967295", ("lo",), kind="unreachable")
+    host = HOST._replace(links=(LO, uplink, other, BRIDGE, TAP), routes=(*HOST.routes, none))
+    found = probes.probes([WEB], host, Config())
+    assert {(probe.device, probe.endpoint.ip.version) for probe in found} == {("enp1s0", 4), ("enp1s0", 6)}
+
+
 def test_configured_uplinks_are_probed_and_no_other() -> None:
     assert [device for device, *_ in sent(HTTP, config=Config(uplinks=("wlan0",)))] == ["wlan0"]
 

@@ -107,12 +107,11 @@ def uplinks(host: HostState, config: Config, bridges: Iterable[str], version: in
     if config.uplinks:
         names: Iterable[str] = config.uplinks
     else:
-        defaults = [
-            route
-            for route in host.routes
-            if route.destination.prefixlen == 0 and route.destination.version == version
-        ]
-        names = {device for route in defaults for device in route.devices}
+        routes = (route for route in host.routes if route.kind == "unicast")
+        defaults = [route for route in routes if route.destination.prefixlen == 0]
+        same = [route for route in defaults if route.destination.version == version]
+        # An uplink of the other family is one of this as well, rather than every link with an address.
+        names = {device for route in same or defaults for device in route.devices}
         names = names or {link.name for link in host.links if _leads_outside(link, host, bridges)}
     return [link for link in host.links if link.name in names and not _is_vrf(link, host)]
 
