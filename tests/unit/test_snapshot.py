@@ -171,7 +171,7 @@ def test_damaged_record_is_told_and_the_others_are_read(record: str, messages: l
     assert state.guest(WEB.uuid) is None
     assert state.guests() == {DB.uuid: DB}
     assert WEB.uuid in messages[0]
-    assert state.knows(WEB.uuid)
+    assert state.damaged
 
 
 def test_record_under_another_guests_uuid_is_damaged(messages: list[str]) -> None:

@@ -164,10 +164,6 @@ class Snapshot:
                 log.error(f"{error}; it is left out")
         return found
 
-    def knows(self, uuid: str) -> bool:
-        """Tell whether a guest has a record, damaged or not."""
-        return self._one("SELECT 1 FROM guest WHERE uuid = ?", uuid) is not None
-
     def age(self, uuid: str) -> float:
         """Return how many seconds ago a guest was changed; infinity where there is none."""
         found = self._one("SELECT changed FROM guest WHERE uuid = ?", uuid)
