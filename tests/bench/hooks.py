@@ -23,9 +23,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 REPO = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(REPO / "lib"))
@@ -37,6 +38,11 @@ from virt_forward.reconcile.apply import apply, context  # noqa: E402
 from virt_forward.reconcile.plan import Plan  # noqa: E402
 from virt_forward.state.store import Store  # noqa: E402
 
+TARGETS = {"irrelevant": 1.0, "port": 1.0, "cycle": 2.5, "service": 1.5} | {
+    "crowd": 1.2,
+    "connections": 2.0,
+    "sync": 1.5,
+}
 NOTHING = ["/usr/bin/python3", "-I", "-c", "pass"]
 PATIENCE = 20.0
 CYCLE = (
@@ -252,7 +258,7 @@ def options(description: str, runs: str) -> argparse.Namespace:
     return parser.parse_args()
 
 
-def report(what: str, runs: str, measure: Callable[[int], dict[str, float]]) -> int:
+def report(what: str, runs: str, measure: Callable[[int], Mapping[str, Any]]) -> int:
     """Measure in a namespace and print, as the command line asks; return the exit status."""
     given = options(f"What {what}, as ratios within one run.", f"{runs} a figure")
     if os.geteuid() != 0:
@@ -264,7 +270,7 @@ def report(what: str, runs: str, measure: Callable[[int], dict[str, float]]) -> 
         print(json.dumps(found))
     else:
         for name, figure in found.items():
-            print(f"{name:12} {figure:6.2f}")
+            print(f"{name:12} {figure:6.2f}" if isinstance(figure, float) else f"{name:12} {figure}")
     return 0
 
 
