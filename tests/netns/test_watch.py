@@ -187,6 +187,22 @@ def test_include_file_is_loaded_only_where_there_is_no_table(lab: Lab) -> None:
     assert not there(lab)
 
 
+def test_table_is_rebuilt_once_where_the_include_file_cannot_be_written(
+    lab: Lab, watch: Callable[..., Background]
+) -> None:
+    service = watch()
+    # In the place of the new text there is a directory.
+    (lab.run_dir / ".ruleset.nft.new").mkdir()
+    (lab.run_dir / "ruleset.nft").unlink()
+    lab.host.run(["nft", "delete", *TABLE])
+    eventually(lambda: there(lab), f"the table is back\n{service.text()}")
+    # A rebuild begins within the settle time after the event of the one before.
+    time.sleep(1)
+    before = lab.host.ruleset(*TABLE)
+    time.sleep(1)
+    assert lab.host.ruleset(*TABLE) == before, service.text()
+
+
 def counting(lab: Lab) -> tuple[str, Callable[[], int]]:
     """Return a PATH whose ip(8) records calls that list addresses, and a function that counts them."""
     notes, program = lab.dir / "calls", lab.dir / "bin" / "ip"

@@ -281,7 +281,7 @@ class Snapshot:
             "previous": ((uuid, _dump(guest)) for uuid, guest in old.previous.items()),
             "network": ((u, n.name, records.dump_network(n)) for u, n in old.networks.items()),
             "effect": old.effects,
-            "state": (("revision", str(revision)), ("config", old.config)),
+            "state": (("revision", str(revision)), ("identity", str(revision)), ("config", old.config)),
         }
         with self.transaction() as connection:
             for number, (uuid, guest) in enumerate(old.guests.items(), 1):

@@ -7,15 +7,22 @@ from virt_forward.addresses import attachments, probe
 from virt_forward.addresses.probe import Probe
 from virt_forward.host import collect
 from virt_forward.model import Address, Guest, Network
+from virt_forward.state.database import DamagedStateError
 from virt_forward.state.store import Store
 from virt_forward.watch.kernel_events import Neighbour
 
 
 class RunningGuests:
-    """The addresses, NICs, lease files and probes of all running guests, from the state."""
+    """The addresses, NICs, lease files and probes of all running guests, from the state.
+
+    ``lost`` tells that the state was deleted, damaged or replaced since it was read: what other guests
+    had is not in it any more, and only libvirt knows them.
+    """
 
     def __init__(self) -> None:
         self._counter = -2
+        self._identity = ""
+        self.lost = False
         self._leases: dict[str, int] = {}
         self.any_running = False
         self.probes: list[Probe] = []
@@ -29,9 +36,15 @@ class RunningGuests:
         if counter == self._counter:
             return False
         self._counter = counter
-        # Without the lock, for which the service would have to wait: a later change is read later.
-        with store.peek() as state:
-            guests, networks = (state.guests(), state.networks()) if state else ({}, [])
+        try:
+            # Without the lock, for which the service would have to wait: a later change is read later.
+            with store.peek() as state:
+                guests, networks = (state.guests(), state.networks()) if state else ({}, [])
+                before, self._identity = self._identity, state.value("identity") if state else ""
+        except DamagedStateError:
+            self.lost = True
+            return False
+        self.lost |= before not in ("", self._identity)
         self.update((guest for guest in guests.values() if guest.phase == "running"), networks)
         return True
 

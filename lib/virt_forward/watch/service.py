@@ -74,7 +74,7 @@ class Service:
         }
         self.domains: set[str] = set()
         self.all_domains = True
-        self._synced = False
+        self._synced = self._verified = False
         self._ready_at = self._table_check_at = self._leases_at = 0.0
         self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         for fd in (self.libvirt.fd, self.neighbours.fileno(), self._wake_fd):
@@ -172,6 +172,9 @@ class Service:
             return
         if self.guests.reload(self.store):
             self.prober.set_probes(self.guests.probes)
+        if self.guests.lost:
+            self.guests.lost = False
+            self._queue_domains(None)
         self._handle_hooks(ready)
         self._handle_libvirt(ready)
         self._handle_table(ready)
@@ -260,8 +263,10 @@ class Service:
         if load_include(self.store):
             # The forwards work again; the rest can take the time that it needs with many guests.
             rebuild(self.store)
-        else:
+        elif not (self._verified and is_intact(self.store)):
+            # A rebuild is an event, too; where the include file cannot be written, each call is one.
             verify(self.store)
+            self._verified = True
 
     def _do_table_check(self) -> None:
         if self.guests.any_running and not is_intact(self.store):
