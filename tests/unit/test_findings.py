@@ -97,6 +97,7 @@ def test_healthy_host_has_no_problems() -> None:
         (GOOD._replace(guests=(WEB._replace(forwards=ON_AN_ADDRESS),), host=HOST), "address-absent", "web"),
         (GOOD._replace(guests=(WEB._replace(forwards=ON_A_DEVICE),), host=HOST), "device-absent", "web"),
         (GOOD._replace(config=Config(uplinks=("enp1s0", "enp9s0")), host=HOST), "device-absent", None),
+        (GOOD._replace(host=HOST._replace(devices=frozenset({"enp1s0"}))), "device-absent", "web"),
         (
             GOOD._replace(running=(Domain("db", "2", (Nic("", "user"),)), Domain("web", WEB.uuid))),
             "table-missing",
@@ -250,6 +251,23 @@ def test_no_address_fix_depends_on_reason() -> None:
     assert nowhere.fix == "correct its interfaces, or mac= in its metadata (virsh edit web)"
 
 
+def test_no_address_fix_is_not_sync_while_the_service_runs() -> None:
+    served = GOOD._replace(guests=(UNKNOWN,), flush=FLUSH._replace(service=True))
+    (unknown,) = findings.problems(served)
+    assert unknown.fix.startswith("wait for its DHCP lease, reserve an address, or add")
+
+
+def test_table_of_guests_that_the_state_lacks_is_told_once() -> None:
+    found = findings.problems(GOOD._replace(guests=(), expected_table=None))
+    assert [(problem.id, problem.domain) for problem in found] == [("table-missing", "web")]
+
+
+def test_fix_names_the_daemon_that_runs() -> None:
+    later = HOOK._replace(changed=900.0, daemon="virtqemud")
+    (problem,) = findings.problems(GOOD._replace(hooks=(later,)))
+    assert problem.fix == "systemctl reload virtqemud"
+
+
 def test_fix_for_guest_without_usable_nic_is_not_sync() -> None:
     facts = GOOD._replace(running=(Domain("web", WEB.uuid), Domain("db", "2", (Nic("", "bridge", "br 0"),))))
     (problem,) = findings.problems(facts)
@@ -288,6 +306,17 @@ def test_last_look_is_rounded_up_to_the_next_second(monkeypatch: pytest.MonkeyPa
     assert reading._reloaded("virtqemud") == 2001.0
     monkeypatch.setattr(reading, "run", lambda _: process.Result(0, "ExecReload=\n", ""))
     assert reading._reloaded("virtqemud") == 0.0
+
+
+@pytest.mark.parametrize(
+    ("shown", "at"),
+    [("1795779166.159405 host systemd[1]: Reloaded libvirtd.service.\n", 1795779166.159405), ("", 0.0)],
+)
+def test_reload_that_systemd_has_forgotten_is_in_the_journal(
+    monkeypatch: pytest.MonkeyPatch, shown: str, at: float
+) -> None:
+    monkeypatch.setattr(reading, "run", lambda _: process.Result(0, shown, ""))
+    assert reading._logged_reload("libvirtd", 1795779000.5) == at
 
 
 ISOLATED = WEB._replace(forwards=(), isolate=True)

@@ -24,13 +24,17 @@ def counted(record: Guest) -> report.Counters:
     return {(chain, guest_block.counter_comment(number)): (3, 180) for number in range(len(record.forwards))}
 
 
+def reached(record: Guest) -> frozenset[str]:
+    return frozenset({guest_block.nat_chain(names.suffix(record.name, record.uuid))})
+
+
 def only_line(record: Guest, host: absent.Host | None = HOST) -> report.Line:
     item = record.forwards[0]
     declared = PortForward(
         item.proto, (Range(item.start, item.end, item.to),), item.address, item.dev, item.source, item.mac
     )
     domain = Domain(record.name, record.uuid, declaration=Declaration((declared,)))
-    (line,) = report.lines(domain, True, record, report.HostState(counted(record), (), host))
+    (line,) = report.lines(domain, True, record, report.HostState(counted(record), (), host, reached(record)))
     return line
 
 
@@ -54,6 +58,36 @@ def test_active_forward_has_missing_address_or_device_as_reason(wanted: Forward,
     assert only_line(guest("web", wanted), None).reason is None
 
 
+def test_forward_is_missing_where_no_packet_comes_to_its_rules() -> None:
+    record = guest("web", forward())
+    domain = Domain(record.name, record.uuid, declaration=DECLARED)
+    (line,) = report.lines(domain, True, record, report.HostState(counted(record)))
+    assert line.state == "missing"
+
+
+RULE = {"rule": {"chain": "guest-web", "expr": [{"counter": {}}, {"dnat": {"addr": "192.0.2.1"}}]}}
+BASE = {"rule": {"chain": "prerouting", "expr": [{"vmap": {"key": {}, "data": "@ports"}}]}}
+VERDICT = {"jump": {"target": "guest-web"}}
+PORTS = {"map": {"name": "ports", "elem": [[{"concat": ["tcp", 8080]}, VERDICT]]}}
+SLOT = {"rule": {"chain": "port-tcp-8080", "expr": [{"match": {}}, {"goto": {"target": "guest-web"}}]}}
+
+
+@pytest.mark.parametrize(
+    ("items", "found"),
+    [
+        ([RULE, BASE, PORTS], {"guest-web"}),
+        ([RULE, BASE, SLOT], {"guest-web"}),
+        ([BASE, PORTS], set()),
+        ([RULE, PORTS], set()),
+        ([RULE, BASE, {"map": {"name": "ports"}}], set()),
+        (None, set()),
+    ],
+    ids=["map", "rule", "no rules", "no base chain", "no element", "no table"],
+)
+def test_chains_that_packets_come_to(items: list[dict[str, object]] | None, found: set[str]) -> None:
+    assert report.reached_chains(items) == found
+
+
 def test_line_has_origin_of_each_address() -> None:
     endpoints = (
         endpoint("2001:db8:10::2")._replace(origin="neighbour"),
@@ -74,7 +108,7 @@ def test_inactive_guest_has_declared_addresses() -> None:
 @pytest.mark.parametrize(
     ("nics", "reason"),
     [
-        ((Nic(MAC, "bridge", BRIDGE),), "declared since the guest started; run virt-forward sync to open it"),
+        ((Nic(MAC, "bridge", BRIDGE),), "declared since the guest started, or the state was lost; run"),
         ((Nic(MAC, "bridge", "br\n0"),), 'the name of its bridge, "br?0", is not supported'),
         ((Nic(MAC, "direct", "enp1s0"),), "its NIC is of type direct (macvtap)"),
     ],

@@ -20,7 +20,8 @@ def told(declared: PortForward, *parts: Forward) -> list[tuple[int, int, str, st
     chain = guest_block.count_chain(names.suffix("web", UUID))
     kernel = {(chain, guest_block.counter_comment(number)): (1, 60) for number in range(len(parts))}
     domain = Domain("web", UUID, (), Declaration((declared,)))
-    lines = report.lines(domain, True, record, report.HostState(kernel))
+    reached = frozenset({guest_block.nat_chain(names.suffix("web", UUID))})
+    lines = report.lines(domain, True, record, report.HostState(kernel, reached=reached))
     return [(line.forward.start, line.forward.end, line.state, line.reason) for line in lines]
 
 

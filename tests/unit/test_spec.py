@@ -50,6 +50,7 @@ def test_spec_is_parsed(word: str, meant: Forward) -> None:
         ("80/TCP", 'the protocol is "TCP"; use tcp, udp or sctp'),
         ("80/", 'the protocol is ""; use tcp, udp or sctp'),
         ("80/tcp/udp", 'the protocol is "tcp/udp"; use tcp, udp or sctp'),
+        ("tcp/8080", 'the protocol comes last, as in "8080/tcp"'),
         ("5020-5000", "the range 5020-5000 ends before it starts; did you mean 5000-5020?"),
         ("5000-5020:6000", "5000-5020 and 6000 differ in length; the guest's ports would be 6000-6020"),
         ("80:8000-8010", "80 and 8000-8010 differ in length; the guest's ports would be 8000"),

@@ -115,7 +115,7 @@ def test_damaged_database_is_kept_and_replaced(store: Store, messages: list[str]
         assert state.created
         put(state, WEB)
     assert Path(store.path, "state.db.unused").read_bytes() == data
-    assert "is no database of virt-forward; it is replaced" in messages[0]
+    assert "is not a database of virt-forward; it is replaced" in messages[0]
     with store.open() as state:
         assert state.guests() == {WEB.uuid: WEB}
 

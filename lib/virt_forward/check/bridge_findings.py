@@ -38,6 +38,19 @@ def br_netfilter(facts: Facts) -> Iterator[Problem]:
         yield Problem("br-netfilter", "warning", names[uuid], message, fix)
 
 
+def bridge_absent(facts: Facts) -> Iterator[Problem]:
+    """Find bridges of guests' addresses that do not exist: deleted, or renamed."""
+    if facts.host is None:
+        return
+    for guest in facts.guests:
+        for bridge in dict.fromkeys(endpoint.bridge for endpoint in guest.endpoints):
+            if guest.phase == "running" and bridge not in facts.host.devices:
+                message = f"its bridge {text.word(bridge)} does not exist now"
+                fix = "restore the bridge (networkctl reload, where networkd makes it), or name the new one "
+                fix += f"in its interface ({edit(guest.name, guest.uuid)}), and restart the guest"
+                yield Problem("device-absent", "error", guest.name, message, fix)
+
+
 def device_is_port(facts: Facts) -> Iterator[Problem]:
     """Find bridge ports that are named as interfaces to listen on: packets arrive on the bridge."""
     for dev in facts.config.uplinks:

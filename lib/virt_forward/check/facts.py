@@ -14,7 +14,8 @@ from virt_forward.model import Domain, Endpoint, Forward, Guest, Network
 class Hook(NamedTuple):
     """A hook file; ``changed`` is its ctime, in seconds since the epoch as ``loaded_at``.
 
-    ``loaded_at`` is when libvirt's daemon last looked for hooks, 0 if no daemon is running.
+    ``loaded_at`` is when libvirt's daemon last looked for hooks, 0 if no daemon is running; ``daemon`` is
+    the name of its unit.
     """
 
     driver: str
@@ -23,6 +24,7 @@ class Hook(NamedTuple):
     executable: bool
     changed: float
     loaded_at: float
+    daemon: str = "libvirtd"
 
 
 class Flush(NamedTuple):

@@ -46,13 +46,12 @@ def hook_not_loaded(facts: Facts) -> Iterator[Problem]:
 
 
 def _not_loaded(hook: Hook) -> Problem:
-    daemon = "virtnetworkd" if hook.driver == "network" else "virtqemud"
     return Problem(
         "hook-not-loaded",
         "warning",
         None,
         f"{hook.path} is newer than the last reload of libvirt's daemon, which may not have seen it",
-        f"systemctl reload libvirtd (or {daemon})",
+        f"systemctl reload {hook.daemon}",
     )
 
 
@@ -89,6 +88,9 @@ def table_differs(facts: Facts) -> Iterator[Problem]:
     if facts.table is None:
         return
     if not facts.expected_table:
+        if {domain.uuid for domain in facts.running or ()} - {guest.uuid for guest in facts.guests}:
+            # The state was lost, or these guests are not in it yet: table_missing has told.
+            return
         message = "the table inet virt-forward is in the kernel, though no running guest has forwards"
         yield Problem("table-differs", "error", None, message, SYNC)
         return
@@ -194,9 +196,9 @@ def _address_fix(guest: Guest, forward: Forward, facts: Facts) -> str:
     found = attachments.find_attachments(guest.nics, attachments.HostFacts(facts.networks))
     if not any(forward.mac in (None, item.nic.mac) for item in found):
         return f"correct its interfaces, or mac= in its metadata ({edit(guest.name, guest.uuid)})"
-    return (
-        f'wait for its DHCP lease and run {SYNC}, reserve an address, or add <host ip="…"/> to its metadata'
-    )
+    # The service sees the lease by itself.
+    then = "" if facts.flush and facts.flush.service else f" and run {SYNC}"
+    return f'wait for its DHCP lease{then}, reserve an address, or add <host ip="…"/> to its metadata'
 
 
 FINDINGS = (
@@ -211,6 +213,7 @@ FINDINGS = (
     host_port_taken,
     address_absent,
     device_absent,
+    bridge_findings.bridge_absent,
     bridge_findings.device_is_port,
     no_address,
     packet_findings.stopped,

@@ -36,6 +36,9 @@ DAEMONS = {"qemu": ("virtqemud", "libvirtd"), "network": ("virtnetworkd", "libvi
 RELOAD_MARK = "libvirt-reloaded"
 """The file in the run directory that the installer touches after it has reloaded libvirt."""
 
+RELOADED = "7b05ebc668384222baa8881179cfda54"
+"""SD_MESSAGE_UNIT_RELOADED of systemd's sd-messages.h."""
+
 
 def read_facts(
     config: Config,
@@ -142,7 +145,22 @@ def _hook(driver: str, store: Store) -> Hook:
     path = next((path for path in paths if MARK in read_text(path)[:400]), paths[0])
     ours = MARK in read_text(path)[:400]
     changed = os.stat(path).st_ctime if ours else 0.0
-    return Hook(driver, path, ours, os.access(path, os.X_OK), changed, _loaded_at(driver, store))
+    daemon = next(filter(_started, DAEMONS[driver]), "")
+    loaded_at = _loaded_at(driver, store)
+    if daemon and changed > loaded_at:
+        loaded_at = max(loaded_at, _logged_reload(daemon, changed))
+    return Hook(driver, path, ours, os.access(path, os.X_OK), changed, loaded_at, daemon)
+
+
+def _logged_reload(daemon: str, since: float) -> float:
+    """Return when the journal says that a daemon was last reloaded, 0 if not since then.
+
+    systemd itself forgets it when it reloads its units, as at each installation of a package.
+    """
+    words = ["journalctl", "-q", "-o", "short-unix", "-n", "1", f"--since=@{int(since)}"]
+    shown = run([*words, f"--unit={daemon}.service", f"MESSAGE_ID={RELOADED}"]).stdout
+    found = re.match(r"\d+\.\d+(?= )", shown)
+    return float(found[0]) if found else 0.0
 
 
 def _loaded_at(driver: str, store: Store) -> float:

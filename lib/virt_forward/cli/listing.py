@@ -133,7 +133,10 @@ def lines(states: list[DomainState], errors: list[VirtForwardError]) -> list[rep
     """Return the lines of some domains as the host is now; what is wrong with one is added to ``errors``."""
     with Store().open(create=False) as state:
         guests, networks = state.guests(), tuple(state.networks())
-    host = report.HostState(report.counters(nft.listing()), networks, collect.listen_targets())
+    listed = nft.listing()
+    host = report.HostState(
+        report.counters(listed), networks, collect.listen_targets(), report.reached_chains(listed)
+    )
     found: list[report.Line] = []
     for domain in states:
         try:

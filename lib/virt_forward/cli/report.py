@@ -1,7 +1,7 @@
 """The declared forwards and their state, from domains, records and nft's listing."""
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Literal, NamedTuple
 
 from virt_forward import names, ports, text
@@ -43,15 +43,43 @@ def counters(items: Iterable[Mapping[str, Any]] | None) -> Counters:
     return found
 
 
+def reached_chains(items: Iterable[Mapping[str, Any]] | None) -> frozenset[str]:
+    """Return the chains with rules that packets can come to, from nft's JSON listing of the table."""
+    with_rules: set[str] = set()
+    targets: set[str] = set()
+    for item in items or ():
+        if "rule" in item:
+            with_rules.add(item["rule"]["chain"])
+            targets.update(_targets(item["rule"].get("expr")))
+        elif "map" in item:
+            targets.update(_targets(item["map"].get("elem")))
+    return frozenset(with_rules & targets) if "prerouting" in with_rules else frozenset()
+
+
+def _targets(value: Any) -> Iterator[str]:
+    """Yield where the verdicts in a part of a listing lead to (libnftables-json(5))."""
+    if isinstance(value, list):
+        for each in value:
+            yield from _targets(each)
+    elif isinstance(value, dict):
+        for key, inner in value.items():
+            if key in ("jump", "goto"):
+                yield inner["target"]
+            else:
+                yield from _targets(inner)
+
+
 class HostState(NamedTuple):
     """The state of the host that lines depend on.
 
-    ``targets`` is what forwards can listen on, None if that is not known.
+    ``targets`` is what forwards can listen on, None if that is not known; ``reached`` are the chains of
+    our table that packets come to.
     """
 
     counters: Counters
     networks: tuple[Network, ...] = ()
     targets: absent.Host | None = None
+    reached: frozenset[str] = frozenset()
 
 
 def lines(domain: Domain, active: bool, record: Guest | None, host: HostState) -> list[Line]:
@@ -132,8 +160,12 @@ def _gap_reason(spans: list[Span]) -> str:
 
 def _missing_reason(domain: Domain, record: Guest | None, networks: tuple[Network, ...]) -> str:
     """Return why a declared forward of a running guest is not open."""
-    unserved = [] if record else resolve.unserved(domain, attachments.HostFacts(networks))
-    return "; ".join(unserved) or "declared since the guest started; run virt-forward sync to open it"
+    if record:
+        return "declared since the guest started; run virt-forward sync to open it"
+    unserved = resolve.unserved(domain, attachments.HostFacts(networks))
+    return "; ".join(unserved) or (
+        "declared since the guest started, or the state was lost; run virt-forward sync to open it"
+    )
 
 
 def _line(domain: Domain, guest: Guest, forward: Forward, host: HostState) -> Line:
@@ -148,9 +180,13 @@ def _line(domain: Domain, guest: Guest, forward: Forward, host: HostState) -> Li
         return line._replace(state="conflict", reason=conflicts[forward])
     if not endpoints:
         return line._replace(state="waiting", reason=explain.reason(guest, forward, host.networks))
-    chain = guest_block.count_chain(names.suffix(guest.name, guest.uuid))
-    counted = host.counters.get((chain, guest_block.counter_comment(guest.forwards.index(forward))))
-    if counted is None:
+    suffix = names.suffix(guest.name, guest.uuid)
+    chain, comment = (
+        guest_block.count_chain(suffix),
+        guest_block.counter_comment(guest.forwards.index(forward)),
+    )
+    counted = host.counters.get((chain, comment))
+    if counted is None or guest_block.nat_chain(suffix) not in host.reached:
         return line._replace(state="missing", reason="not in the kernel; run virt-forward sync to restore it")
     why = absent.reason(forward, host.targets) if host.targets else None
     return line._replace(reason=why, packets=counted[0], bytes=counted[1])

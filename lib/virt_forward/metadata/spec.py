@@ -5,7 +5,7 @@ from typing import NamedTuple
 from virt_forward import text
 from virt_forward.errors import UsageError
 from virt_forward.metadata import values
-from virt_forward.model import Address, Forward, Proto, Span, Subnet
+from virt_forward.model import PROTOS, Address, Forward, Proto, Span, Subnet
 
 SYNTAX = "[ADDRESS:]PORT[-END][:GUESTPORT[-END]][/PROTO]"
 EXAMPLES = "8080:80, 443, 53/udp, 5000-5020:6000-6020/udp, 203.0.113.7:8080:80 or [2001:db8::1]:443"
@@ -39,6 +39,9 @@ def parse_spec(word: str) -> Spec:
 
 def _parse(word: str) -> Spec:
     ports, slash, proto = word.partition("/")
+    if ports in PROTOS:
+        # As list shows a port.
+        raise values.Bad(f"the protocol comes last, as in {text.quote(f'{proto}/{ports}')}")
     address, rest = _address(ports)
     host, colon, guest = rest.partition(":")
     spec = Spec(_proto(proto) if slash else "tcp", _span(host), address, _span(guest) if colon else None)

@@ -19,7 +19,7 @@ from virt_forward.ruleset.block import Block, add, remove
 
 _NOTICE = "# Written by virt-forward whenever a guest starts or stops: do not edit.\n"
 _EMPTY = (
-    f"{_NOTICE}# No running guest has forwards, so there is no table.\n"
+    f"{_NOTICE}# No running guest has an open forward, so there is no table.\n"
     f"add table {TABLE}\ndelete table {TABLE}\n"
 )
 

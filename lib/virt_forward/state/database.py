@@ -119,7 +119,7 @@ def _check(header: bytes, path: str) -> None:
     """Raise where the header is not that of a database of ours (sqlite.org/fileformat.html 1.3)."""
     version = int.from_bytes(header[60:64], "big")
     if header[:16] != b"SQLite format 3\0" or header[68:] != APPLICATION.to_bytes(4, "big"):
-        raise DamagedStateError(f"{path}: is no database of virt-forward")
+        raise DamagedStateError(f"{path}: is not a database of virt-forward")
     if version > VERSION:
         raise NewerStateError(
             f"{path}: was written by a newer version of virt-forward",
