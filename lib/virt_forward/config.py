@@ -1,18 +1,28 @@
 """Parsing the configuration. Every key is optional; an unknown one is an error."""
 
+from __future__ import annotations
+
 import re
 from collections.abc import Callable, Iterator
-from typing import Any, Literal, NamedTuple, get_args
 
 from virt_forward.errors import VirtForwardError
 from virt_forward.metadata import values
 from virt_forward.model import MAX_PORT, Proto
+from virt_forward.namedtuple import TYPE_CHECKING, NamedTuple
 from virt_forward.text import output, plain
 
+if TYPE_CHECKING:
+    from typing import Any, Literal
+
+    OnError = Literal["refuse", "warn"]
+    Hairpin = bool | Literal["ports"]
+    Learn = Literal["derived", "any", "never"]
+else:
+    OnError = Hairpin = Learn = str
+
 DEFAULT_PATH = "/etc/virt-forward/config.toml"
-OnError = Literal["refuse", "warn"]
-Hairpin = bool | Literal["ports"]
-Learn = Literal["derived", "any", "never"]
+ON_ERROR: tuple[OnError, ...] = ("refuse", "warn")
+LEARN: tuple[Learn, ...] = ("derived", "any", "never")
 
 
 class ReservedPort(NamedTuple):
@@ -75,16 +85,16 @@ def _reserved_port(text: str) -> ReservedPort:
 
 
 def _on_error(value: object) -> OnError:
-    for word in get_args(OnError):
+    for word in ON_ERROR:
         if value == word:
-            return word  # type: ignore[no-any-return]
+            return word
     raise values.Bad('use "refuse" or "warn"')
 
 
 def _learn(value: object) -> Learn:
-    for word in get_args(Learn):
+    for word in LEARN:
         if value == word:
-            return word  # type: ignore[no-any-return]
+            return word
     raise values.Bad('use "derived", "any" or "never"')
 
 

@@ -1,21 +1,29 @@
 """The frozen values everything else is made of.
 
-``typing.NamedTuple`` and not ``dataclasses``: every hook is a fresh interpreter, and
+Named tuples and not ``dataclasses``: every hook is a fresh interpreter, and
 importing dataclasses costs it more than reading a guest's XML.
 """
 
+from __future__ import annotations
+
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
-from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, get_args
+
+from virt_forward.namedtuple import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from typing import Literal, Protocol
+
+    Proto = Literal["tcp", "udp", "sctp"]
+    Phase = Literal["restoring", "prepared", "running"]
+    Origin = Literal["declared", "reserved", "leased", "probed", "neighbour"]
+else:
+    Proto = Phase = Origin = str
 
 Address = IPv4Address | IPv6Address
 Subnet = IPv4Network | IPv6Network
-Proto = Literal["tcp", "udp", "sctp"]
-Phase = Literal["restoring", "prepared", "running"]
-
-Origin = Literal["declared", "reserved", "leased", "probed", "neighbour"]
 
 PROTOS: tuple[Proto, ...] = ("tcp", "udp", "sctp")
-ORIGINS: tuple[Origin, ...] = get_args(Origin)
+ORIGINS: tuple[Origin, ...] = ("declared", "reserved", "leased", "probed", "neighbour")
 """Where an address was learned, the most trusted first: ``<host>``, a reservation, a lease of this
 host's DHCP server, the guest's own answer to a probe, the kernel's neighbour table."""
 LEARNED: tuple[Origin, ...] = ORIGINS[2:]
@@ -36,11 +44,11 @@ class Span(NamedTuple):
         """Whether these are too many ports to be handled one by one."""
         return self.end - self.start >= WIDE
 
-    def overlaps(self, other: "Span") -> bool:
+    def overlaps(self, other: Span) -> bool:
         """Tell whether a port is in both."""
         return self.start <= other.end and other.start <= self.end
 
-    def contains(self, other: "Span") -> bool:
+    def contains(self, other: Span) -> bool:
         """Tell whether every port of ``other`` is in this one."""
         return self.start <= other.start and other.end <= self.end
 
@@ -193,7 +201,7 @@ if TYPE_CHECKING:
             """Return the origin."""
 
 
-def rank(item: "WithOrigin") -> int:
+def rank(item: WithOrigin) -> int:
     """Return how far an address is trusted by its origin: 0 for the most trusted."""
     return ORIGINS.index(item.origin)
 
@@ -221,7 +229,7 @@ class Forward(NamedTuple):
         return Span(self.start, self.end)
 
     @classmethod
-    def of(cls, listen: Listen, span: Span, offset: int, mac: str | None = None) -> "Forward":
+    def of(cls, listen: Listen, span: Span, offset: int, mac: str | None = None) -> Forward:
         """Return the forward of ``span`` to the guest's ports ``offset`` above, on the NIC with ``mac``."""
         proto, address, dev, source = listen
         return cls(proto, *span, span.start + offset, address, dev, source, mac)

@@ -1,14 +1,21 @@
 """Port arithmetic: from declared ranges to contiguous forwards, and which forwards collide."""
 
+from __future__ import annotations
+
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import accumulate, pairwise
-from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from virt_forward.model import MAX_PORT, Declaration, Forward, Listen, PortForward, Range, Span, Subnet
+from virt_forward.namedtuple import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    # A protocol takes long to make, and is nothing to a program that runs.
+    from typing import Protocol, TypeVar
+
+    T = TypeVar("T", bound="AtPort")
+    ByPort = Mapping[str, tuple[Sequence[int], Sequence[T]]]
+    """By protocol, the ports of items in order, and the items in the same order."""
+
     class AtPort(Protocol):
         """Anything that has a protocol and a port."""
 
@@ -19,11 +26,6 @@ if TYPE_CHECKING:
         @property
         def port(self) -> int:
             """Return the port."""
-
-
-T = TypeVar("T", bound="AtPort")
-ByPort = Mapping[str, tuple[Sequence[int], Sequence[T]]]
-"""By protocol, the ports of items in order, and the items in the same order."""
 
 
 def by_port(items: Iterable[T]) -> ByPort[T]:

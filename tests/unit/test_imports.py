@@ -12,6 +12,7 @@ import virt_forward
 
 PACKAGE = Path(virt_forward.__file__).parent
 LAYERS = (
+    ("namedtuple",),
     ("errors", "text", "model"),
     ("names", "ports", "portspec"),
     ("metadata",),

@@ -66,6 +66,7 @@ def test_port_of_a_guest_that_is_not_ours(operation: str, tmp_path: Path) -> Non
 
 
 SLOW = {
+    "typing",
     *("dataclasses", "logging", "argparse", "asyncio", "pathlib", "libvirt", "urllib", "email"),
     *(
         "inspect",

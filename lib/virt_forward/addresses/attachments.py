@@ -1,14 +1,16 @@
 """Attachments: the NICs of a guest that are on a bridge of the host, with the host's facts about it."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Container, Iterable
 from ipaddress import IPv4Interface, IPv6Interface
-from typing import NamedTuple
 
 from virt_forward import text
 from virt_forward.addresses.leases import Neighbours
 from virt_forward.config import Learn
 from virt_forward.metadata import values
 from virt_forward.model import Address, Network, Nic, Reservation, Sighting, Subnet
+from virt_forward.namedtuple import NamedTuple
 
 
 class BridgeFacts(NamedTuple):
@@ -39,7 +41,7 @@ class HostFacts(NamedTuple):
     bridges: Callable[[str], BridgeFacts] = lambda _: BridgeFacts()
     own_addresses: frozenset[Address] = frozenset()
     learn: Learn = "derived"
-    verify: "Verify" = lambda _, addresses: addresses
+    verify: Verify = lambda _, addresses: addresses
 
 
 Verify = Callable[["Attachment", tuple[Address, ...]], Container[Address]]

@@ -4,12 +4,17 @@ Each function takes the text of a source, which may be damaged or incomplete, an
 the newest first. Invalid entries are ignored, and nothing is raised.
 """
 
+from __future__ import annotations
+
 import json
 from collections.abc import Iterator
-from typing import Any, NamedTuple
 
 from virt_forward.metadata import values
 from virt_forward.model import Address, Reservation
+from virt_forward.namedtuple import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from typing import Any
 
 UNUSABLE = {"FAILED", "INCOMPLETE", "NONE"}
 """States in which an entry has no valid MAC address (ip-neighbour(8))."""

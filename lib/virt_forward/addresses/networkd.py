@@ -4,13 +4,15 @@ A ``.network`` file of a bridge has its subnets (Address=) and its static leases
 ([DHCPServerStaticLease] MACAddress=, Address=).
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
 from ipaddress import IPv4Interface, IPv6Interface, ip_interface
-from typing import NamedTuple
 
 from virt_forward.metadata import values
 from virt_forward.model import Reservation
+from virt_forward.namedtuple import NamedTuple
 
 DIRECTORIES = (
     "/etc/systemd/network",

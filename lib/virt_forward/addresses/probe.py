@@ -3,13 +3,15 @@
 Pure: host/probe_socket.py sends what is built here, and passes on what it receives.
 """
 
+from __future__ import annotations
+
 import struct
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, ip_network
-from typing import NamedTuple
 
 from virt_forward.addresses.attachments import Attachment, HostFacts, find_attachments
 from virt_forward.model import Address, Guest, Network, Sighting, Subnet, fits
+from virt_forward.namedtuple import NamedTuple
 
 Sightings = Mapping[str, tuple[Sighting, ...]]
 """Recent sightings by the name of the bridge, the newest last."""

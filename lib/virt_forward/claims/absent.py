@@ -1,10 +1,15 @@
 """What a forward listens on and the host does not have now. The forward works as soon as the host has it."""
 
+from __future__ import annotations
+
 import json
 from ipaddress import ip_network
-from typing import Any, NamedTuple
 
 from virt_forward.model import Address, Forward, Subnet
+from virt_forward.namedtuple import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from typing import Any
 
 
 class Host(NamedTuple):

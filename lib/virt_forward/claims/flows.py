@@ -1,12 +1,14 @@
 """Connections that conntrack knows: which of them a change of the table leaves behind."""
 
+from __future__ import annotations
+
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from ipaddress import ip_address
-from typing import NamedTuple
 
 from virt_forward import ports
 from virt_forward.model import MAX_PORT, ORIGINS, Address, Endpoint, Forward, Guest, Span
+from virt_forward.namedtuple import NamedTuple
 
 Pair = tuple[Forward, Endpoint]
 
@@ -84,7 +86,7 @@ def stale(flows: Iterable[Flow], before: Iterable[Pair], after: Iterable[Pair]) 
             yield flow
 
 
-def _stays(flow: Flow, pairs: "_Pairs") -> bool:
+def _stays(flow: Flow, pairs: _Pairs) -> bool:
     """Tell whether the first pair that ``flow`` meets, the most specific first, sends it where it goes."""
     met = sorted(pairs.entered(flow), key=lambda pair: ports.specificity(pair[0]))
     for forward, endpoint in met:

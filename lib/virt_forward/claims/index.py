@@ -4,9 +4,10 @@ The rows follow from the guests' records. The state keeps them beside these, so 
 reads the rows near its own (state/snapshot.py) and no other guest's record.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Container, Iterable
 from itertools import pairwise
-from typing import TypeGuard
 
 from virt_forward import ports, text
 from virt_forward.claims.rows import (
@@ -21,6 +22,10 @@ from virt_forward.claims.rows import (
     rows,
 )
 from virt_forward.model import LEARNED, Address, Endpoint, Forward, Guest, Listen, Span, rank
+from virt_forward.namedtuple import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from typing import TypeGuard
 
 __all__ = [
     "EndpointRow",

@@ -1,13 +1,22 @@
 """The rows of the index of claims: what each guest has a claim to. They follow from the guest's record."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator
-from typing import Literal, NamedTuple
 
 from virt_forward import text
 from virt_forward.metadata import values
 from virt_forward.model import Address, Guest, Listen, Origin, Span, Subnet
+from virt_forward.namedtuple import TYPE_CHECKING, NamedTuple
 
-State = Literal["open", "held", "kept out"]
+if TYPE_CHECKING:
+    from typing import Literal
+
+    State = Literal["open", "held", "kept out"]
+else:
+    State = str
+
+STATES: tuple[State, ...] = ("open", "held", "kept out")
 """Of a claim to host ports: its rules are in the table; it only keeps the ports for a guest that does
 not run, or whose address is not known; a conflict keeps it out, so that it holds nothing."""
 

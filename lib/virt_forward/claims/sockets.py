@@ -1,12 +1,14 @@
 """Sockets on which the host itself listens: /proc/net text to values, and whom they stand against."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from ipaddress import IPv4Address, IPv6Address
-from typing import NamedTuple
 
 from virt_forward import ports
 from virt_forward.model import MAX_PORT, Address, Forward, Proto
+from virt_forward.namedtuple import TYPE_CHECKING, NamedTuple
 
 LISTEN = {"tcp": "0A", "udp": "07"}
 """Socket states in /proc/net: TCP_LISTEN, and what an unconnected UDP socket shows (TCP_CLOSE)."""
@@ -21,7 +23,8 @@ class Listener(NamedTuple):
     inode: int = 0
 
 
-ByPort = ports.ByPort[Listener]
+if TYPE_CHECKING:
+    ByPort = ports.ByPort[Listener]
 
 
 class Details(NamedTuple):

@@ -9,11 +9,12 @@ hairpin_port      bridge ports in hairpin mode, for a guest's own forwards with 
 libvirt_accept    a rule in libvirt's own chains, for networks whose forward mode makes libvirt reject
 """
 
-from typing import TYPE_CHECKING
+from __future__ import annotations
 
 from virt_forward.effects import hairpin_port, libvirt_accept, route_localnet
+from virt_forward.namedtuple import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from virt_forward.effects.item import Effect
 
-EFFECTS: tuple["Effect", ...] = (route_localnet, hairpin_port, libvirt_accept)
+EFFECTS: tuple[Effect, ...] = (route_localnet, hairpin_port, libvirt_accept)

@@ -13,18 +13,22 @@ Nothing here raises for the sake of an effect: a guest must not fail because of 
 the store's lock held.
 """
 
+from __future__ import annotations
+
 import contextlib
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
 
 from virt_forward.config import Config
 from virt_forward.effects import EFFECTS, record
 from virt_forward.effects.item import NOTHING, Change, Item, Items
 from virt_forward.errors import VirtForwardError
 from virt_forward.host import log
+from virt_forward.namedtuple import TYPE_CHECKING
 from virt_forward.state.snapshot import Snapshot
 
 if TYPE_CHECKING:
+    from typing import Any
+
     from virt_forward.effects.item import Effect
 
 
@@ -81,7 +85,7 @@ def follow(state: Snapshot, change: Change) -> None:
                 _follow(state, effect, change, recorded)
 
 
-def _follow(state: Snapshot, effect: "Effect", change: Change, recorded: Record) -> None:
+def _follow(state: Snapshot, effect: Effect, change: Change, recorded: Record) -> None:
     facts = effect.observe(state, change)
     desired = effect.desired(change, facts)
     _take_back(effect, desired, facts, recorded)
@@ -99,7 +103,7 @@ def release(state: Snapshot) -> bool:
 
 
 @contextlib.contextmanager
-def _failing_alone(effect: "Effect") -> Iterator[None]:
+def _failing_alone(effect: Effect) -> Iterator[None]:
     """Log what an effect raises; also on listings of other programs that are not as they should be."""
     try:
         yield
@@ -107,18 +111,18 @@ def _failing_alone(effect: "Effect") -> Iterator[None]:
         log.error(f"{error}; {effect.OTHERWISE}")
 
 
-def _ours(effect: "Effect", facts: Any, recorded: Record) -> Items:
+def _ours(effect: Effect, facts: Any, recorded: Record) -> Items:
     return frozenset(item for item in recorded.items if item.effect == effect.NAME) | effect.recognized(facts)
 
 
-def _take_back(effect: "Effect", desired: Items, facts: Any, recorded: Record) -> None:
+def _take_back(effect: Effect, desired: Items, facts: Any, recorded: Record) -> None:
     stale = _ours(effect, facts, recorded) - desired
     if stale:
         left = effect.unset_items(stale, facts)
         recorded.replace(recorded.items - (stale - left))
 
 
-def _set(effect: "Effect", desired: Items, facts: Any, recorded: Record) -> None:
+def _set(effect: Effect, desired: Items, facts: Any, recorded: Record) -> None:
     present: dict[Item, bool | None] = {item: effect.present(item, facts) for item in desired}
     missing = frozenset(item for item in desired if present[item] is False)
     impossible = frozenset(item for item in desired if present[item] is None)

@@ -4,13 +4,15 @@ With br_netfilter a guest's packet to its own forward comes back to the very por
 and a bridge sends nothing back there unless the port is in hairpin mode (bridge(8)).
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple
 
 from virt_forward.effects.item import NOTHING, Change, Item, Items
 from virt_forward.host import switches
 from virt_forward.host.files import list_directory
 from virt_forward.model import Guest
+from virt_forward.namedtuple import NamedTuple
 from virt_forward.state.snapshot import Snapshot
 
 NAME = "hairpin_port"

@@ -1,11 +1,22 @@
 """What an effect is: something outside our table that is set for forwards, and taken back after them."""
 
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
+from __future__ import annotations
 
 from virt_forward.config import Config
 from virt_forward.model import Guest
+from virt_forward.namedtuple import TYPE_CHECKING, NamedTuple
 from virt_forward.state.index import Side
 from virt_forward.state.snapshot import Snapshot
+
+if TYPE_CHECKING:
+    from typing import Any, Literal, Protocol
+
+    Search = Literal["recorded", "known", "all"]
+    """Where to look for items of ours that no record names: nowhere, in an ordinary change; where a
+    network that we know may have made us set one, after a crash and with ``sync``, which both rebuild
+    the table; wherever there may be one, as the uninstaller does."""
+else:
+    Search = str
 
 
 class Item(NamedTuple):
@@ -21,11 +32,6 @@ class Item(NamedTuple):
 
 Items = frozenset[Item]
 NOTHING: Items = frozenset()
-
-Search = Literal["recorded", "known", "all"]
-"""Where to look for items of ours that no record names: nowhere, in an ordinary change; where a network
-that we know may have made us set one, after a crash and with ``sync``, which both rebuild the table;
-wherever there may be one, as the uninstaller does."""
 
 
 class Change(NamedTuple):
@@ -44,7 +50,7 @@ class Change(NamedTuple):
     recorded: Items = NOTHING
 
     @classmethod
-    def of(cls, state: Snapshot, config: Config, **more: Any) -> "Change":
+    def of(cls, state: Snapshot, config: Config, **more: Any) -> Change:
         """Return the change after which the guests are as ``state`` has them."""
         return cls(config, state.bridges(), state.sides(), **more)
 

@@ -4,9 +4,12 @@ libvirt calls ``/etc/libvirt/hooks/qemu GUEST OPERATION SUB-OPERATION EXTRA`` wi
 stdin, and likewise ``network`` (docs/hooks.rst).
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from enum import Enum
-from typing import NamedTuple
+
+from virt_forward.namedtuple import NamedTuple
 
 
 class Action(Enum):

@@ -1,10 +1,11 @@
 """The host's own use of its ports: listening sockets, and the ports that the configuration reserves."""
 
+from __future__ import annotations
+
 import contextlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cache
-from typing import Literal, NamedTuple
 
 from virt_forward import ports
 from virt_forward.addresses.attachments import Attachment
@@ -14,6 +15,10 @@ from virt_forward.config import Config
 from virt_forward.host.collect import Interfaces, read_interfaces
 from virt_forward.host.files import list_directory, read_text
 from virt_forward.model import Address, Forward, HostAddress, Listen, PortForward, Span
+from virt_forward.namedtuple import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from typing import Literal
 
 
 class SocketFacts(NamedTuple):

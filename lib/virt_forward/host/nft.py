@@ -1,15 +1,20 @@
 """The only caller of nft."""
 
+from __future__ import annotations
+
 import json
 import re
 from collections.abc import Iterator
-from typing import Any, NamedTuple
 
 from virt_forward.errors import NftError, NftUnusableError
 from virt_forward.host.nft_commit import CommitWatch
 from virt_forward.host.process import run
+from virt_forward.namedtuple import TYPE_CHECKING, NamedTuple
 from virt_forward.names import TABLE
 from virt_forward.text import output
+
+if TYPE_CHECKING:
+    from typing import Any
 
 TIMEOUT = 20.0
 """Seconds; the largest tables load in a second or two."""

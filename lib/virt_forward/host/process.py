@@ -3,12 +3,28 @@
 By posix_spawn(3): to import subprocess takes longer than a program that a hook starts.
 """
 
+from __future__ import annotations
+
 import fcntl
 import os
 import select
 import time
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, Protocol
+
+from virt_forward.namedtuple import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from typing import Protocol
+
+    class Watch(Protocol):
+        """Knows before the end of a program that it has done its work, with exit status 0 and no output."""
+
+        def fileno(self) -> int:
+            """Return the descriptor that is readable when to ask ``is_done``. The program inherits it."""
+
+        def is_done(self, pid: int) -> bool:
+            """Tell whether the program is done. Raises OSError where it cannot know any more."""
+
 
 # libvirtd passes its own PATH to hooks, and a user's PATH may lack sbin.
 ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C"}
@@ -84,16 +100,6 @@ class Result(NamedTuple):
 
 _done: list[int] = []
 """Processes that were not waited for until their end."""
-
-
-class Watch(Protocol):
-    """Knows before the end of a program that it has done its work, with exit status 0 and no output."""
-
-    def fileno(self) -> int:
-        """Return the descriptor that is readable when ``is_done`` is to be asked. The program inherits it."""
-
-    def is_done(self, pid: int) -> bool:
-        """Tell whether the program is done. Raises OSError where it cannot know any more."""
 
 
 def run(argv: Sequence[str], stdin: str = "", timeout: float = 10.0, watch: Watch | None = None) -> Result:

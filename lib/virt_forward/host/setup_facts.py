@@ -1,10 +1,11 @@
 """Reading the facts that setting up a bridge depends on. Nothing is changed."""
 
+from __future__ import annotations
+
 import json
 import os
 from collections.abc import Iterator
 from ipaddress import ip_interface, ip_network
-from typing import Any
 
 from virt_forward.addresses import networkd
 from virt_forward.errors import NftError, VirtForwardError
@@ -13,10 +14,14 @@ from virt_forward.host.files import list_directory, read_text
 from virt_forward.host.process import run
 from virt_forward.metadata import values
 from virt_forward.model import Address, Subnet
+from virt_forward.namedtuple import TYPE_CHECKING
 from virt_forward.setup.chains import base_chains
 from virt_forward.setup.facts import Chain, LibvirtNetwork, Link, Manager, SetupFacts
 from virt_forward.setup.routed import MARK
 from virt_forward.text import output
+
+if TYPE_CHECKING:
+    from typing import Any
 
 NETWORKD_STATE = "/run/systemd/netif"
 INTERFACES = "/sys/class/net"

@@ -8,15 +8,17 @@ ss(8) is no alternative: without the kernel's diag module for a protocol it sile
 included. Here such a protocol has no details, and its sockets count as servers.
 """
 
+from __future__ import annotations
+
 import struct
 
 # The module socket takes 5 ms to import, and builds on this one.
 from _socket import AF_INET, AF_INET6, AF_NETLINK, IPPROTO_TCP, IPPROTO_UDP, SOCK_CLOEXEC, SOCK_RAW, socket
 from collections.abc import Iterator
 from ipaddress import ip_address
-from typing import NamedTuple
 
 from virt_forward.claims.sockets import Details, Listener, unmapped
+from virt_forward.namedtuple import NamedTuple
 
 NETLINK_SOCK_DIAG = 4
 SOCK_DIAG_BY_FAMILY = 20

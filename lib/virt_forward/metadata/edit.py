@@ -4,8 +4,9 @@ The element is changed as a tree and never rendered from values, so that comment
 and the order of elements survive.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple
 
 from lxml import etree
 
@@ -16,6 +17,7 @@ from virt_forward.metadata.domain import parse_domain
 from virt_forward.metadata.spec import Spec
 from virt_forward.metadata.tree import Submission, submission
 from virt_forward.model import Domain, Forward, PortForward, Range, Span, Subnet
+from virt_forward.namedtuple import NamedTuple
 
 _PORT_FORWARD = f"{{{forwards.NAMESPACE}}}portForward"
 _RANGE = f"{{{forwards.NAMESPACE}}}range"

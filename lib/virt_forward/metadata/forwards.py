@@ -4,20 +4,25 @@ The grammar is data/forwards.rng; what a grammar cannot say (ranges that overlap
 overflow, families that clash) is said here. Every error of a document is told.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterable, Iterator
-from typing import TypeVar
 
 from virt_forward import ports, portspec, text
 from virt_forward.metadata import values
 from virt_forward.metadata.etree import etree
 from virt_forward.model import MAX_PORT, Declaration, HostAddress, PortForward, Range
+from virt_forward.namedtuple import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from typing import TypeVar
+
+    T = TypeVar("T")
 
 NAMESPACE = "urn:virt-forward:1"
 ROOT = f"{{{NAMESPACE}}}forwards"
 XML_SPACE = " \t\r\n"
 """What XML calls white space, which is less than str.strip() does."""
-
-T = TypeVar("T")
 
 
 class Reader:

@@ -1,13 +1,15 @@
 """A libvirt network XML to a Network, from the network hook's stdin or libvirt's status file."""
 
+from __future__ import annotations
+
 from ipaddress import ip_network
-from typing import NamedTuple
 
 from virt_forward import text
 from virt_forward.errors import VirtForwardError
 from virt_forward.metadata import values, xml
 from virt_forward.metadata.etree import etree
 from virt_forward.model import Network, Reservation, Subnet
+from virt_forward.namedtuple import NamedTuple
 
 
 class NetworkPort(NamedTuple):

@@ -1,11 +1,12 @@
 """SPEC, a forward in one word as for Docker: ``[address:]port[-end][:guestport[-end]][/proto]``."""
 
-from typing import NamedTuple
+from __future__ import annotations
 
 from virt_forward import text
 from virt_forward.errors import UsageError
 from virt_forward.metadata import values
 from virt_forward.model import PROTOS, Address, Forward, Proto, Span, Subnet
+from virt_forward.namedtuple import NamedTuple
 
 SYNTAX = "[ADDRESS:]PORT[-END][:GUESTPORT[-END]][/PROTO]"
 EXAMPLES = "8080:80, 443, 53/udp, 5000-5020:6000-6020/udp, 203.0.113.7:8080:80 or [2001:db8::1]:443"

@@ -1,11 +1,13 @@
 """Changing our element as a tree: with the white space around it, and as libvirt takes it."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator
-from typing import NamedTuple
 
 from lxml import etree
 
 from virt_forward.metadata.forwards import NAMESPACE, XML_SPACE
+from virt_forward.namedtuple import NamedTuple
 
 KEY = "vf"
 """The usual prefix of our namespace."""

@@ -1,11 +1,16 @@
 """Typed values out of attribute text. Each function returns the value or raises Bad with what is right."""
 
+from __future__ import annotations
+
 import re
 from collections.abc import Callable
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
-from typing import Any
 
 from virt_forward.model import MAX_PORT, PROTOS, Address, Proto, Subnet
+from virt_forward.namedtuple import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from typing import Any
 
 _PORT = re.compile(r"[1-9][0-9]{0,4}", re.ASCII)
 _MAC = re.compile(r"[0-9A-Fa-f]{2}(:[0-9A-Fa-f]{2}){5}", re.ASCII)

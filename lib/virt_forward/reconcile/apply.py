@@ -13,10 +13,11 @@ the kernel does not have the state's revision. Either way the table is rebuilt, 
 the recovery.
 """
 
+from __future__ import annotations
+
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cache, cached_property
-from typing import TYPE_CHECKING, Any, NamedTuple
 
 from virt_forward import names, text
 from virt_forward.claims import flows
@@ -28,6 +29,7 @@ from virt_forward.effects.item import Change
 from virt_forward.errors import NftError, NftUnusableError, StateError, VirtForwardError
 from virt_forward.host import conntrack, log, nft, starter
 from virt_forward.model import Address, Guest
+from virt_forward.namedtuple import TYPE_CHECKING, NamedTuple
 from virt_forward.reconcile import plan as plans
 from virt_forward.reconcile.plan import Host, Plan
 from virt_forward.reconcile.wants import Absent, Want
@@ -38,6 +40,8 @@ from virt_forward.state.snapshot import Commit, Guests, Snapshot
 from virt_forward.state.store import Store
 
 if TYPE_CHECKING:
+    from typing import Any
+
     from virt_forward.reconcile.view import HostView
 
 
@@ -54,7 +58,7 @@ def context(store: Store, state: Snapshot, config: Config, **about_host: Any) ->
     """Return the context of one change; ``about_host`` are arguments of HostView."""
 
     @cache
-    def host() -> "HostView":
+    def host() -> HostView:
         from virt_forward.reconcile.view import HostView
 
         return HostView(config, state.networks, **about_host)

@@ -4,13 +4,15 @@ The state is read through a Snapshot and the host through a HostView, each as fa
 a guest that stops needs nothing of the host.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple
 
 from virt_forward.claims import index as claims
 from virt_forward.errors import VirtForwardError
 from virt_forward.host import log
 from virt_forward.model import Guest
+from virt_forward.namedtuple import TYPE_CHECKING, NamedTuple
 from virt_forward.reconcile.wants import Absent, Lasting, Present, Replugged, Restoring, Want
 from virt_forward.state.snapshot import Guests, Snapshot
 
@@ -39,7 +41,7 @@ class Plan(NamedTuple):
     queued: Mapping[str, int] = {}
     errors: Mapping[str, VirtForwardError] = {}
 
-    def only_wanted(self) -> "Plan":
+    def only_wanted(self) -> Plan:
         """Return the plan without the guests that no want is about, which stay what they are."""
         stay = (guest for uuid, guest in self.before.items() if uuid not in self.wanted and guest)
         others = (*self.others, *(row for guest in stay for row in claims.rows(guest)))

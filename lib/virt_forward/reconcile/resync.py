@@ -1,8 +1,9 @@
 """Making the table match the running guests: libvirt is asked, then records and kernel follow."""
 
+from __future__ import annotations
+
 import contextlib
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from typing import NamedTuple
 
 from virt_forward.addresses import probe
 from virt_forward.addresses.probe import Sightings
@@ -14,6 +15,7 @@ from virt_forward.libvirtd.api import DomainState
 from virt_forward.metadata.domain import MetadataError, parse_domain
 from virt_forward.metadata.network import parse_network
 from virt_forward.model import Guest, Network
+from virt_forward.namedtuple import NamedTuple
 from virt_forward.reconcile import plan
 from virt_forward.reconcile.apply import context, reconcile
 from virt_forward.reconcile.wants import Absent, Present, Replugged, Want

@@ -1,8 +1,9 @@
 """What should be true of which guest: the values that every event, command and timer comes down to."""
 
-from typing import NamedTuple
+from __future__ import annotations
 
 from virt_forward.model import Domain, Nic, Phase
+from virt_forward.namedtuple import NamedTuple
 
 
 class Present(NamedTuple):

@@ -1,8 +1,10 @@
 """A block: chains and elements that are added and removed together, in one transaction."""
 
-from collections.abc import Iterable
-from typing import NamedTuple
+from __future__ import annotations
 
+from collections.abc import Iterable
+
+from virt_forward.namedtuple import NamedTuple
 from virt_forward.names import TABLE
 
 

@@ -4,9 +4,10 @@ A key is a concatenation of fields. A field knows its nft type, the expression t
 from a packet, and how a value of it is written; all text about a map follows from its key.
 """
 
-from typing import NamedTuple
+from __future__ import annotations
 
 from virt_forward.model import Address, Proto, Span, Subnet
+from virt_forward.namedtuple import NamedTuple
 from virt_forward.names import interface
 from virt_forward.ruleset.block import Element
 

@@ -6,13 +6,15 @@ claim, the most specific first. Wide ranges that are narrowed to a device or a s
 chain for each protocol and address.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
-from typing import NamedTuple
 
 from virt_forward import names, ports
 from virt_forward.claims.rows import PortRow, Row
 from virt_forward.model import Address, Listen, Proto, Span
+from virt_forward.namedtuple import NamedTuple
 from virt_forward.ruleset import maps
 from virt_forward.ruleset.block import Block, Chain, Element
 from virt_forward.ruleset.guest import nat_chain

@@ -6,12 +6,14 @@ revision is an element of a set in the table, too: a transaction that finds anot
 fails as a whole, which tells us that somebody flushed or replaced the table.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterable, Mapping
-from typing import NamedTuple
 
 from virt_forward.claims import index as claims
 from virt_forward.config import Config
 from virt_forward.model import Guest
+from virt_forward.namedtuple import NamedTuple
 from virt_forward.names import TABLE
 from virt_forward.ruleset import guest as guest_block
 from virt_forward.ruleset import shared, static

@@ -1,11 +1,13 @@
 """The rules of the chain that translates a guest's connections."""
 
+from __future__ import annotations
+
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple
 
 from virt_forward import names, ports
 from virt_forward.config import Config
 from virt_forward.model import MAX_PORT, Endpoint, Forward, Guest, Listen, Proto, Span
+from virt_forward.namedtuple import NamedTuple
 from virt_forward.ruleset import maps
 
 Mapping = tuple[tuple[Span, int], ...]

@@ -4,15 +4,17 @@ What one guest's event needs of others is found without reading theirs. A row re
 does, and passes the same gate when it is read.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Collection, Iterator
 from functools import lru_cache
 from ipaddress import ip_address
-from typing import Any, NamedTuple, get_args
 
 from virt_forward import ports, text
 from virt_forward.claims.rows import (
     LOOKUPS,
     MAX_NAME,
+    STATES,
     EndpointRow,
     GatewayRow,
     Index,
@@ -20,17 +22,20 @@ from virt_forward.claims.rows import (
     LookupRow,
     PortRow,
     Row,
-    State,
     SubnetRow,
     rows,
 )
 from virt_forward.metadata import values
 from virt_forward.model import MAX_PORT, ORIGINS, Guest, Listen, Span
+from virt_forward.namedtuple import TYPE_CHECKING, NamedTuple
 from virt_forward.state import database
 from virt_forward.state.database import Connection
 
-Ask = Callable[..., list[Any]]
-"""Runs a statement with its parameters, and returns the rows that it selects."""
+if TYPE_CHECKING:
+    from typing import Any
+
+    Ask = Callable[..., list[Any]]
+    """Runs a statement with its parameters, and returns the rows that it selects."""
 
 TABLES = ("claim", "endpoint", "part")
 
@@ -214,7 +219,7 @@ def _part_row(owner: tuple[str, str], part: Part) -> Row:
 
 def _port_row(found: tuple[Any, ...]) -> PortRow:
     uuid, name, state, *listen, first, last = found
-    if state not in get_args(State) or not 1 <= first <= last <= MAX_PORT:
+    if state not in STATES or not 1 <= first <= last <= MAX_PORT:
         raise ValueError(f"{state} {first}-{last}")
     return PortRow(values.uuid(uuid), plain_name(name), state, _listen(*listen), Span(first, last))
 

@@ -1,8 +1,9 @@
 """Guests and networks as the JSON text of their records, and back. A record is input like any other."""
 
+from __future__ import annotations
+
 import json
 from collections.abc import Callable
-from typing import Any, TypeVar
 
 from virt_forward.errors import StateError
 from virt_forward.metadata import values
@@ -18,11 +19,15 @@ from virt_forward.model import (
     Reservation,
     Subnet,
 )
+from virt_forward.namedtuple import TYPE_CHECKING
 from virt_forward.text import output
 
-VERSION = 1
+if TYPE_CHECKING:
+    from typing import Any, TypeVar
 
-T = TypeVar("T")
+    T = TypeVar("T")
+
+VERSION = 1
 
 
 def dump_guest(guest: Guest) -> str:

@@ -4,22 +4,26 @@ A snapshot reads what it is asked for: the guests of one event, and by indexed s
 others that are near theirs. What an event costs does not depend on how many other guests there are.
 """
 
+from __future__ import annotations
+
 import contextlib
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, NamedTuple
 
 from virt_forward import text
 from virt_forward.claims.rows import Index, Row
 from virt_forward.errors import StateError
 from virt_forward.host import log, process
 from virt_forward.model import Guest, Network
+from virt_forward.namedtuple import TYPE_CHECKING, NamedTuple
 from virt_forward.state import database, index, records
 from virt_forward.state.database import Connection
 from virt_forward.state.index import Side
 
 if TYPE_CHECKING:
+    from typing import Any
+
     from virt_forward.state.upgrade import Old
 
 Guests = dict[str, Guest | None]
@@ -274,7 +278,7 @@ class Snapshot:
                 connection.executemany("REPLACE INTO state VALUES (?, ?)", found)
         self._forget()
 
-    def fill(self, old: "Old", revision: int) -> None:
+    def fill(self, old: Old, revision: int) -> None:
         """Write a new state, with what an older version has left."""
         found: dict[str, Iterable[tuple[object, ...]]] = {
             "queued": ((uuid, n, _dump(guest)) for n, (uuid, guest) in enumerate(old.queued.items())),

@@ -8,24 +8,29 @@ config.toml                            the last configuration that was valid
 claims                                 an index, derived
 """
 
+from __future__ import annotations
+
 import contextlib
 import os
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple, TypeVar
 
 from virt_forward.errors import StateError
 from virt_forward.host import log
 from virt_forward.host.files import list_directory
 from virt_forward.model import Guest, Network
+from virt_forward.namedtuple import TYPE_CHECKING, NamedTuple
 from virt_forward.state import records
+
+if TYPE_CHECKING:
+    from typing import Any, TypeVar
+
+    T = TypeVar("T")
 
 STARTED = ".started"
 """How the name of a queued change ends by which a guest that is recorded as prepared runs."""
 
 EFFECTS = {"admitted": "libvirt_accept", "route_localnet": "route_localnet", "hairpin": "hairpin_port"}
 """The files that have the lines of one effect."""
-
-T = TypeVar("T")
 
 
 class Old(NamedTuple):

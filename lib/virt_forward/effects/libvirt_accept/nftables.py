@@ -1,15 +1,20 @@
 """libvirt's chain guest_input in the tables ip and ip6 libvirt_network (libvirt 10.4 and newer)."""
 
+from __future__ import annotations
+
 import json
 from collections.abc import Mapping
-from typing import Any
 
 from virt_forward import names
 from virt_forward.effects.libvirt_accept.plan import COMMENT, Decision, Family, Rule, is_ours
 from virt_forward.errors import VirtForwardError
 from virt_forward.host import nft
 from virt_forward.host.process import run
+from virt_forward.namedtuple import TYPE_CHECKING
 from virt_forward.text import output
+
+if TYPE_CHECKING:
+    from typing import Any
 
 NAME = "nftables"
 TABLE, CHAIN = "libvirt_network", "guest_input"

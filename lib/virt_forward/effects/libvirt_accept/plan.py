@@ -1,16 +1,24 @@
 """Which bridges a chain of libvirt's is to admit connections to, and what that changes in it."""
 
+from __future__ import annotations
+
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
 from virt_forward.effects.item import Change, Item, Items
 from virt_forward.model import Network
+from virt_forward.namedtuple import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from typing import Literal, Protocol
+
+    Family = Literal["ip", "ip6"]
+else:
+    Family = str
 
 NAME = "libvirt_accept"
 COMMENT = "virt-forward"
 """The comment of our rules, by which they are known; words may follow it."""
 
-Family = Literal["ip", "ip6"]
 FAMILIES: tuple[Family, ...] = ("ip", "ip6")
 REJECTING = ("nat", "route")
 """The forward modes whose networks reject. Isolated networks do, too, and are meant to."""
