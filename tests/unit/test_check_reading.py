@@ -1,6 +1,8 @@
 """What check reads of the host, and how it explains a guest."""
 
 import json
+import os
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -13,12 +15,28 @@ from virt_forward.check import bridges, reach, reading, steps
 from virt_forward.check.clone import build, namespace
 from virt_forward.check.clone.verdict import Obstacle, Report, Result
 from virt_forward.check.facts import Clash, Facts, Unanswered
+from virt_forward.cli import check
 from virt_forward.errors import VirtForwardError
 from virt_forward.host import collect, libvirt_networks, nft, process
 from virt_forward.model import Declaration, Domain, Forward, PortForward, Range
 
 NETWORK = "<network><name>{name}</name><uuid>{uuid}</uuid>{forward}<bridge name='{bridge}'/></network>"
 NETDEV = "[NetDev]\nName=virbr0\nKind=bridge\n"
+
+
+@pytest.mark.parametrize(
+    ("columns", "lines"),
+    [
+        (40, ["  path      tcp from 192.0.2.254 by", " " * 12 + "enp1s0: arrives"]),
+        (80, ["  path      tcp from 192.0.2.254 by enp1s0: arrives"]),
+        (0, ["  path      tcp from 192.0.2.254 by enp1s0: arrives"]),
+    ],
+)
+def test_step_fits_the_terminal(columns: int, lines: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr(os, "get_terminal_size", lambda _: os.terminal_size((columns, 24)))
+    monkeypatch.setattr(sys.stdout, "fileno", lambda: 1, raising=False)
+    assert check._wrapped("  path      tcp from 192.0.2.254 by enp1s0: arrives") == lines
 
 
 @pytest.fixture

@@ -44,6 +44,16 @@ def test_only_the_state_is_coloured() -> None:
     assert painted[3].startswith("active  \033[2minactive")
 
 
+def test_addresses_that_do_not_fit_beside_each_other_are_below_each_other() -> None:
+    both = LINES[0]._replace(guest=("10.10.0.200", "fd12:3456:789a:0:5054:ff:fea0:8f2c"))
+    assert table.render([both], columns=80) == [
+        "DOMAIN  STATE   HOST      GUEST                                  PACKETS  BYTES",
+        "web     active  tcp/8080  10.10.0.200 80                               7  12345",
+        "                          fd12:3456:789a:0:5054:ff:fea0:8f2c 80",
+    ]
+    assert len(table.render([both], columns=100)) == 2
+
+
 @pytest.mark.parametrize("columns", [1, 5, 8, 12, 40, 80])
 def test_rows_are_no_wider_than_a_screen(columns: int) -> None:
     rows = table.render(LINES, columns=columns)

@@ -2,8 +2,10 @@
 
 import argparse
 import json
+import os
 import signal
 import sys
+import textwrap
 from collections.abc import Iterable
 from typing import Any
 
@@ -144,7 +146,19 @@ def _print_steps(explained: dict[DomainState, list[Step]]) -> None:
     for state, found in explained.items():
         cli.print_line(f"{text.word(state.name)}:")
         for step in found:
-            cli.print_line(f"  {step.step:<8}  {'' if step.ok else 'NOT OK: '}{step.text}")
+            words = text.line(f"  {step.step:<8}  {'' if step.ok else 'NOT OK: '}{step.text}")
+            print("\n".join(_wrapped(words)))
+
+
+def _wrapped(words: str) -> list[str]:
+    """Return a step as lines that fit a terminal, whole otherwise."""
+    columns = os.get_terminal_size(sys.stdout.fileno()).columns if sys.stdout.isatty() else 0
+    indent = " " * 12
+    if columns < 2 * len(indent):
+        return [words]
+    return textwrap.wrap(
+        words, columns, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+    )
 
 
 def _print(problems: list[Problem]) -> None:

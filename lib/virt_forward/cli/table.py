@@ -30,16 +30,33 @@ def coloured() -> bool:
 def render(lines: Iterable[Line], *, colour: bool = False, columns: int | None = None) -> list[str]:
     """Return the rows of a table, headings first, aligned.
 
-    With ``columns`` no row is wider, and an explanation that does not fit has rows of its own.
+    With ``columns`` no row is wider; further addresses of a guest, and an explanation, have rows of their
+    own where they do not fit.
     """
     lines = list(lines)
-    rows = [HEADINGS, *map(_row, lines)]
-    widths = [max(width(row[column]) for row in rows) for column in range(len(HEADINGS))]
+    rows = [[_row(line, line.guest)] for line in lines]
+    widths = _widths(rows)
+    if columns is not None and width(_join(HEADINGS, widths)) > columns:
+        rows = [_stacked(line) for line in lines]
+        widths = _widths(rows)
     shown = [_cut(_join(HEADINGS, widths), columns)]
-    for line, row in zip(lines, rows[1:], strict=True):
+    for line, (row, *others) in zip(lines, rows, strict=True):
         first, *more = _fitted(_join(row, widths), explanation(line), columns)
-        shown += [_painted(first, line, widths[0]) if colour else first, *more]
+        below = [_cut(_join(other, widths).rstrip(), columns) for other in others]
+        shown += [_painted(first, line, widths[0]) if colour else first, *below, *more]
     return shown
+
+
+def _widths(rows: Iterable[Iterable[Sequence[str]]]) -> list[int]:
+    cells = [HEADINGS, *(row for of_line in rows for row in of_line)]
+    return [max(width(row[column]) for row in cells) for column in range(len(HEADINGS))]
+
+
+def _stacked(line: Line) -> list[tuple[str, ...]]:
+    """Return the row of a line with the guest's first address, and one below it for each other."""
+    first = _row(line, line.guest[:1])
+    others = (_row(line, (address,)) for address in line.guest[1:])
+    return [first, *(("", "", "", other[3], "", "") for other in others)]
 
 
 def _join(row: Sequence[str], widths: Sequence[int]) -> str:
@@ -84,10 +101,10 @@ def width(cell: str) -> int:
     return len(cell) + wide - sum(unicodedata.category(c) in ("Mn", "Me") for c in cell)
 
 
-def _row(line: Line) -> tuple[str, ...]:
+def _row(line: Line, addresses: Sequence[str]) -> tuple[str, ...]:
     where = " ".join(filter(None, (portspec.host_part(line.forward), portspec.qualifiers(line.forward))))
     first, last = line.forward.to, line.forward.to + line.forward.end - line.forward.start
-    guest = f"{', '.join(line.guest) or '?'} {portspec.span(first, last)}"
+    guest = f"{', '.join(addresses) or '?'} {portspec.span(first, last)}"
     shown = map(text.line, (where, guest))
     return (text.plain(line.domain), line.state, *shown, str(line.packets), str(line.bytes))
 
