@@ -257,6 +257,12 @@ def test_no_address_fix_is_not_sync_while_the_service_runs() -> None:
     assert unknown.fix.startswith("wait for its DHCP lease, reserve an address, or add")
 
 
+def test_paused_guest_is_told_once_and_is_to_be_resumed() -> None:
+    facts = unanswered("silent")._replace(paused=frozenset({WEB.uuid}))
+    (problem,) = findings.problems(facts._replace(unanswered=facts.unanswered * 2))
+    assert (problem.id, problem.fix) == ("guest-unreachable", "virsh resume web")
+
+
 def test_table_of_guests_that_the_state_lacks_is_told_once() -> None:
     found = findings.problems(GOOD._replace(guests=(), expected_table=None))
     assert [(problem.id, problem.domain) for problem in found] == [("table-missing", "web")]

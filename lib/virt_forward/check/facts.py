@@ -82,6 +82,7 @@ class Facts(NamedTuple):
     ``report`` is what became of packets in a copy of the host, ``unverified`` why that is not known.
     ``ports`` has the bridge of each bridge port. ``without_hairpin`` are guests that br_netfilter keeps from
     their own forwards, by UUID, each with its bridge port. ``systemd`` is its version, 0 if not known.
+    ``paused`` are the UUIDs of guests that are suspended.
     """
 
     guests: tuple[Guest, ...] = ()
@@ -104,3 +105,4 @@ class Facts(NamedTuple):
     clashes: tuple[Clash, ...] = ()
     without_hairpin: tuple[tuple[str, str], ...] = ()
     systemd: int = 0
+    paused: frozenset[str] = frozenset()

@@ -156,7 +156,13 @@ def guest_unreachable(facts: Facts) -> Iterator[Problem]:
     """Find guests that do not answer their host: at an address, or on the port of a forward."""
     guests = {guest.uuid: guest for guest in facts.guests}
     silent: set[tuple[str, str]] = set()
+    for uuid in dict.fromkeys(item.uuid for item in facts.unanswered if item.uuid in facts.paused):
+        name = guests[uuid].name
+        fix = f"virsh resume {name if text.is_word(name) else uuid}"
+        yield Problem("guest-unreachable", "warning", name, "the guest is paused and answers nothing", fix)
     for item in facts.unanswered:
+        if item.uuid in facts.paused:
+            continue
         key = item.uuid, str(item.endpoint.ip)
         if item.answer == "filtered" and (item.endpoint, item.forward.to) in facts.report.blocked:
             # The host's own rules stop its question; that says nothing of the guest.

@@ -86,6 +86,7 @@ def read_facts(
         tuple(bridges.clashes()),
         tuple(bridges.without_hairpin(guests, config)),
         systemd_version(),
+        frozenset(state.uuid for state in domains or () if state.paused),
     )
 
 

@@ -26,6 +26,7 @@ class DomainState(NamedTuple):
     active: bool
     xml: bytes
     id: int | None = None
+    paused: bool = False
 
 
 @contextmanager
@@ -112,6 +113,8 @@ def _state(libvirt: Any, domain: Any) -> DomainState | None:
     try:
         active = bool(domain.isActive())
         number = domain.ID() if active else None
-        return DomainState(domain.name(), domain.UUIDString(), active, domain.XMLDesc(0).encode(), number)
+        paused = active and domain.state()[0] == libvirt.VIR_DOMAIN_PAUSED
+        xml = domain.XMLDesc(0).encode()
+        return DomainState(domain.name(), domain.UUIDString(), active, xml, number, paused)
     except libvirt.libvirtError:
         return None
