@@ -276,11 +276,13 @@ class Guest(NamedTuple):
         """Return the endpoint that serves ``forward`` in each family, IPv4 first; may be empty."""
         chosen: dict[int, Endpoint] = {}
         for endpoint in self.endpoints:
-            if forward.mac in (None, endpoint.mac) and fits(forward, endpoint.ip.version):
-                chosen.setdefault(endpoint.ip.version, endpoint)
-        return tuple(chosen[version] for version in sorted(chosen))
+            version = endpoint.ip.version
+            if version not in chosen and forward.mac in (None, endpoint.mac) and fits(forward, version):
+                chosen[version] = endpoint
+        return tuple([chosen[version] for version in sorted(chosen)])
 
 
 def fits(forward: Forward, version: int) -> bool:
     """Tell whether packets of IP ``version`` can match ``forward``."""
-    return all(limit is None or limit.version == version for limit in (forward.address, forward.source))
+    address, source = forward.address, forward.source
+    return (address is None or address.version == version) and (source is None or source.version == version)

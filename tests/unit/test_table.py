@@ -9,11 +9,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from support.fake_nft import FakeNft
 from unit import strategies as make
 from unit.build import endpoint, forward, guest, uuid_of
 from unit.world import Event, World, events, owners, parts, transaction
 from virt_forward.config import Config
 from virt_forward.model import Guest
+from virt_forward.names import TABLE
 from virt_forward.ruleset import static, table
 from virt_forward.ruleset.block import Block, Chain, Element, add, remove
 
@@ -235,7 +237,19 @@ def test_rebuild_keeps_base_chains_and_deletes_the_others() -> None:
     assert "delete table" not in commands
     assert "delete chain inet virt-forward guest-old-12345678" in commands
     assert commands.count("delete chain") == 1
-    assert all(paragraph in commands for paragraph in include.paragraphs)
+    chains = [line for text in include.paragraphs for line in text.split("\n") if line.startswith("\t")]
+    assert all(line in commands for line in chains)
+
+
+def test_replacement_adds_the_elements_of_a_map_by_one_command() -> None:
+    include = table.whole([WEB, DB], Config(), 5)
+    commands = table.replacement(include)
+    assert table.text(include).count(f"add element {TABLE} ports ") > 1
+    assert commands.count(f"add element {TABLE} ports ") == 1
+    one, two = FakeNft(), FakeNft()
+    one.apply(commands)
+    two.apply(table.text(include))
+    assert one.plain_listing() == two.plain_listing()
 
 
 def test_remove_flushes_but_keeps_a_chain_that_is_added_again() -> None:

@@ -1,9 +1,11 @@
 """``virt-forward sync``: make the kernel match the running guests."""
 
 import argparse
+import gc
 import sys
+import threading
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import NamedTuple, TextIO
 
 from virt_forward import cli, text
 from virt_forward.addresses import explain
@@ -24,6 +26,53 @@ class Count(NamedTuple):
         return f"{self.number} {self.noun}{'' if self.number == 1 else 's'}"
 
 
+PROGRESS_SECONDS = 1.0
+"""How long a sync takes before it tells what it does."""
+
+
+class Progress:
+    """Shows on a terminal what is being done, once it has taken PROGRESS_SECONDS; nothing elsewhere."""
+
+    def __init__(self, stream: TextIO, seconds: float = PROGRESS_SECONDS) -> None:
+        self._stream = stream
+        self._step = ""
+        self._is_shown = False
+        self._lock = threading.Lock()
+        self._timer = threading.Timer(seconds, self._begin)
+        self._timer.daemon = True
+
+    def __enter__(self) -> "Progress":
+        if self._stream.isatty():
+            self._timer.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._timer.cancel()
+        with self._lock:
+            if self._is_shown:
+                self._show("")
+            self._is_shown = False
+            self._step = ""
+
+    def tell(self, step: str) -> None:
+        """Show what is done next, in the place of what was shown before."""
+        with self._lock:
+            self._step = step
+            if self._is_shown:
+                self._show(step)
+
+    def _begin(self) -> None:
+        with self._lock:
+            if self._step:
+                self._is_shown = True
+                self._show(self._step)
+
+    def _show(self, step: str) -> None:
+        # ECMA-48: to the beginning of the line, and erase it.
+        self._stream.write(f"\r\x1b[K{step}{' …' if step else ''}")
+        self._stream.flush()
+
+
 def add_to(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add the command to the parser."""
     parser = commands.add_parser(
@@ -38,7 +87,13 @@ def add_to(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> N
 
 def run(_options: argparse.Namespace) -> int:
     """Synchronise, and print the result; return 1 if a guest has an error."""
-    outcome = sync()
+    # A fifth of the time would be spent on looking for garbage, of which there is none.
+    gc.disable()
+    try:
+        with Progress(sys.stderr) as progress:
+            outcome = sync(tell=progress.tell)
+    finally:
+        gc.enable()
     forwards = sum(len(guest.forwards) for guest in outcome.guests)
     print(f"{Count(len(outcome.guests), 'guest')} with {Count(forwards, 'forward')}")
     networks = _networks() if outcome.guests else ()

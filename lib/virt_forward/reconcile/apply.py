@@ -121,7 +121,6 @@ class _Application:
         self.plan = plan
         self.before = {uuid: guest for uuid, guest in plan.before.items() if guest}
         self.after = {uuid: guest for uuid, guest in plan.after.items() if guest}
-        self.blocks = self._blocks()
         self.include = IncludeFile(self.store.include_path)
         self.interrupted = not self.include.is_named(self.state.value("include"))
         self.previous = {**plan.before, **(self.state.previous if self.interrupted else {})}
@@ -134,16 +133,16 @@ class _Application:
         self.written = written
 
     def run(self) -> None:
-        changes = not self.blocks.same()
+        changes = self.rebuilt or not self.blocks.same()
         if changes and not self.had_table:
             self.rebuilt = True
         now = self.revision
-        if self.rebuilt or changes:
+        if changes:
             # One that no state has, where none is written: the next change rebuilds.
             self.revision = now + 1 if self.written else 1 << 31 | int.from_bytes(os.urandom(3))
             self._stage(now)
         if self.written:
-            self._commit(renewed=self.rebuilt or changes)
+            self._commit(renewed=changes)
         outside = converge.withdraw(self.state, self._outside())
         try:
             self._kernel(now)
@@ -157,7 +156,9 @@ class _Application:
             gone = {uuid for uuid, guest in self.plan.after.items() if not guest}
             self.store.unmark(gone | (self.store.marked() - self.all.keys() if self.rebuilt else set()))
 
-    def _blocks(self) -> table.Change:
+    @cached_property
+    def blocks(self) -> table.Change:
+        """The blocks of the guests that change; not made where the whole table is rebuilt."""
         before, after = self.before.values(), self.after.values()
         touching = tuple(row for guest in (*before, *after) for row in claims.rows(guest))
         indexes = (
@@ -182,7 +183,7 @@ class _Application:
         if not self.rebuilt and self.has_table:
             pieces = table.splice(self.include.read(), now, self.revision, self.blocks, self.config)
             self.rebuilt = pieces is None
-        self.include.stage(pieces or self._whole())
+        self.include.stage(pieces or [table.text(self.whole).encode()])
 
     @cached_property
     def all(self) -> dict[str, Guest]:
@@ -190,8 +191,10 @@ class _Application:
         found: Guests = {**self.state.all_recorded(), **self.plan.after}
         return plans.consistent(filter(None, found.values()))
 
-    def _whole(self) -> list[bytes]:
-        return [table.text(table.whole(self.all.values(), self.config, self.revision)).encode()]
+    @cached_property
+    def whole(self) -> table.Include:
+        """The whole table of the new revision."""
+        return table.whole(self.all.values(), self.config, self.revision)
 
     # commit
 
@@ -234,7 +237,7 @@ class _Application:
 
     def _rebuild(self) -> None:
         try:
-            self._load(self.all)
+            self._load(self.whole)
         except NftUnusableError:
             raise
         except NftError as error:
@@ -248,22 +251,22 @@ class _Application:
         last = self.all[latest]
         out = (*last.conflicts, *((forward, str(error)) for forward in last.forwards))
         kept_out = last._replace(forwards=(), conflicts=out, endpoints=(), contested=())
-        self._load({**self.all, latest: kept_out})
+        whole = table.whole({**self.all, latest: kept_out}.values(), self.config, self.revision)
+        self._load(whole)
         log.error(f"guest {text.quote(last.name)}: {error}; it is kept out, and the others have their rules")
         self.after[latest] = self.plan.after[latest] = self.all[latest] = kept_out
-        self.include.stage(self._whole())
+        self.include.stage([table.text(whole).encode()])
         self.state.commit(Commit({latest: kept_out}, self.previous, {}, self.revision, self.include.name))
 
-    def _load(self, guests: dict[str, Guest]) -> None:
-        """Make the kernel's table that of some guests, whatever it is now."""
-        include = table.whole(guests.values(), self.config, self.revision)
+    def _load(self, include: table.Include) -> None:
+        """Make the kernel's table that of an include file, whatever it is now."""
         if not include.paragraphs:
             nft.delete_table()
             return
         empty = not (self.had_table or self.search_all)
         found = None if empty else nft.parts()
         if found is None or found.others - set(static.containers()):
-            nft.apply(table.text(include))
+            nft.apply(table.replacement(include))
             return
         try:
             # The table is not deleted, so that no packet finds it without its hooks.
@@ -273,7 +276,7 @@ class _Application:
         except NftError as error:
             # Another version's table may have maps of other types: then nothing but a new one will do.
             log.warning(f"the table cannot be converted ({error}); it is replaced")
-            nft.apply(table.text(include))
+            nft.apply(table.replacement(include))
 
     # effects and flows
 

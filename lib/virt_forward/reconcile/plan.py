@@ -184,8 +184,10 @@ def _waits_for(row: claims.Row, claim: claims.Row) -> bool:
 
 def _lost(before: Guest | None, after: Guest | None) -> Iterable[claims.Row]:
     """Return the claims that a guest held and holds no more."""
+    if before is None or before == after:
+        return []
     kept = {_claim(row) for row in (claims.rows(after) if after else ()) if _holds(row)}
-    return [row for row in (claims.rows(before) if before else ()) if _holds(row) and _claim(row) not in kept]
+    return [row for row in claims.rows(before) if _holds(row) and _claim(row) not in kept]
 
 
 def _holds(row: claims.Row) -> bool:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator
 
 from virt_forward.addresses import probe
-from virt_forward.addresses.probe import Sightings
-from virt_forward.config import Config
+from virt_forward.addresses.probe import Probe
 from virt_forward.errors import VirtForwardError
 from virt_forward.host import collect, probe_socket
 from virt_forward.libvirtd import api
@@ -16,9 +15,9 @@ from virt_forward.metadata.domain import MetadataError, parse_domain
 from virt_forward.metadata.network import parse_network
 from virt_forward.model import Guest, Network
 from virt_forward.namedtuple import NamedTuple
-from virt_forward.reconcile import plan
-from virt_forward.reconcile.apply import context, reconcile
-from virt_forward.reconcile.wants import Absent, Present, Replugged, Want
+from virt_forward.reconcile.apply import apply, context, make_plan
+from virt_forward.reconcile.plan import Plan
+from virt_forward.reconcile.wants import Absent, Present, Replugged
 from virt_forward.state.config_file import load_config
 from virt_forward.state.store import Store
 
@@ -30,7 +29,13 @@ class Outcome(NamedTuple):
     errors: tuple[VirtForwardError, ...]
 
 
-def sync(only: Collection[str] | None = None, *, probe_guests: bool = True) -> Outcome:
+Tell = Callable[[str], None]
+"""Is called with what is done next."""
+
+
+def sync(
+    only: Collection[str] | None = None, *, probe_guests: bool = True, tell: Tell = lambda _: None
+) -> Outcome:
     """Make records and table right from libvirt's running guests: of all, or ``only`` of some UUIDs.
 
     With ``probe_guests``, those whose address nothing tells are asked for it, which takes a moment.
@@ -42,24 +47,37 @@ def sync(only: Collection[str] | None = None, *, probe_guests: bool = True) -> O
     config, store = load_config(), Store()
     if only is None:
         store.replace_newer()
-    seen = _guests(store)
+    with store.open() as state:
+        seen = state.versions()
+    tell("reading the guests from libvirt")
     with api.connection(config.uri) as opened:
         domains = api.domains(opened, only)
         networks = api.networks(opened) if only is None else None
     errors: list[VirtForwardError] = []
+    tell(f"reading the metadata of {len(domains)} guests")
     wants = {want.uuid: want for want in _wants([state for state in domains if state.active], errors)}
     if networks is not None:
         _remember_networks(networks, store)
-    sightings = _sightings(tuple(wants.values()), store, config) if probe_guests else collect.NO_SIGHTINGS
-    with store.open() as state:
-        now = state.guests()
-        moved = {uuid for uuid in {*seen, *now} if seen.get(uuid) != now.get(uuid)}
-        meant = set(now) if only is None else set(now).intersection(only)
-        gone = [Absent(uuid) for uuid in sorted(meant - set(wants) - moved)]
-        still = [want for uuid, want in wants.items() if uuid not in moved]
-        work = context(store, state, config, sightings=sightings)
-        planned = reconcile(work, [*still, *gone], rebuild=only is None)
-        final = tuple(guest for guest in state.guests().values() if guest.phase == "running")
+    sightings = None if probe_guests else collect.NO_SIGHTINGS
+    while True:
+        with store.open() as state:
+            now = state.versions()
+            moved = {uuid for uuid in {*seen, *now} if seen.get(uuid) != now.get(uuid)}
+            meant = set(now) if only is None else set(now).intersection(only)
+            gone = [Absent(uuid) for uuid in sorted(meant - set(wants) - moved)]
+            still = [want for uuid, want in wants.items() if uuid not in moved]
+            work = context(store, state, config, sightings=sightings or collect.NO_SIGHTINGS)
+            tell(f"finding the addresses and ports of {len(wants)} guests")
+            planned = make_plan(work, [*still, *gone])
+            probes = _probes(planned, state.networks()) if sightings is None else []
+            if not probes:
+                tell(f"loading the rules of {len(wants)} guests")
+                apply(work, planned, rebuild=only is None)
+                final = tuple(guest for guest in state.guests().values() if guest.phase == "running")
+                break
+        # Not with the lock held: it takes the guests a moment to answer.
+        tell("asking guests for their addresses")
+        sightings = probe_socket.probe_once(probes)
     for uuid, error in planned.errors.items():
         want = wants[uuid]
         errors.append(MetadataError(want.domain, error.messages) if isinstance(want, Present) else error)
@@ -81,19 +99,10 @@ def _wants(states: Iterable[DomainState], errors: list[VirtForwardError]) -> Ite
                 yield Present(domain, "running")
 
 
-def _sightings(wants: Sequence[Want], store: Store, config: Config) -> Sightings:
-    """Ask the guests whose address nothing tells, and return what they have answered."""
-    with store.open() as state:
-        planned = plan.make(state, context(store, state, config).host, wants).after
-        networks = state.networks()
-    running = [guest for guest in planned.values() if guest and guest.phase == "running"]
-    questions = [item for guest in running for item in probe.probes(guest, networks)]
-    return probe_socket.probe_once(questions) if questions else collect.NO_SIGHTINGS
-
-
-def _guests(store: Store) -> dict[str, Guest]:
-    with store.open() as state:
-        return state.guests()
+def _probes(planned: Plan, networks: list[Network]) -> list[Probe]:
+    """Return the probes for guests whose address nothing tells."""
+    running = [guest for guest in planned.after.values() if guest and guest.phase == "running"]
+    return [item for guest in running for item in probe.probes(guest, networks)]
 
 
 def _remember_networks(texts: Iterable[bytes], store: Store) -> None:

@@ -84,6 +84,27 @@ def text(include: Include) -> str:
     return "\n\n".join([_top(include.header, include.revision), *include.paragraphs]) + "\n"
 
 
+def replacement(include: Include) -> str:
+    """Return commands to the same effect as :func:`text`, which nft and the kernel run in less time."""
+    return "\n".join([_top(include.header, include.revision), *_grouped(include.paragraphs)]) + "\n"
+
+
+def _grouped(paragraphs: Iterable[str]) -> list[str]:
+    """Return the commands of paragraphs with one command for all elements of a map, after all chains.
+
+    With a command for each block's elements, a large table takes a third longer to load.
+    """
+    chains: list[str] = []
+    elements: dict[str, list[str]] = {}
+    for line in (line for paragraph in paragraphs for line in paragraph.split("\n")):
+        if line.startswith("add element "):
+            command, _, keys = line.partition(" { ")
+            elements.setdefault(command, []).append(keys.removesuffix(" }"))
+        else:
+            chains.append(line)
+    return [*chains, *(f"{command} {{ {', '.join(keys)} }}" for command, keys in elements.items())]
+
+
 def _top(header: str, revision: int) -> str:
     return f"{header}\nadd element {TABLE} revision {{ {revision} }}"
 
@@ -152,7 +173,7 @@ def rebuild(include: Include, config: Config, chains: Iterable[str]) -> str:
     lines += [f"delete chain {TABLE} {name}" for name in stale]
     lines.append(static.render_rules(config))
     lines.append(f"add element {TABLE} revision {{ {include.revision} }}")
-    return "\n".join([*lines, *include.paragraphs]) + "\n"
+    return "\n".join([*lines, *_grouped(include.paragraphs)]) + "\n"
 
 
 def _header(config: Config) -> str:

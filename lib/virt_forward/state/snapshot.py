@@ -67,6 +67,7 @@ class Snapshot:
         self.path = path
         self.created = created
         self.damaged = False
+        self._loaded: dict[str, Guest] = {}
 
     def _all(self, statement: str, *parameters: object) -> list[Any]:
         with database.failing(self.path):
@@ -168,6 +169,12 @@ class Snapshot:
                 log.error(f"{error}; it is left out")
         return found
 
+    def versions(self) -> dict[str, object]:
+        """Return by UUID what differs between two versions of a guest, as it is to be."""
+        found = dict(self._all("SELECT uuid, record FROM guest"))
+        queued = self._all("SELECT uuid, record FROM queued ORDER BY number")
+        return {uuid: record for uuid, record in (found | dict(queued)).items() if record is not None}
+
     def age(self, uuid: str) -> float:
         """Return how many seconds ago a guest was changed; infinity where there is none."""
         found = self._one("SELECT changed FROM guest WHERE uuid = ?", uuid)
@@ -191,9 +198,12 @@ class Snapshot:
         return dict(self._all(f"SELECT uuid, name FROM guest WHERE {where}", starter))
 
     def _guest(self, uuid: str, record: str) -> Guest:
+        if record in self._loaded and self._loaded[record].uuid == uuid:
+            return self._loaded[record]
         guest = records.load_guest(record, f"{self.path}: guest {uuid}")
         if guest.uuid != uuid:
             raise StateError(f"{self.path}: guest {uuid}: is the record of another guest, {guest.uuid}")
+        self._loaded[record] = guest
         return guest
 
     # Claims.
