@@ -6,26 +6,26 @@ from collections.abc import Iterator
 
 import pytest
 
-from netns.support import Cast, Scene
+from netns.support import Testbed, Topology
 from netns.trust import APP4, Guests
 from support import netns
 from support.watching import service
 
 
 @pytest.fixture(scope="module")
-def built() -> Iterator[Cast]:
+def built() -> Iterator[Topology]:
     """Two uplinks with a client each; guests web, db and app on one bridge and far on another."""
     with netns.lab() as lab:
-        yield Cast(Scene(lab))
+        yield Topology(Testbed(lab))
 
 
 @pytest.fixture
-def cast(built: Cast) -> Iterator[Cast]:
+def topo(built: Topology) -> Iterator[Topology]:
     """The same with nothing started yet; whatever the test starts is stopped after it."""
     try:
         yield built
     finally:
-        built.scene.reset()
+        built.testbed.reset()
 
 
 @pytest.fixture

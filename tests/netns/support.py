@@ -16,7 +16,7 @@ ANSWERED, SILENCE = 3.0, 0.15
 """Seconds to wait for an answer that must come, and for a packet on its way to whoever it must not reach.
 
 The kernel passes a packet on at once; what may take longer is a server that has to be scheduled, and
-Crowd.heard() waits for that.
+Servers.requests() waits for that.
 """
 
 BRIDGE_SYSCTLS = Path("/proc/sys/net/bridge")
@@ -94,7 +94,7 @@ def bridge_netfilter(host: Ns, on: bool) -> None:
             host.sysctl(f"net.bridge.bridge-nf-call-{name}", int(on))
 
 
-class Scene:
+class Testbed:
     """A lab whose guests are known by name; each is started and stopped by the real hook."""
 
     def __init__(self, lab: Lab, *, br_netfilter: bool = False) -> None:
@@ -192,8 +192,8 @@ class Scene:
     def routed(self) -> Ns:
         """Add the second uplink; both clients know every way through the host. Return the second client."""
         other = self.lab.second_client()
-        for place, gateways in ((self.client, (V4.host, V6.host)), (other, (V4.second_host, V6.second_host))):
-            place.ip(f"route add default via {gateways[0]}", f"route add ::/0 via {gateways[1]}")
+        for ns, gateways in ((self.client, (V4.host, V6.host)), (other, (V4.second_host, V6.second_host))):
+            ns.ip(f"route add default via {gateways[0]}", f"route add ::/0 via {gateways[1]}")
         return other
 
     def second_addresses(self) -> None:
@@ -209,66 +209,64 @@ class Scene:
         )
 
 
-class Crowd:
-    """Servers that together notice whoever reaches any of them."""
+class Servers:
+    """Servers that count together what reaches any of them."""
 
     def __init__(self, servers: Iterable[Server] = ()) -> None:
         self.servers = [*servers]
 
     def serve(
-        self, place: Ns, ports: tuple[int, ...], *, name: str = "", protos: tuple[str, ...] = PROTOS,
+        self, ns: Ns, ports: tuple[int, ...], *, name: str = "", protos: tuple[str, ...] = PROTOS,
         address: str | None = None,
     ) -> None:  # fmt: skip
-        name = name or place.name.rpartition("-")[2]
-        self.servers += [place.serve(proto, *ports, name=name, address=address) for proto in protos]
+        name = name or ns.name.rpartition("-")[2]
+        self.servers += [ns.serve(proto, *ports, name=name, address=address) for proto in protos]
 
-    def heard(self) -> int:
-        """Return how many have reached any of them by now."""
+    def requests(self) -> int:
+        """Return how many requests have reached any of them by now."""
         for server in self.servers:
             server.settle()
         return sum(len(server.asked) for server in self.servers)
 
 
 def told(
-    place: Ns, address: str, port: int, proto: str = "tcp", *, source: str | None = None
+    ns: Ns, address: str, port: int, proto: str = "tcp", *, source: str | None = None
 ) -> tuple[str, str, int]:
     """Ask, and return who answered, whom he saw, and on which port he was asked."""
-    answer = place.ask(address, port, proto, source=source, timeout=ANSWERED)
+    answer = ns.ask(address, port, proto, source=source, timeout=ANSWERED)
     assert answer is not None, f"nobody answered on {address} {proto}/{port}"
     return answer.name, answer.source, answer.port
 
 
-def who(place: Ns, address: str, port: int, proto: str = "tcp", *, source: str | None = None) -> str | None:
+def who(ns: Ns, address: str, port: int, proto: str = "tcp", *, source: str | None = None) -> str | None:
     """Ask, and return only who answered; None where that takes too long: use silent() to prove silence."""
-    answer: Answer | None = place.ask(address, port, proto, source=source, timeout=ANSWERED)
+    answer: Answer | None = ns.ask(address, port, proto, source=source, timeout=ANSWERED)
     return answer.name if answer else None
 
 
 def silent(
-    place: Ns, address: str, port: int, proto: str, crowd: Crowd, *, source: str | None = None
+    ns: Ns, address: str, port: int, proto: str, servers: Servers, *, source: str | None = None
 ) -> bool:
-    """Ask, and tell whether nobody answered and nobody in the crowd was even reached."""
-    before = crowd.heard()
-    answer = place.ask(address, port, proto, source=source, timeout=SILENCE)
-    return answer is None and crowd.heard() == before
+    """Ask, and tell whether nobody answered and none of the servers was even reached."""
+    before = servers.requests()
+    answer = ns.ask(address, port, proto, source=source, timeout=SILENCE)
+    return answer is None and servers.requests() == before
 
 
-class Cast:
-    """The places of a topology that is built once a module; every guest serves the same ports."""
+class Topology:
+    """The namespaces of a network that is built once a module; every guest serves the same ports."""
 
     PORTS = (80, 81, 5000, 5005, 5555, 5800, 5999, 6000, 6005, 6500)
 
-    def __init__(self, scene: Scene) -> None:
-        self.scene = scene
-        scene.second_addresses()
-        self.client, self.host, self.client2 = scene.client, scene.host, scene.routed()
-        self.web, self.db, self.app = (scene.guest(name, n) for name, n in GUESTS.items())
-        self.far = scene.far_guest("far", 5)
-        self.crowd = Crowd()
-        for place in (self.web, self.db, self.app, self.far):
-            self.crowd.serve(place, self.PORTS, protos=("tcp", "udp"))
+    def __init__(self, testbed: Testbed) -> None:
+        self.testbed = testbed
+        testbed.second_addresses()
+        self.client, self.host, self.client2 = testbed.client, testbed.host, testbed.routed()
+        self.web, self.db, self.app = (testbed.guest(name, n) for name, n in GUESTS.items())
+        self.far = testbed.far_guest("far", 5)
+        self.servers = Servers()
+        for ns in (self.web, self.db, self.app, self.far):
+            self.servers.serve(ns, self.PORTS, protos=("tcp", "udp"))
 
-    def silent(
-        self, place: Ns, address: str, port: int, proto: str = "tcp", source: str | None = None
-    ) -> bool:
-        return silent(place, address, port, proto, self.crowd, source=source)
+    def silent(self, ns: Ns, address: str, port: int, proto: str = "tcp", source: str | None = None) -> bool:
+        return silent(ns, address, port, proto, self.servers, source=source)

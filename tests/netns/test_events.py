@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from netns.support import FAMILIES, GUESTS, V4, Cast, who
+from netns.support import FAMILIES, GUESTS, V4, Topology, who
 from support.netns import PREFIX, Ns
 from support.xml import port_forward
 
@@ -51,90 +51,90 @@ def _sorted_elements(match: re.Match[str]) -> str:
     return "elements = { " + ", ".join(sorted(elements.split(", "))) + " }"
 
 
-def fresh(cast: Cast, scratch: Ns) -> list[str]:
+def fresh(topo: Topology, scratch: Ns) -> list[str]:
     """Return the table that the include file makes in a namespace that has none."""
     scratch.run(["nft", "flush", "ruleset"])
-    scratch.run(["nft", "-f", cast.scene.lab.run_dir / "ruleset.nft"])
+    scratch.run(["nft", "-f", topo.testbed.lab.run_dir / "ruleset.nft"])
     done = scratch.run(["nft", "-s", "list", "table", "inet", "virt-forward"], check=False)
     return normal(done.out)
 
 
-def table(cast: Cast) -> list[str]:
-    return normal(cast.scene.table())
+def table(topo: Topology) -> list[str]:
+    return normal(topo.testbed.table())
 
 
-def event(cast: Cast, name: str, operation: str) -> None:
-    done = cast.scene.event(name, operation, *DECLARED[name], check=False)
+def event(topo: Topology, name: str, operation: str) -> None:
+    done = topo.testbed.event(name, operation, *DECLARED[name], check=False)
     assert done.status == 0 or operation == "prepare", done
     assert done.out == ""
 
 
-def settle(cast: Cast) -> None:
+def settle(topo: Topology) -> None:
     """Bring all guests to one known end: web and db run, app does not."""
     for name, operation in (("app", "stopped"), ("app", "release"), ("web", "started"), ("db", "reconnect")):
-        event(cast, name, operation)
+        event(topo, name, operation)
 
 
-def plain_start(cast: Cast) -> list[str]:
-    cast.scene.start("web", *DECLARED["web"])
-    cast.scene.start("db", *DECLARED["db"])
-    found = table(cast)
-    cast.scene.reset()
+def plain_start(topo: Topology) -> list[str]:
+    topo.testbed.start("web", *DECLARED["web"])
+    topo.testbed.start("db", *DECLARED["db"])
+    found = table(topo)
+    topo.testbed.reset()
     return found
 
 
 @pytest.mark.parametrize("seed", [1, 2])
-def test_any_order_ends_in_the_same_table(cast: Cast, scratch: Ns, seed: int) -> None:
-    expected = plain_start(cast)
-    cast.scene.lab.configure('[policy]\non_error = "warn"\n')
+def test_any_order_ends_in_the_same_table(topo: Topology, scratch: Ns, seed: int) -> None:
+    expected = plain_start(topo)
+    topo.testbed.lab.configure('[policy]\non_error = "warn"\n')
     choose = random.Random(seed)
     for _ in range(12):
-        event(cast, choose.choice(tuple(GUESTS)), choose.choice(OPERATIONS))
-        if (cast.scene.lab.run_dir / "ruleset.nft").exists():
-            assert table(cast) == fresh(cast, scratch)
-    settle(cast)
-    assert table(cast) == fresh(cast, scratch) == expected
+        event(topo, choose.choice(tuple(GUESTS)), choose.choice(OPERATIONS))
+        if (topo.testbed.lab.run_dir / "ruleset.nft").exists():
+            assert table(topo) == fresh(topo, scratch)
+    settle(topo)
+    assert table(topo) == fresh(topo, scratch) == expected
     for family in FAMILIES:
-        assert who(cast.client, family.host, 8080) == "web"
-        assert who(cast.client, family.host, 8081) == "db"
-    assert who(cast.client, V4.extra, 5000) == "web"
+        assert who(topo.client, family.host, 8080) == "web"
+        assert who(topo.client, family.host, 8081) == "db"
+    assert who(topo.client, V4.extra, 5000) == "web"
     for name in ("web", "db"):
-        cast.scene.stop(name)
-    assert cast.scene.table() == ""
+        topo.testbed.stop(name)
+    assert topo.testbed.table() == ""
 
 
-def test_every_event_twice_is_as_good_as_once(cast: Cast, scratch: Ns) -> None:
+def test_every_event_twice_is_as_good_as_once(topo: Topology, scratch: Ns) -> None:
     seen: dict[str, list[str]] = {}
     for operation in ("prepare", "started", "reconnect", "prepare", "started", "stopped", "release"):
         for _ in range(2):
-            event(cast, "web", operation)
-            assert table(cast) == fresh(cast, scratch)
-            assert seen.setdefault(operation, table(cast)) == table(cast)
+            event(topo, "web", operation)
+            assert table(topo) == fresh(topo, scratch)
+            assert seen.setdefault(operation, table(topo)) == table(topo)
     assert seen["started"] == seen["reconnect"] != seen["stopped"] == seen["prepare"]
 
 
-def test_stops_without_a_start_do_nothing(cast: Cast) -> None:
+def test_stops_without_a_start_do_nothing(topo: Topology) -> None:
     for operation in ("release", "stopped", "stopped", "release"):
-        event(cast, "app", operation)
-    assert cast.scene.table() == ""
+        event(topo, "app", operation)
+    assert topo.testbed.table() == ""
 
 
-def test_libvirtd_reconnects_to_all_its_guests_at_once(cast: Cast, scratch: Ns) -> None:
-    expected = plain_start(cast)
+def test_libvirtd_reconnects_to_all_its_guests_at_once(topo: Topology, scratch: Ns) -> None:
+    expected = plain_start(topo)
     with ThreadPoolExecutor(4) as pool:
-        done = [pool.submit(event, cast, name, "reconnect") for name in ("web", "db") for _ in range(3)]
+        done = [pool.submit(event, topo, name, "reconnect") for name in ("web", "db") for _ in range(3)]
         for one in done:
             one.result(timeout=30)
-    assert table(cast) == fresh(cast, scratch) == expected
+    assert table(topo) == fresh(topo, scratch) == expected
 
 
-def test_all_guests_start_and_stop_at_once(cast: Cast, scratch: Ns) -> None:
+def test_all_guests_start_and_stop_at_once(topo: Topology, scratch: Ns) -> None:
     def life(name: str) -> None:
         for operation in ("prepare", "started", "stopped", "release", "prepare", "started"):
-            event(cast, name, operation)
+            event(topo, name, operation)
 
-    expected = plain_start(cast)
+    expected = plain_start(topo)
     with ThreadPoolExecutor(2) as pool:
         for one in [pool.submit(life, name) for name in ("web", "db")]:
             one.result(timeout=60)
-    assert table(cast) == fresh(cast, scratch) == expected
+    assert table(topo) == fresh(topo, scratch) == expected

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from netns.support import FAMILIES, Cast, Family, mac_of, who
+from netns.support import FAMILIES, Family, Topology, mac_of, who
 from support import xml
 from support.netns import BRIDGE, Ns
 from support.payload import Conversation
@@ -20,10 +20,10 @@ both = pytest.mark.parametrize("family", FAMILIES, ids=str)
 protos = pytest.mark.parametrize("proto", ["tcp", "udp"])
 
 
-def identities(cast: Cast, proto: str) -> set[str]:
+def identities(topo: Topology, proto: str) -> set[str]:
     """Return the kernel's own numbers of all connections: one that ended and came again has another."""
     argv = ["conntrack", "-L", "-o", "id", "-p", proto]
-    listed = [cast.host.run([*argv, "-f", f"ipv{family.version}"]).out for family in FAMILIES]
+    listed = [topo.host.run([*argv, "-f", f"ipv{family.version}"]).out for family in FAMILIES]
     return {word for text in listed for word in text.split() if word.startswith("id=")}
 
 
@@ -35,159 +35,161 @@ def answers(talk: Conversation) -> str | None:
     return answer.name if answer else None
 
 
-def tracked(cast: Cast, family: Family, proto: str, *words: str) -> int:
+def tracked(topo: Topology, family: Family, proto: str, *words: str) -> int:
     """Count the connections that conntrack knows of."""
     argv = ["conntrack", "-L", "-f", f"ipv{family.version}", "-p", proto, *words]
-    return len(cast.host.run(argv).out.splitlines())
+    return len(topo.host.run(argv).out.splitlines())
 
 
 @contextlib.contextmanager
-def stateful(cast: Cast) -> Iterator[None]:
+def stateful(topo: Topology) -> Iterator[None]:
     """Load what makes the kernel track connections before a guest of ours has started."""
-    cast.host.nft(
+    topo.host.nft(
         "table inet mine { chain input { type filter hook input priority 0; ct state new accept; }; }"
     )
     try:
         yield
     finally:
-        cast.host.nft("delete table inet mine")
+        topo.host.nft("delete table inet mine")
 
 
 def declared(*ranges: str) -> list[str]:
     return [port_forward(*ranges, proto=proto) for proto in ("tcp", "udp")]
 
 
-def opened(cast: Cast, place: Ns) -> list[Conversation]:
-    return [place.conversation(family.host, 8080, proto) for family, proto in KINDS]
+def opened(topo: Topology, ns: Ns) -> list[Conversation]:
+    return [ns.conversation(family.host, 8080, proto) for family, proto in KINDS]
 
 
-def test_flows_end_with_their_guest(cast: Cast) -> None:
-    cast.scene.start("web", *declared("8080:80"))
-    places = (cast.client, cast.host, cast.web, cast.db)
-    talks = [talk for place in places for talk in opened(cast, place)]
+def test_flows_end_with_their_guest(topo: Topology) -> None:
+    topo.testbed.start("web", *declared("8080:80"))
+    places = (topo.client, topo.host, topo.web, topo.db)
+    talks = [talk for ns in places for talk in opened(topo, ns)]
     for _ in range(2):
         assert [answers(talk) for talk in talks] == ["web"] * len(talks)
     mine = ("--orig-port-dst", "8080")
-    assert [tracked(cast, *kind, *mine) for kind in KINDS] == [len(places)] * 4
-    cast.scene.event("web", "stopped")
-    assert [tracked(cast, *kind, *mine) for kind in KINDS] == [0] * 4
-    seen = cast.crowd.heard()
+    assert [tracked(topo, *kind, *mine) for kind in KINDS] == [len(places)] * 4
+    topo.testbed.event("web", "stopped")
+    assert [tracked(topo, *kind, *mine) for kind in KINDS] == [0] * 4
+    seen = topo.servers.requests()
     assert [talk.ask() for talk in talks[::4]] == [None] * 4
-    assert cast.crowd.heard() == seen
+    assert topo.servers.requests() == seen
 
 
 @protos
-def test_nobody_elses_flows_are_touched(cast: Cast, proto: str) -> None:
-    cast.scene.start("web", port_forward("8080:80", "5000-5009", proto=proto))
-    cast.scene.start("db", port_forward("8081:80", proto=proto))
+def test_nobody_elses_flows_are_touched(topo: Topology, proto: str) -> None:
+    topo.testbed.start("web", port_forward("8080:80", "5000-5009", proto=proto))
+    topo.testbed.start("db", port_forward("8081:80", proto=proto))
     with contextlib.ExitStack() as servers:
         talks: list[tuple[str, Conversation]] = []
-        servers.enter_context(cast.client.serve(proto, 8080, name="client"))
+        servers.enter_context(topo.client.serve(proto, 8080, name="client"))
         for family in FAMILIES:
-            servers.enter_context(cast.host.serve(proto, 9999, name="host", address=family.host))
+            servers.enter_context(topo.host.serve(proto, 9999, name="host", address=family.host))
             talks += [
-                ("db", cast.client.conversation(family.host, 8081, proto)),
-                ("host", cast.client.conversation(family.host, 9999, proto)),
-                ("client", cast.web.conversation(family.client, 8080, proto)),
-                ("web", cast.client.conversation(family.guest(200), 80, proto)),
+                ("db", topo.client.conversation(family.host, 8081, proto)),
+                ("host", topo.client.conversation(family.host, 9999, proto)),
+                ("client", topo.web.conversation(family.client, 8080, proto)),
+                ("web", topo.client.conversation(family.guest(200), 80, proto)),
             ]
         everybody = [name for name, _ in talks]
         assert [answers(talk) for _, talk in talks] == everybody
-        before = identities(cast, proto)
+        before = identities(topo, proto)
         assert len(before) == len(talks)
-        cast.scene.stop("web")
-        cast.scene.start("web", port_forward("8080:81", proto=proto))
-        assert identities(cast, proto) == before
+        topo.testbed.stop("web")
+        topo.testbed.start("web", port_forward("8080:81", proto=proto))
+        assert identities(topo, proto) == before
         assert [answers(talk) for _, talk in talks] == everybody
 
 
 @both
-def test_flows_to_a_service_on_the_gateway_address_stay(cast: Cast, family: Family) -> None:
-    with stateful(cast), cast.host.serve("udp", 53, name="gateway", address=family.gateway):
-        talk = cast.db.conversation(family.gateway, 53, "udp")
+def test_flows_to_a_service_on_the_gateway_address_stay(topo: Topology, family: Family) -> None:
+    with stateful(topo), topo.host.serve("udp", 53, name="gateway", address=family.gateway):
+        talk = topo.db.conversation(family.gateway, 53, "udp")
         assert answers(talk) == "gateway"
-        before = identities(cast, "udp")
-        cast.scene.start("web", port_forward("53:80", proto="udp"))
-        assert identities(cast, "udp") == before
+        before = identities(topo, "udp")
+        topo.testbed.start("web", port_forward("53:80", proto="udp"))
+        assert identities(topo, "udp") == before
 
 
-def test_a_repeated_event_cuts_nothing(cast: Cast) -> None:
-    cast.scene.start("web", *declared("8080:80", "5000-5009"))
-    talks = opened(cast, cast.client)
+def test_a_repeated_event_cuts_nothing(topo: Topology) -> None:
+    topo.testbed.start("web", *declared("8080:80", "5000-5009"))
+    talks = opened(topo, topo.client)
     assert [answers(talk) for talk in talks] == ["web"] * 4
     for operation in ("started", "reconnect", "reconnect"):
-        cast.scene.event("web", operation, *declared("8080:80", "5000-5009"))
+        topo.testbed.event("web", operation, *declared("8080:80", "5000-5009"))
         assert [answers(talk) for talk in talks] == ["web"] * 4
-    cast.scene.event("web", "reconnect", *declared("8080:80", "9000:81"))
+    topo.testbed.event("web", "reconnect", *declared("8080:80", "9000:81"))
     assert [answers(talk) for talk in talks] == ["web"] * 4
-    cast.host.run(["nft", "flush", "ruleset"])
-    cast.scene.event("web", "reconnect", *declared("8080:80"))
+    topo.host.run(["nft", "flush", "ruleset"])
+    topo.testbed.event("web", "reconnect", *declared("8080:80"))
     assert [answers(talk) for talk in talks] == ["web"] * 4
 
 
-def test_range_that_is_made_longer_or_loses_a_port_cuts_no_other_flow(cast: Cast) -> None:
-    cast.scene.start("web", *declared("5000-5020"))
-    talks = [cast.client.conversation(family.host, 5005, proto) for family, proto in KINDS]
+def test_range_that_is_made_longer_or_loses_a_port_cuts_no_other_flow(topo: Topology) -> None:
+    topo.testbed.start("web", *declared("5000-5020"))
+    talks = [topo.client.conversation(family.host, 5005, proto) for family, proto in KINDS]
     assert [answers(talk) for talk in talks] == ["web"] * 4
-    before = {proto: identities(cast, proto) for proto in ("tcp", "udp")}
+    before = {proto: identities(topo, proto) for proto in ("tcp", "udp")}
     for ranges in (("5000-5030",), ("5000-5030", "!5010"), ("5004-5006",), ("5000-5004", "5005-5020")):
-        cast.scene.event("web", "reconnect", *declared(*ranges))
-        assert {proto: identities(cast, proto) for proto in before} == before
+        topo.testbed.event("web", "reconnect", *declared(*ranges))
+        assert {proto: identities(topo, proto) for proto in before} == before
     assert [answers(talk) for talk in talks] == ["web"] * 4
-    cast.scene.event("web", "reconnect", *declared("5000-5004"))
-    assert {proto: identities(cast, proto) for proto in before} == {proto: set() for proto in before}
+    topo.testbed.event("web", "reconnect", *declared("5000-5004"))
+    assert {proto: identities(topo, proto) for proto in before} == {proto: set() for proto in before}
 
 
 @both
-def test_a_udp_client_that_knocked_before_the_start_gets_through_after(cast: Cast, family: Family) -> None:
-    with stateful(cast):
-        talk = cast.client.conversation(family.host, 5353, "udp")
-        other = cast.client.conversation(family.host, 5354, "udp")
-        transit = cast.client.conversation(family.second_client, 5353, "udp")
+def test_a_udp_client_that_knocked_before_the_start_gets_through_after(
+    topo: Topology, family: Family
+) -> None:
+    with stateful(topo):
+        talk = topo.client.conversation(family.host, 5353, "udp")
+        other = topo.client.conversation(family.host, 5354, "udp")
+        transit = topo.client.conversation(family.second_client, 5353, "udp")
         assert [answers(knock) for knock in (talk, other, transit)] == [None, None, None]
-        assert tracked(cast, family, "udp", "--orig-port-dst", "5353") == 2
-        others = tracked(cast, family, "udp", "--orig-port-dst", "5354")
-        cast.scene.start("web", port_forward("5353:80", proto="udp"))
-        assert tracked(cast, family, "udp", "--orig-port-dst", "5353", "-d", family.second_client) == 1
-        assert tracked(cast, family, "udp", "--orig-port-dst", "5353") == 1
-        assert tracked(cast, family, "udp", "--orig-port-dst", "5354") == others == 1
+        assert tracked(topo, family, "udp", "--orig-port-dst", "5353") == 2
+        others = tracked(topo, family, "udp", "--orig-port-dst", "5354")
+        topo.testbed.start("web", port_forward("5353:80", proto="udp"))
+        assert tracked(topo, family, "udp", "--orig-port-dst", "5353", "-d", family.second_client) == 1
+        assert tracked(topo, family, "udp", "--orig-port-dst", "5353") == 1
+        assert tracked(topo, family, "udp", "--orig-port-dst", "5354") == others == 1
         # The first word may still meet the refusal of the last knock.
         eventually(lambda: answers(talk) == "web", "the guest answers the client that knocked")
 
 
 @both
 def test_udp_client_that_knocked_while_the_table_was_flushed_gets_through_after(
-    cast: Cast, family: Family
+    topo: Topology, family: Family
 ) -> None:
-    cast.scene.start("web", port_forward("5353:80", proto="udp"))
-    cast.scene.start("db", port_forward("5354:80", proto="udp"))
-    cast.host.run(["nft", "flush", "ruleset"])
-    with stateful(cast):
-        talks = [cast.client.conversation(family.host, port, "udp") for port in (5353, 5354)]
+    topo.testbed.start("web", port_forward("5353:80", proto="udp"))
+    topo.testbed.start("db", port_forward("5354:80", proto="udp"))
+    topo.host.run(["nft", "flush", "ruleset"])
+    with stateful(topo):
+        talks = [topo.client.conversation(family.host, port, "udp") for port in (5353, 5354)]
         assert [answers(talk) for talk in talks] == [None, None]
         # The event of one guest restores the table of all.
-        cast.scene.event("web", "reconnect", port_forward("5353:80", proto="udp"))
+        topo.testbed.event("web", "reconnect", port_forward("5353:80", proto="udp"))
         for talk, name in zip(talks, ("web", "db"), strict=True):
             eventually(lambda talk=talk, name=name: answers(talk) == name, f"{name} answers")  # type: ignore[misc]
 
 
-def test_a_forward_that_moves_takes_its_clients_along(cast: Cast) -> None:
-    cast.scene.start("web", *declared("8080:80"))
-    talks = opened(cast, cast.client)
+def test_a_forward_that_moves_takes_its_clients_along(topo: Topology) -> None:
+    topo.testbed.start("web", *declared("8080:80"))
+    talks = opened(topo, topo.client)
     assert [answers(talk) for talk in talks] == ["web"] * 4
     hosts = [xml.host_ip(family.guest(201)) for family in FAMILIES]
     text = xml.domain("web", xml.forwards(*hosts, *declared("8080:80")), [xml.Nic(BRIDGE, mac_of(200))])
-    cast.scene.lab.hook("qemu", "web", "reconnect", xml=text)
+    topo.testbed.lab.hook("qemu", "web", "reconnect", xml=text)
     assert [answers(talk) for talk in talks] == ["db" if proto == "udp" else None for _, proto in KINDS]
-    assert [who(cast.client, family.host, 8080, proto) for family, proto in KINDS] == ["db"] * 4
+    assert [who(topo.client, family.host, 8080, proto) for family, proto in KINDS] == ["db"] * 4
 
 
 @both
-def test_a_port_that_changes_hands_is_the_new_guests_at_once(cast: Cast, family: Family) -> None:
-    cast.scene.lab.configure('[policy]\non_error = "warn"\n')
+def test_a_port_that_changes_hands_is_the_new_guests_at_once(topo: Topology, family: Family) -> None:
+    topo.testbed.lab.configure('[policy]\non_error = "warn"\n')
     for name in ("web", "db"):
-        cast.scene.start(name, port_forward("8080:80", proto="udp"))
-    talk = cast.client.conversation(family.host, 8080, "udp")
+        topo.testbed.start(name, port_forward("8080:80", proto="udp"))
+    talk = topo.client.conversation(family.host, 8080, "udp")
     assert answers(talk) == "web"
-    cast.scene.stop("web")
+    topo.testbed.stop("web")
     assert answers(talk) == "db"

@@ -9,8 +9,8 @@ import pytest
 from netns.support import (
     FAMILIES,
     PROTOS,
-    Cast,
     Family,
+    Topology,
     bridge_netfilter,
     has_br_netfilter,
     mac_of,
@@ -32,13 +32,13 @@ FORWARDS = [port_forward("8001:80", "5000-5009:15000", proto=proto) for proto in
 
 
 @pytest.fixture
-def calling(cast: Cast) -> Iterator[Cast]:
+def calling(topo: Topology) -> Iterator[Topology]:
     """The host with br_netfilter on."""
-    bridge_netfilter(cast.host, True)
-    yield cast
-    bridge_netfilter(cast.host, False)
+    bridge_netfilter(topo.host, True)
+    yield topo
+    bridge_netfilter(topo.host, False)
     for port in ("vnet0", "vnet1", "vnet2"):
-        cast.host.run(["bridge", "link", "set", "dev", port, "hairpin", "off"])
+        topo.host.run(["bridge", "link", "set", "dev", port, "hairpin", "off"])
 
 
 def flags(host: Ns) -> str:
@@ -49,83 +49,83 @@ def flags(host: Ns) -> str:
     )
 
 
-def recorded(cast: Cast) -> list[str]:
+def recorded(topo: Topology) -> list[str]:
     """Return the record of what we have set outside our table: the effect and the interface of each item."""
-    found = state.rows(cast.scene.lab.run_dir, "SELECT effect, dev FROM effect ORDER BY effect, dev")
+    found = state.rows(topo.testbed.lab.run_dir, "SELECT effect, dev FROM effect ORDER BY effect, dev")
     return [" ".join(map(str, row)) for row in found]
 
 
 @pytest.mark.parametrize("proto", PROTOS)
 @pytest.mark.parametrize("family", FAMILIES, ids=str)
-def test_the_guest_reaches_its_own_forward(calling: Cast, family: Family, proto: str) -> None:
+def test_the_guest_reaches_its_own_forward(calling: Topology, family: Family, proto: str) -> None:
     if proto == "sctp":
-        calling.crowd.serve(calling.web, (80,), protos=("sctp",))
-    calling.scene.lab.configure(PORTS)
-    calling.scene.start("web", *FORWARDS)
+        calling.servers.serve(calling.web, (80,), protos=("sctp",))
+    calling.testbed.lab.configure(PORTS)
+    calling.testbed.start("web", *FORWARDS)
     assert told(calling.web, family.host, 8001, proto) == ("web", family.gateway, 80)
     assert told(calling.client, family.host, 8001, proto) == ("web", family.client, 80)
 
 
-def test_only_ports_of_guests_with_forwards_and_only_while_they_run(calling: Cast) -> None:
-    calling.scene.lab.configure(PORTS)
-    calling.scene.event("web", "prepare", *FORWARDS)
+def test_only_ports_of_guests_with_forwards_and_only_while_they_run(calling: Topology) -> None:
+    calling.testbed.lab.configure(PORTS)
+    calling.testbed.event("web", "prepare", *FORWARDS)
     assert flags(calling.host) == "000"
-    calling.scene.event("web", "started", *FORWARDS)
-    calling.scene.start("db")
+    calling.testbed.event("web", "started", *FORWARDS)
+    calling.testbed.start("db")
     assert flags(calling.host) == "100"
-    calling.scene.start("app", port_forward("8002:80"))
+    calling.testbed.start("app", port_forward("8002:80"))
     assert flags(calling.host) == "101"
-    calling.scene.stop("web")
+    calling.testbed.stop("web")
     assert flags(calling.host) == "001"
-    calling.scene.stop("app")
+    calling.testbed.stop("app")
     assert flags(calling.host) == "000"
 
 
-def test_nobody_asked(calling: Cast) -> None:
-    calling.scene.start("web", *FORWARDS)
-    assert flags(calling.host) == "000"
-    assert recorded(calling) == []
-
-
-def test_without_br_netfilter_there_is_no_need(cast: Cast) -> None:
-    cast.scene.lab.configure(PORTS)
-    cast.scene.start("web", *FORWARDS)
-    assert flags(cast.host) == "000"
-    assert who(cast.web, FAMILIES[0].host, 8001) == "web"
-
-
-def test_the_setting_withdrawn(calling: Cast) -> None:
-    calling.scene.lab.configure(PORTS)
-    calling.scene.start("web", *FORWARDS)
-    calling.scene.lab.configure("")
-    calling.scene.event("web", "reconnect", *FORWARDS)
+def test_nobody_asked(calling: Topology) -> None:
+    calling.testbed.start("web", *FORWARDS)
     assert flags(calling.host) == "000"
     assert recorded(calling) == []
 
 
-def test_a_port_that_a_person_set_stays_as_it_is(calling: Cast) -> None:
+def test_without_br_netfilter_there_is_no_need(topo: Topology) -> None:
+    topo.testbed.lab.configure(PORTS)
+    topo.testbed.start("web", *FORWARDS)
+    assert flags(topo.host) == "000"
+    assert who(topo.web, FAMILIES[0].host, 8001) == "web"
+
+
+def test_the_setting_withdrawn(calling: Topology) -> None:
+    calling.testbed.lab.configure(PORTS)
+    calling.testbed.start("web", *FORWARDS)
+    calling.testbed.lab.configure("")
+    calling.testbed.event("web", "reconnect", *FORWARDS)
+    assert flags(calling.host) == "000"
+    assert recorded(calling) == []
+
+
+def test_a_port_that_a_person_set_stays_as_it_is(calling: Topology) -> None:
     calling.host.run(["bridge", "link", "set", "dev", "vnet0", "hairpin", "on"])
-    calling.scene.lab.configure(PORTS)
-    calling.scene.start("web", *FORWARDS)
-    calling.scene.stop("web")
+    calling.testbed.lab.configure(PORTS)
+    calling.testbed.start("web", *FORWARDS)
+    calling.testbed.stop("web")
     assert flags(calling.host) == "100"
 
 
-def test_a_port_that_went_with_its_guest_is_forgotten(calling: Cast) -> None:
+def test_a_port_that_went_with_its_guest_is_forgotten(calling: Topology) -> None:
     """Another guest's port may have its name next time."""
-    calling.scene.lab.configure(PORTS)
-    calling.scene.start("web", *FORWARDS)
-    calling.scene.start("app", port_forward("8002:80"))
+    calling.testbed.lab.configure(PORTS)
+    calling.testbed.start("web", *FORWARDS)
+    calling.testbed.start("app", port_forward("8002:80"))
     calling.host.ip("link set vnet0 nomaster")
-    calling.scene.stop("web")
+    calling.testbed.stop("web")
     assert recorded(calling) == ["hairpin_port vnet2"]
     calling.host.ip("link set vnet0 master virbr0")
 
 
-def test_duplicate_address_detection_is_not_taken_in_by_its_own_echo(calling: Cast) -> None:
+def test_duplicate_address_detection_is_not_taken_in_by_its_own_echo(calling: Topology) -> None:
     """RFC 7527, which Linux follows."""
-    calling.scene.lab.configure(PORTS)
-    calling.scene.start("web", *FORWARDS)
+    calling.testbed.lab.configure(PORTS)
+    calling.testbed.start("web", *FORWARDS)
     calling.web.sysctl("net.ipv6.conf.eth0.accept_dad", 1)
     try:
         calling.web.ip("address add fd10:10::77/64 dev eth0")

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from netns.faults.test_crowd import Crowd
+from netns.faults.test_many_guests import ManyGuests
 from netns.support import PHASES
 from support import netns, state
 from support.netns import GUEST4, HOOK_ENV, HOST4, Lab
@@ -61,7 +61,7 @@ PATH={2} exec nft "$@"
 HANGS_IN_SERVICE = 'case "$words" in *hook_process*) echo $$ >{}; exec sleep 600 ;; esac'
 
 
-class Place:
+class HandoverTestbed:
     """A host whose nft notes who has started it, and the service's process for events."""
 
     def __init__(self, lab: Lab, undo: contextlib.ExitStack) -> None:
@@ -128,11 +128,11 @@ class Place:
 
 
 @pytest.fixture
-def place() -> Iterator[Place]:
+def testbed() -> Iterator[HandoverTestbed]:
     with contextlib.ExitStack() as undo:
         lab = undo.enter_context(netns.lab())
         lab.guest()
-        yield Place(lab, undo)
+        yield HandoverTestbed(lab, undo)
 
 
 def children(pid: int) -> list[int]:
@@ -146,149 +146,151 @@ def waiting(server: Background) -> list[int]:
 
 
 @contextlib.contextmanager
-def locked(place: Place) -> Iterator[None]:
-    place.lab.run_dir.mkdir(exist_ok=True)
-    with (place.lab.run_dir / "lock").open("a") as file:
+def locked(testbed: HandoverTestbed) -> Iterator[None]:
+    testbed.lab.run_dir.mkdir(exist_ok=True)
+    with (testbed.lab.run_dir / "lock").open("a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
-def test_events_of_a_guest_are_handled_by_the_service(place: Place) -> None:
-    place.serve()
-    place.start()
-    assert set(place.who()) == {"service"}
-    guest = place.lab.guests["web"]
+def test_events_of_a_guest_are_handled_by_the_service(testbed: HandoverTestbed) -> None:
+    testbed.serve()
+    testbed.start()
+    assert set(testbed.who()) == {"service"}
+    guest = testbed.lab.guests["web"]
     guest.serve("tcp", 80)
-    assert place.lab.client.ask(HOST4, 8080)
-    place.event("stopped")
-    assert set(place.who()) == {"service"}
-    place.event("release")
-    assert not place.is_served()
-    assert place.is_whole()
+    assert testbed.lab.client.ask(HOST4, 8080)
+    testbed.event("stopped")
+    assert set(testbed.who()) == {"service"}
+    testbed.event("release")
+    assert not testbed.is_served()
+    assert testbed.is_whole()
 
 
-def stopped(place: Place) -> None:
-    os.kill(place.serve().pid, signal.SIGSTOP)
+def stopped(testbed: HandoverTestbed) -> None:
+    os.kill(testbed.serve().pid, signal.SIGSTOP)
 
 
-def killed(place: Place) -> None:
-    place.serve().end()
-    assert place.inode()
+def killed(testbed: HandoverTestbed) -> None:
+    testbed.serve().end()
+    assert testbed.inode()
 
 
-def hung(place: Place) -> None:
+def hung(testbed: HandoverTestbed) -> None:
     """A service that accepts, and has no process left to handle anything."""
-    place.serve("dict(is_own_peer=lambda _: __import__('time').sleep(600))")
+    testbed.serve("dict(is_own_peer=lambda _: __import__('time').sleep(600))")
 
 
-BROKEN: dict[str, Callable[[Place], object]] = {
+BROKEN: dict[str, Callable[[HandoverTestbed], object]] = {
     "no service": lambda _: None,
     "killed": killed,
     "stopped": stopped,
     "hung": hung,
-    "older protocol": lambda place: place.serve("dict(PROTOCOL='0')"),
-    "another installation": lambda place: place.serve("dict(PROGRAM='1:2:3')"),
-    "another configuration": lambda place: place.serve(env={"VIRT_FORWARD_CONFIG": "/nonexistent"}),
-    "another user's": lambda place: place.serve("dict(is_own_peer=lambda _: False)"),
+    "older protocol": lambda testbed: testbed.serve("dict(PROTOCOL='0')"),
+    "another installation": lambda testbed: testbed.serve("dict(PROGRAM='1:2:3')"),
+    "another configuration": lambda testbed: testbed.serve(env={"VIRT_FORWARD_CONFIG": "/nonexistent"}),
+    "another user's": lambda testbed: testbed.serve("dict(is_own_peer=lambda _: False)"),
 }
 
 
 @pytest.mark.parametrize("broken", BROKEN.values(), ids=BROKEN)
 def test_hook_works_by_itself_without_a_service_for_it(
-    place: Place, broken: Callable[[Place], object]
+    testbed: HandoverTestbed, broken: Callable[[HandoverTestbed], object]
 ) -> None:
-    broken(place)
-    place.start()
-    assert place.is_served()
-    place.event("stopped")
-    assert set(place.who()) == {"hook"}
-    assert not place.is_served()
-    assert place.is_whole()
+    broken(testbed)
+    testbed.start()
+    assert testbed.is_served()
+    testbed.event("stopped")
+    assert set(testbed.who()) == {"hook"}
+    assert not testbed.is_served()
+    assert testbed.is_whole()
 
 
-def test_hook_in_another_network_namespace_works_by_itself(place: Place) -> None:
+def test_hook_in_another_network_namespace_works_by_itself(testbed: HandoverTestbed) -> None:
     """It shares the run directory, and its rules belong into its own namespace."""
-    place.serve()
-    other = place.lab.client
+    testbed.serve()
+    other = testbed.lab.client
     for operation in ("prepare", "started"):
-        place.event(operation, ns=other)
-    assert set(place.who()) == {"hook"}
-    assert not place.is_served()
+        testbed.event(operation, ns=other)
+    assert set(testbed.who()) == {"hook"}
+    assert not testbed.is_served()
     assert "dnat" in other.run(["nft", "list", "table", "inet", "virt-forward"]).out
 
 
-def test_service_that_hangs_in_an_event_is_overtaken(place: Place) -> None:
+def test_service_that_hangs_in_an_event_is_overtaken(testbed: HandoverTestbed) -> None:
     """Its nft hangs with the lock: the hook gives up, and does the work when the lock is free."""
-    server = place.serve()
-    place.event("prepare")
-    place.who()
-    pid = place.lab.dir / "pid"
+    server = testbed.serve()
+    testbed.event("prepare")
+    testbed.who()
+    pid = testbed.lab.dir / "pid"
     os.mkfifo(pid)
-    place.slow(HANGS_IN_SERVICE.format(pid))
-    with place.later("started"):
+    testbed.slow(HANGS_IN_SERVICE.format(pid))
+    with testbed.later("started"):
         nft = int(pid.read_text())
         time.sleep(PATIENCE * 2)
-        assert not place.is_served()
+        assert not testbed.is_served()
         (event,) = children(server.pid)
         os.kill(event, signal.SIGKILL)
     assert not Path(f"/proc/{nft}/cmdline").exists() or not Path(f"/proc/{nft}/cmdline").read_bytes()
-    first, *others = place.who()
+    first, *others = testbed.who()
     assert (first, set(others)) == ("service", {"hook"})
-    assert place.is_served()
-    assert place.is_whole()
+    assert testbed.is_served()
+    assert testbed.is_whole()
 
 
-def test_service_killed_in_the_middle_of_an_event_is_replaced_by_the_hook_at_once(place: Place) -> None:
-    server = place.serve()
-    place.event("prepare")
-    pid = place.lab.dir / "pid"
+def test_service_killed_in_the_middle_of_an_event_is_replaced_by_the_hook_at_once(
+    testbed: HandoverTestbed,
+) -> None:
+    server = testbed.serve()
+    testbed.event("prepare")
+    pid = testbed.lab.dir / "pid"
     os.mkfifo(pid)
-    place.slow(HANGS_IN_SERVICE.format(pid))
-    with place.later("started"):
+    testbed.slow(HANGS_IN_SERVICE.format(pid))
+    with testbed.later("started"):
         pid.read_text()
         for event in children(server.pid):
             os.kill(event, signal.SIGKILL)
         os.kill(server.pid, signal.SIGKILL)
-    assert place.is_served()
-    assert place.is_whole()
+    assert testbed.is_served()
+    assert testbed.is_whole()
 
 
-def test_event_that_the_hook_has_given_up_changes_nothing_later(place: Place) -> None:
+def test_event_that_the_hook_has_given_up_changes_nothing_later(testbed: HandoverTestbed) -> None:
     """The service is stopped while its event waits for the lock, and goes on when the guest is gone."""
-    server = place.serve()
-    place.event("prepare")
+    server = testbed.serve()
+    testbed.event("prepare")
     with contextlib.ExitStack() as lock:
-        lock.enter_context(locked(place))
-        with place.later("started"):
+        lock.enter_context(locked(testbed))
+        with testbed.later("started"):
             eventually(lambda: waiting(server), "the service waits for the lock")
             (event,) = waiting(server)
             os.kill(event, signal.SIGSTOP)
             time.sleep(PATIENCE * 2)
             lock.close()
-    assert place.is_served()
-    place.event("stopped")
-    assert not place.is_served()
+    assert testbed.is_served()
+    testbed.event("stopped")
+    assert not testbed.is_served()
     os.kill(event, signal.SIGCONT)
     eventually(lambda: not children(server.pid), "the event has ended")
-    assert not place.is_served()
-    assert place.is_whole()
-    assert state.uuids(place.lab.run_dir) == set()
+    assert not testbed.is_served()
+    assert testbed.is_whole()
+    assert state.uuids(testbed.lab.run_dir) == set()
 
 
-def test_event_that_the_hook_has_given_up_is_queued_once(place: Place) -> None:
+def test_event_that_the_hook_has_given_up_is_queued_once(testbed: HandoverTestbed) -> None:
     """The lock is held for longer than service and hook wait for it."""
     limit = {"LOCK_SECONDS": "1"}
-    place.serve(env=limit)
-    place.event("prepare")
-    with locked(place), place.later("started", env=limit):
+    testbed.serve(env=limit)
+    testbed.event("prepare")
+    with locked(testbed), testbed.later("started", env=limit):
         pass
-    assert len(state.rows(place.lab.run_dir, "SELECT uuid FROM queued")) == 1
-    place.event("reconnect")
-    assert place.is_served()
-    assert place.is_whole()
+    assert len(state.rows(testbed.lab.run_dir, "SELECT uuid FROM queued")) == 1
+    testbed.event("reconnect")
+    assert testbed.is_served()
+    assert testbed.is_whole()
 
 
-def test_service_loads_nothing_for_an_event(place: Place) -> None:
+def test_service_loads_nothing_for_an_event(testbed: HandoverTestbed) -> None:
     """What the service has not loaded is loaded for each event anew."""
     program = f"""
 import sys
@@ -305,17 +307,17 @@ for operation, sub in {[(name, PHASES[name][0]) for name in ("prepare", "started
 print(*sorted(set(sys.modules) - before))
 """
     argv = ["/usr/bin/python3", "-I", "-c", program]
-    assert place.lab.host.run(argv, stdin=domain("web", WEB), env=place.env).out.split() == []
+    assert testbed.lab.host.run(argv, stdin=domain("web", WEB), env=testbed.env).out.split() == []
 
 
-def test_fifty_starts_while_the_service_is_restarted(place: Place) -> None:
+def test_fifty_starts_while_the_service_is_restarted(testbed: HandoverTestbed) -> None:
     """Each event is done once, by the service or by its hook; the table is that of all guests."""
-    over, crowd = threading.Event(), Crowd(place.lab)
+    over, guests = threading.Event(), ManyGuests(testbed.lab)
 
     def restart() -> None:
-        servers = [place.serve()]
+        servers = [testbed.serve()]
         while not over.wait(0.15):
-            servers.append(place.serve())
+            servers.append(testbed.serve())
             # One in two is killed with all its events, the others finish theirs.
             victims = children(servers[-2].pid) if len(servers) % 2 else []
             servers[-2].process.kill()
@@ -325,8 +327,8 @@ def test_fifty_starts_while_the_service_is_restarted(place: Place) -> None:
 
     with ThreadPoolExecutor(1) as pool:
         restarting = pool.submit(restart)
-        crowd.all(range(50), "prepare", "started")
+        guests.all(range(50), "prepare", "started")
         over.set()
         restarting.result()
-    crowd.all((0,), "reconnect")
-    crowd.assert_right(range(50))
+    guests.all((0,), "reconnect")
+    guests.assert_right(range(50))

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import pytest
 
-from netns.support import FAMILIES, GUESTS, SILENCE, V4, Cast, Family, told, who
+from netns.support import FAMILIES, GUESTS, SILENCE, V4, Family, Topology, told, who
 from support.xml import port_forward, uuid_of
 
 pytestmark = pytest.mark.root
@@ -18,53 +18,53 @@ KINDS = [(family, proto) for family in FAMILIES for proto in ("tcp", "udp")]
 ISOLATED = 'isolate="yes"'
 
 
-def start(cast: Cast) -> None:
+def start(topo: Topology) -> None:
     forwards = [port_forward("8080:80", proto=proto) for proto in ("tcp", "udp")]
-    cast.scene.start("web", *forwards, attributes=ISOLATED)
-    cast.scene.start("db", port_forward("8081:80"))
+    topo.testbed.start("web", *forwards, attributes=ISOLATED)
+    topo.testbed.start("db", port_forward("8081:80"))
 
 
-def test_from_outside_only_declared_forwards_lead_in(cast: Cast) -> None:
-    assert [who(cast.client, family.guest(200), 80, proto) for family, proto in KINDS] == ["web"] * 4
-    start(cast)
+def test_from_outside_only_declared_forwards_lead_in(topo: Topology) -> None:
+    assert [who(topo.client, family.guest(200), 80, proto) for family, proto in KINDS] == ["web"] * 4
+    start(topo)
     for family, proto in KINDS:
-        for place in (cast.client, cast.client2, cast.far):
+        for ns in (topo.client, topo.client2, topo.far):
             for port in (80, 5000):
-                assert cast.silent(place, family.guest(200), port, proto)
-            assert who(place, family.host, 8080, proto) == "web"
-        assert who(cast.client, family.guest(201), 80, proto) == "db"
-    cast.scene.stop("web")
-    assert [who(cast.client, family.guest(200), 80, proto) for family, proto in KINDS] == ["web"] * 4
+                assert topo.silent(ns, family.guest(200), port, proto)
+            assert who(ns, family.host, 8080, proto) == "web"
+        assert who(topo.client, family.guest(201), 80, proto) == "db"
+    topo.testbed.stop("web")
+    assert [who(topo.client, family.guest(200), 80, proto) for family, proto in KINDS] == ["web"] * 4
 
 
-def test_its_own_network_and_the_host_still_reach_it(cast: Cast) -> None:
-    start(cast)
+def test_its_own_network_and_the_host_still_reach_it(topo: Topology) -> None:
+    start(topo)
     for family, proto in KINDS:
         web = family.guest(200)
-        assert told(cast.db, web, 5000, proto) == ("web", family.guest(201), 5000)
-        assert told(cast.host, web, 5000, proto) == ("web", family.gateway, 5000)
-        for place in (cast.web, cast.db):
-            assert told(place, family.host, 8080, proto) == ("web", family.gateway, 80)
+        assert told(topo.db, web, 5000, proto) == ("web", family.guest(201), 5000)
+        assert told(topo.host, web, 5000, proto) == ("web", family.gateway, 5000)
+        for ns in (topo.web, topo.db):
+            assert told(ns, family.host, 8080, proto) == ("web", family.gateway, 80)
 
 
-def test_what_it_opens_itself_is_answered(cast: Cast) -> None:
-    start(cast)
+def test_what_it_opens_itself_is_answered(topo: Topology) -> None:
+    start(topo)
     for family, proto in KINDS:
         far = {4: "10.20.0.5", 6: "fd20:20::5"}[family.version]
-        with cast.client.serve(proto, 9999, name="client"), cast.host.serve(proto, 9998, name="host"):
-            assert told(cast.web, family.client, 9999, proto) == ("client", family.guest(200), 9999)
-            assert told(cast.web, family.gateway, 9998, proto)[0] == "host"
-        assert told(cast.web, far, 80, proto) == ("far", family.guest(200), 80)
+        with topo.client.serve(proto, 9999, name="client"), topo.host.serve(proto, 9998, name="host"):
+            assert told(topo.web, family.client, 9999, proto) == ("client", family.guest(200), 9999)
+            assert told(topo.web, family.gateway, 9998, proto)[0] == "host"
+        assert told(topo.web, far, 80, proto) == ("far", family.guest(200), 80)
 
 
-def test_isolation_without_any_forward(cast: Cast) -> None:
-    cast.scene.start("web", attributes=ISOLATED)
+def test_isolation_without_any_forward(topo: Topology) -> None:
+    topo.testbed.start("web", attributes=ISOLATED)
     for family in FAMILIES:
-        assert cast.silent(cast.client, family.guest(200), 80)
-        assert who(cast.db, family.guest(200), 80) == "web"
-        assert who(cast.host, family.guest(200), 80) == "web"
-        with cast.client.serve("tcp", 9999, name="client"):
-            assert who(cast.web, family.client, 9999) == "client"
+        assert topo.silent(topo.client, family.guest(200), 80)
+        assert who(topo.db, family.guest(200), 80) == "web"
+        assert who(topo.host, family.guest(200), 80) == "web"
+        with topo.client.serve("tcp", 9999, name="client"):
+            assert who(topo.web, family.client, 9999) == "client"
 
 
 class Unknown(NamedTuple):
@@ -76,95 +76,95 @@ class Unknown(NamedTuple):
 
 
 @pytest.fixture(params=["declared", "nothing known"])
-def unknown(cast: Cast, request: pytest.FixtureRequest) -> Iterator[list[Unknown]]:
+def unknown(topo: Topology, request: pytest.FixtureRequest) -> Iterator[list[Unknown]]:
     """Have the guest at more addresses than are declared, or declare none at all."""
-    cast.web.ip("address add 10.10.0.77/24 dev eth0", "address add fd10:10::f00d:77/64 dev eth0 nodad")
+    topo.web.ip("address add 10.10.0.77/24 dev eth0", "address add fd10:10::f00d:77/64 dev eth0 nodad")
     added = {4: "10.10.0.77", 6: "fd10:10::f00d:77"}
     # A server on one address answers from there.
     servers = [
-        cast.web.serve(proto, 7777, name="web", address=address)
+        topo.web.serve(proto, 7777, name="web", address=address)
         for address, proto in itertools.product(added.values(), ("tcp", "udp"))
     ]
     for address, proto in itertools.product(added.values(), ("tcp", "udp")):
-        assert who(cast.client, address, 7777, proto) == "web", "it is open without isolation"
+        assert who(topo.client, address, 7777, proto) == "web", "it is open without isolation"
     known = "" if request.param == "nothing known" else None
-    start_isolated(cast, known)
+    start_isolated(topo, known)
     try:
         far = {4: "10.20.0.5", 6: "fd20:20::5"}
         yield [Unknown(added[family.version], family.client, far[family.version]) for family in FAMILIES]
     finally:
         for server in servers:
             server.close()
-        cast.web.ip("address del 10.10.0.77/24 dev eth0", "address del fd10:10::f00d:77/64 dev eth0")
+        topo.web.ip("address del 10.10.0.77/24 dev eth0", "address del fd10:10::f00d:77/64 dev eth0")
 
 
-def start_isolated(cast: Cast, hosts: str | None) -> None:
+def start_isolated(topo: Topology, hosts: str | None) -> None:
     """Start the guest with the addresses that the lab declares, or with those in ``hosts``.
 
     The kernel may have just heard of the others.
     """
     for _ in range(5):
-        cast.host.run(["ip", "neigh", "flush", "all"])
-        with cast.scene.declaring("web", hosts):
-            cast.scene.start("web", port_forward("8080:80"), attributes=ISOLATED)
-        if not re.search(r"10\.10\.0\.77|f00d:77", cast.scene.table()):
+        topo.host.run(["ip", "neigh", "flush", "all"])
+        with topo.testbed.declaring("web", hosts):
+            topo.testbed.start("web", port_forward("8080:80"), attributes=ISOLATED)
+        if not re.search(r"10\.10\.0\.77|f00d:77", topo.testbed.table()):
             return
-        cast.scene.stop("web")
+        topo.testbed.stop("web")
     pytest.fail("the address is known")
 
 
-def test_no_connection_to_an_unknown_address_is_answered(cast: Cast, unknown: list[Unknown]) -> None:
+def test_no_connection_to_an_unknown_address_is_answered(topo: Topology, unknown: list[Unknown]) -> None:
     for item in unknown:
-        for place, proto in itertools.product((cast.client, cast.client2, cast.far), ("tcp", "udp")):
-            assert place.ask(item.address, 7777, proto, timeout=SILENCE) is None
+        for ns, proto in itertools.product((topo.client, topo.client2, topo.far), ("tcp", "udp")):
+            assert ns.ask(item.address, 7777, proto, timeout=SILENCE) is None
         # Nothing of TCP gets as far as a program.
-        assert cast.silent(cast.client, item.address, 80)
+        assert topo.silent(topo.client, item.address, 80)
 
 
-def test_unknown_address_is_reached_on_its_own_network(cast: Cast, unknown: list[Unknown]) -> None:
+def test_unknown_address_is_reached_on_its_own_network(topo: Topology, unknown: list[Unknown]) -> None:
     for item in unknown:
-        for place, proto in itertools.product((cast.db, cast.host), ("tcp", "udp")):
-            assert who(place, item.address, 7777, proto) == "web"
+        for ns, proto in itertools.product((topo.db, topo.host), ("tcp", "udp")):
+            assert who(ns, item.address, 7777, proto) == "web"
 
 
-def test_what_an_unknown_address_opens_is_answered(cast: Cast, unknown: list[Unknown]) -> None:
+def test_what_an_unknown_address_opens_is_answered(topo: Topology, unknown: list[Unknown]) -> None:
     for item in unknown:
         for proto in ("tcp", "udp"):
-            with cast.client.serve(proto, 9999, name="client"):
-                assert who(cast.web, item.client, 9999, proto, source=item.address) == "client"
-            assert who(cast.web, item.far, 80, proto, source=item.address) == "far"
+            with topo.client.serve(proto, 9999, name="client"):
+                assert who(topo.web, item.client, 9999, proto, source=item.address) == "client"
+            assert who(topo.web, item.far, 80, proto, source=item.address) == "far"
 
 
-def test_isolation_of_a_guest_of_which_nothing_is_known(cast: Cast) -> None:
+def test_isolation_of_a_guest_of_which_nothing_is_known(topo: Topology) -> None:
     """From the first moment, and until its stop; the guest beside it is as open as ever."""
-    start_isolated(cast, "")
+    start_isolated(topo, "")
     for family in FAMILIES:
-        assert cast.silent(cast.client, family.guest(200), 80)
-        assert who(cast.client, family.guest(201), 80) == "db"
-    cast.scene.stop("web")
+        assert topo.silent(topo.client, family.guest(200), 80)
+        assert who(topo.client, family.guest(201), 80) == "db"
+    topo.testbed.stop("web")
     for family in FAMILIES:
-        assert who(cast.client, family.guest(200), 80) == "web"
+        assert who(topo.client, family.guest(200), 80) == "web"
 
 
-def test_another_guest_of_the_hardware_address_keeps_its_isolation(cast: Cast) -> None:
+def test_another_guest_of_the_hardware_address_keeps_its_isolation(topo: Topology) -> None:
     """A clone that stops does not open the original."""
-    start_isolated(cast, "")
-    with cast.scene.declaring("db", ""), cast.scene.at_mac("db", GUESTS["web"]):
-        cast.scene.start("db", attributes=ISOLATED)
-        cast.scene.stop("db")
+    start_isolated(topo, "")
+    with topo.testbed.declaring("db", ""), topo.testbed.at_mac("db", GUESTS["web"]):
+        topo.testbed.start("db", attributes=ISOLATED)
+        topo.testbed.stop("db")
     for family in FAMILIES:
-        assert cast.silent(cast.client, family.guest(200), 80)
+        assert topo.silent(topo.client, family.guest(200), 80)
 
 
-def test_a_person_s_own_accept_does_not_open_it(cast: Cast) -> None:
-    cast.host.nft("table inet mine { chain forward { type filter hook forward priority -10; accept; }; }")
+def test_a_person_s_own_accept_does_not_open_it(topo: Topology) -> None:
+    topo.host.nft("table inet mine { chain forward { type filter hook forward priority -10; accept; }; }")
     try:
-        start(cast)
+        start(topo)
         for family in FAMILIES:
-            assert cast.silent(cast.client, family.guest(200), 80)
-            assert who(cast.client, family.host, 8080) == "web"
+            assert topo.silent(topo.client, family.guest(200), 80)
+            assert who(topo.client, family.host, 8080) == "web"
     finally:
-        cast.host.nft("delete table inet mine")
+        topo.host.nft("delete table inet mine")
 
 
 COUNTER = re.compile(
@@ -172,10 +172,10 @@ COUNTER = re.compile(
 )
 
 
-def counted(cast: Cast, name: str) -> dict[str, tuple[int, int]]:
+def counted(topo: Topology, name: str) -> dict[str, tuple[int, int]]:
     """Return packets and bytes in a guest's forward chain, by first port and the source or address asked."""
     chain = f"forward-{name}-{uuid_of(name)[:8]}"
-    listed = cast.host.run(["nft", "list", "chain", "inet", "virt-forward", chain]).out
+    listed = topo.host.run(["nft", "list", "chain", "inet", "virt-forward", chain]).out
     found: dict[str, tuple[int, int]] = {}
     for port, limit, packets, size in COUNTER.findall(listed):
         key = f"{port} {limit}".strip()
@@ -203,24 +203,24 @@ def asked_of(way: str, family: Family) -> list[tuple[str, str, int]]:
     return asked
 
 
-def test_a_counter_for_every_forward_counts_both_directions(cast: Cast) -> None:
-    cast.scene.start("web", *COUNTED)
-    before = counted(cast, "web")
+def test_a_counter_for_every_forward_counts_both_directions(topo: Topology) -> None:
+    topo.testbed.start("web", *COUNTED)
+    before = counted(topo, "web")
     assert list(before.values()) == [(0, 0)] * len(COUNTED)
     for way, family in itertools.product(("client", "web", "db", "far"), FAMILIES):
         for key, address, port in asked_of(way, family):
-            assert who(getattr(cast, way), address, port, "udp") == "web"
-            now = counted(cast, "web")
+            assert who(getattr(topo, way), address, port, "udp") == "web"
+            now = counted(topo, "web")
             assert {at: now[at][0] - before[at][0] for at in now if now[at] != before[at]} == {key: 2}
             assert now[key][1] - before[key][1] > 2 * 28
             before = now
 
 
-def test_counters_live_through_the_changes_of_others(cast: Cast) -> None:
-    cast.scene.start("web", *COUNTED)
-    assert who(cast.client, V4.host, 8080, "udp") == "web"
-    before = counted(cast, "web")
-    cast.scene.start("db", port_forward("8081:80"))
-    cast.scene.stop("db")
-    cast.scene.event("web", "reconnect", *COUNTED)
-    assert counted(cast, "web") == before
+def test_counters_live_through_the_changes_of_others(topo: Topology) -> None:
+    topo.testbed.start("web", *COUNTED)
+    assert who(topo.client, V4.host, 8080, "udp") == "web"
+    before = counted(topo, "web")
+    topo.testbed.start("db", port_forward("8081:80"))
+    topo.testbed.stop("db")
+    topo.testbed.event("web", "reconnect", *COUNTED)
+    assert counted(topo, "web") == before

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from netns.support import ANSWERED, V4, V6, Cast, Crowd, silent, who
+from netns.support import ANSWERED, V4, V6, Servers, Topology, silent, who
 from support.netns import UPLINK, UPLINK2
 from support.payload import socket_in
 from support.xml import Nic, domain, forwards, port_forward
@@ -74,14 +74,14 @@ CASES = [
 
 
 @contextlib.contextmanager
-def listening(cast: Cast, case: Case) -> Iterator[None]:
+def listening(topo: Topology, case: Case) -> Iterator[None]:
     """Run a program of an own name on the host, as only a process has one."""
-    program = cast.scene.lab.dir / "mysshd"
+    program = topo.testbed.lab.dir / "mysshd"
     program.write_text(PROGRAM)
     program.chmod(stat.S_IRWXU)
-    log = Path(cast.scene.lab.dir, "mysshd.log")
+    log = Path(topo.testbed.lab.dir, "mysshd.log")
     log.write_text("")
-    process = cast.host.background(
+    process = topo.host.background(
         [program, case.host, case.kind, case.only, case.device, *map(str, PORTS)], log
     )
     try:
@@ -91,20 +91,20 @@ def listening(cast: Cast, case: Case) -> Iterator[None]:
         process.end()
 
 
-def taken(cast: Cast, case: Case, more: str = "") -> dict[int, str]:
+def taken(topo: Topology, case: Case, more: str = "") -> dict[int, str]:
     """Return by port what a start with every kind of limit is told; ``more`` attributes limit all of them."""
     declared = [
         port_forward(str(port), proto=case.kind, attributes=f"{limits} {more}")
         for port, limits in PORTS.items()
     ]
-    errors = cast.scene.event("web", "prepare", *declared, check=False).err
+    errors = topo.testbed.event("web", "prepare", *declared, check=False).err
     return {port: line for port in PORTS for line in errors.splitlines() if f"/{port} is taken by" in line}
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.kind}-{case.host}")
-def test_listener_refuses_forwards_that_would_take_its_connections(cast: Cast, case: Case) -> None:
-    with listening(cast, case):
-        errors = taken(cast, case)
+def test_listener_refuses_forwards_that_would_take_its_connections(topo: Topology, case: Case) -> None:
+    with listening(topo, case):
+        errors = taken(topo, case)
     assert tuple(PORTS[port] for port in errors) == case.against
     for port, line in errors.items():
         expected = (
@@ -113,28 +113,30 @@ def test_listener_refuses_forwards_that_would_take_its_connections(cast: Cast, c
         assert line.endswith(expected)
 
 
-def test_listener_on_ipv6_only_does_not_refuse_ipv4(cast: Cast) -> None:
+def test_listener_on_ipv6_only_does_not_refuse_ipv4(topo: Topology) -> None:
     case = Case("::", (ANY, AT6, FROM6), "1")
-    with listening(cast, case):
-        assert tuple(PORTS[port] for port in taken(cast, case)) == case.against
+    with listening(topo, case):
+        assert tuple(PORTS[port] for port in taken(topo, case)) == case.against
 
 
-def test_listener_of_other_protocol_is_no_conflict(cast: Cast) -> None:
-    with listening(cast, Case("0.0.0.0", ())):
-        cast.scene.event("web", "prepare", *(port_forward("2222", proto=proto) for proto in ("udp", "sctp")))
+def test_listener_of_other_protocol_is_no_conflict(topo: Topology) -> None:
+    with listening(topo, Case("0.0.0.0", ())):
+        topo.testbed.event(
+            "web", "prepare", *(port_forward("2222", proto=proto) for proto in ("udp", "sctp"))
+        )
 
 
-def test_range_with_listener_is_refused(cast: Cast) -> None:
-    with listening(cast, Case("0.0.0.0", ())):
-        errors = cast.scene.refused("web", port_forward("2000-3000"))
+def test_range_with_listener_is_refused(topo: Topology) -> None:
+    with listening(topo, Case("0.0.0.0", ())):
+        errors = topo.testbed.refused("web", port_forward("2000-3000"))
         assert "is taken by mysshd on the host, which listens on 0.0.0.0" in errors
-        cast.scene.event("web", "prepare", port_forward("2000-3000", "!2222-2227"))
+        topo.testbed.event("web", "prepare", port_forward("2000-3000", "!2222-2227"))
 
 
-def test_connected_socket_is_no_listener(cast: Cast) -> None:
-    with cast.client.serve("tcp", 9999), cast.host.conversation(V4.client, 9999, sport=2222) as talk:
+def test_connected_socket_is_no_listener(topo: Topology) -> None:
+    with topo.client.serve("tcp", 9999), topo.host.conversation(V4.client, 9999, sport=2222) as talk:
         assert talk.ask() is not None
-        cast.scene.event("web", "prepare", port_forward("2222"))
+        topo.testbed.event("web", "prepare", port_forward("2222"))
 
 
 @pytest.mark.parametrize(
@@ -152,21 +154,21 @@ def test_connected_socket_is_no_listener(cast: Cast) -> None:
     ids=str,
 )
 def test_listener_on_other_device_than_dev_is_no_conflict(
-    cast: Cast, case: Case, dev: str, against: tuple[str, ...]
+    topo: Topology, case: Case, dev: str, against: tuple[str, ...]
 ) -> None:
-    with listening(cast, case):
-        errors = taken(cast, case, f'dev="{dev}"')
+    with listening(topo, case):
+        errors = taken(topo, case, f'dev="{dev}"')
     assert tuple(PORTS[port] for port in errors) == against
 
 
-def test_socket_on_other_device_keeps_connections_with_dev(cast: Cast) -> None:
-    with contextlib.closing(socket_in(cast.host.path, socket.AF_INET, "udp")) as server:
+def test_socket_on_other_device_keeps_connections_with_dev(topo: Topology) -> None:
+    with contextlib.closing(socket_in(topo.host.path, socket.AF_INET, "udp")) as server:
         server.settimeout(ANSWERED)
         server.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, UPLINK2.encode())
         server.bind(("0.0.0.0", 5353))
-        cast.scene.start("web", port_forward("5353:80", proto="udp", attributes=f'dev="{UPLINK}"'))
-        assert who(cast.client, V4.host, 5353, "udp") == "web"
-        with contextlib.closing(socket_in(cast.client2.path, socket.AF_INET, "udp")) as other:
+        topo.testbed.start("web", port_forward("5353:80", proto="udp", attributes=f'dev="{UPLINK}"'))
+        assert who(topo.client, V4.host, 5353, "udp") == "web"
+        with contextlib.closing(socket_in(topo.client2.path, socket.AF_INET, "udp")) as other:
             other.sendto(b"hello", (V4.second_host, 5353))
             assert server.recv(100) == b"hello"
 
@@ -182,43 +184,43 @@ def test_socket_on_other_device_keeps_connections_with_dev(cast: Cast) -> None:
     ids=str,
 )
 def test_listener_on_ipv6_only_is_no_conflict_for_ipv4_guest(
-    cast: Cast, case: Case, against: tuple[str, ...]
+    topo: Topology, case: Case, against: tuple[str, ...]
 ) -> None:
-    with bridge4(cast) as bridge, listening(cast, case):
+    with bridge4(topo) as bridge, listening(topo, case):
         declared = (port_forward(str(port), attributes=limits) for port, limits in PORTS.items())
         text = domain("four", forwards(*declared), [Nic(bridge, "52:54:00:00:00:44")], "prepare")
-        errors = cast.scene.lab.hook("qemu", "four", "prepare", xml=text, check=False).err
+        errors = topo.testbed.lab.hook("qemu", "four", "prepare", xml=text, check=False).err
     found = [limits for port, limits in PORTS.items() if f"/{port} is taken by" in errors]
     assert tuple(found) == against
 
 
 @contextlib.contextmanager
-def bridge4(cast: Cast) -> Iterator[str]:
+def bridge4(topo: Topology) -> Iterator[str]:
     """Create a bridge on which the host has IPv4 only."""
-    cast.scene.lab.add_bridge("virbr4", "10.40.0.1/24")
+    topo.testbed.lab.add_bridge("virbr4", "10.40.0.1/24")
     try:
         yield "virbr4"
     finally:
-        cast.host.ip("link del virbr4")
+        topo.host.ip("link del virbr4")
 
 
 CLIENT_PORT = 40000
 
 
 @pytest.fixture
-def client_socket(cast: Cast) -> Iterator[socket.socket]:
+def client_socket(topo: Topology) -> Iterator[socket.socket]:
     """The socket of a UDP client on the host; the kernel chooses its port, of which there is only one."""
-    before = cast.host.run(["sysctl", "-n", RANGE]).out.split()
-    cast.host.sysctl(RANGE, f"{CLIENT_PORT} {CLIENT_PORT}")
+    before = topo.host.run(["sysctl", "-n", RANGE]).out.split()
+    topo.host.sysctl(RANGE, f"{CLIENT_PORT} {CLIENT_PORT}")
     try:
         with (
-            contextlib.closing(cast.client.serve("udp", 9999, name="resolver")),
-            contextlib.closing(socket_in(cast.host.path, socket.AF_INET, "udp")) as sock,
+            contextlib.closing(topo.client.serve("udp", 9999, name="resolver")),
+            contextlib.closing(socket_in(topo.host.path, socket.AF_INET, "udp")) as sock,
         ):
             sock.settimeout(ANSWERED)
             yield sock
     finally:
-        cast.host.sysctl(RANGE, " ".join(before))
+        topo.host.sysctl(RANGE, " ".join(before))
 
 
 RANGE = "net.ipv4.ip_local_port_range"
@@ -231,18 +233,18 @@ def gets_answer(sock: socket.socket) -> bool:
 
 
 def test_udp_client_does_not_refuse_start_and_keeps_its_answers(
-    cast: Cast, client_socket: socket.socket
+    topo: Topology, client_socket: socket.socket
 ) -> None:
     assert gets_answer(client_socket)
     assert client_socket.getsockname()[1] == CLIENT_PORT
-    cast.scene.start("web", port_forward(f"{CLIENT_PORT}:80", proto="udp"))
-    assert who(cast.client, V4.host, CLIENT_PORT, "udp") == "web"
+    topo.testbed.start("web", port_forward(f"{CLIENT_PORT}:80", proto="udp"))
+    assert who(topo.client, V4.host, CLIENT_PORT, "udp") == "web"
     assert gets_answer(client_socket)
 
 
 @pytest.mark.parametrize("whole", [True, False])
 def test_wide_forward_excludes_port_of_udp_client(
-    cast: Cast, client_socket: socket.socket, whole: bool
+    topo: Topology, client_socket: socket.socket, whole: bool
 ) -> None:
     assert gets_answer(client_socket)
     declared = (
@@ -250,24 +252,24 @@ def test_wide_forward_excludes_port_of_udp_client(
         if whole
         else port_forward(f"80-{CLIENT_PORT + 1}", proto="udp")
     )
-    with cast.web.serve("udp", CLIENT_PORT - 1, CLIENT_PORT, CLIENT_PORT + 1, name="web") as server:
-        cast.scene.start("web", declared)
-        assert [who(cast.client, V4.host, port, "udp") for port in (39999, 40001)] == ["web", "web"]
-        assert silent(cast.client, V4.host, 40000, "udp", Crowd([server]))
+    with topo.web.serve("udp", CLIENT_PORT - 1, CLIENT_PORT, CLIENT_PORT + 1, name="web") as server:
+        topo.testbed.start("web", declared)
+        assert [who(topo.client, V4.host, port, "udp") for port in (39999, 40001)] == ["web", "web"]
+        assert silent(topo.client, V4.host, 40000, "udp", Servers([server]))
 
 
-def test_udp_client_does_not_take_port_of_running_guest(cast: Cast, client_socket: socket.socket) -> None:
+def test_udp_client_does_not_take_port_of_running_guest(topo: Topology, client_socket: socket.socket) -> None:
     declared = port_forward(f"{CLIENT_PORT}-{CLIENT_PORT + 1}:80", proto="udp")
-    cast.scene.start("web", declared)
+    topo.testbed.start("web", declared)
     assert gets_answer(client_socket)
-    cast.scene.event("web", "reconnect", declared)
-    assert who(cast.client, V4.host, CLIENT_PORT, "udp") == "web"
+    topo.testbed.event("web", "reconnect", declared)
+    assert who(topo.client, V4.host, CLIENT_PORT, "udp") == "web"
 
 
-def test_server_in_local_port_range_is_listener(cast: Cast) -> None:
-    with contextlib.closing(socket_in(cast.host.path, socket.AF_INET, "udp")) as server:
+def test_server_in_local_port_range_is_listener(topo: Topology) -> None:
+    with contextlib.closing(socket_in(topo.host.path, socket.AF_INET, "udp")) as server:
         server.bind(("0.0.0.0", 51820))
         for ports in ("51820", "51000-52000"):
-            assert "host port udp/51820 is taken by" in cast.scene.refused(
+            assert "host port udp/51820 is taken by" in topo.testbed.refused(
                 "web", port_forward(ports, proto="udp")
             )

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from netns.support import FAMILIES, PROTOS, Crowd, Family, Scene, silent, told
+from netns.support import FAMILIES, PROTOS, Family, Servers, Testbed, silent, told
 from support import netns
 from support.netns import Ns
 from support.xml import port_forward
@@ -64,22 +64,22 @@ def declared() -> list[str]:
 
 
 @dataclass(frozen=True)
-class Stage:
-    scene: Scene
+class Topology:
+    testbed: Testbed
     places: dict[str, Ns]
-    crowd: Crowd
+    servers: Servers
 
 
 @pytest.fixture(scope="module")
-def stage() -> Iterator[Stage]:
+def topo() -> Iterator[Topology]:
     with netns.lab() as lab:
-        scene = Scene(lab)
-        scene.second_addresses()
-        web, db = scene.guest("web", 200), scene.guest("db", 201)
-        crowd = Crowd()
-        crowd.serve(web, EVERY_PORT)
-        scene.start("web", *declared())
-        yield Stage(scene, {"LAN": lab.client, "host": lab.host, "itself": web, "sibling": db}, crowd)
+        testbed = Testbed(lab)
+        testbed.second_addresses()
+        web, db = testbed.guest("web", 200), testbed.guest("db", 201)
+        servers = Servers()
+        servers.serve(web, EVERY_PORT)
+        testbed.start("web", *declared())
+        yield Topology(testbed, {"LAN": lab.client, "host": lab.host, "itself": web, "sibling": db}, servers)
 
 
 def seen_source(way: str, family: Family, asked: str) -> str:
@@ -91,18 +91,18 @@ def seen_source(way: str, family: Family, asked: str) -> str:
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("proto", PROTOS)
 @pytest.mark.parametrize("family", FAMILIES, ids=str)
-def test_cell(stage: Stage, family: Family, proto: str, shape: Shape, way: str) -> None:
+def test_cell(topo: Topology, family: Family, proto: str, shape: Shape, way: str) -> None:
     address = family.extra if shape.whole else family.host
-    place, expected = stage.places[way], seen_source(way, family, address)
+    ns, expected = topo.places[way], seen_source(way, family, address)
     for port, to in shape.works:
-        assert told(place, address, port, proto) == ("web", expected, to)
+        assert told(ns, address, port, proto) == ("web", expected, to)
     for port in shape.closed:
-        assert silent(place, address, port, proto, stage.crowd), port
+        assert silent(ns, address, port, proto, topo.servers), port
 
 
 @pytest.mark.parametrize("proto", PROTOS)
 @pytest.mark.parametrize("family", FAMILIES, ids=str)
-def test_a_whole_address_leaves_the_others_alone(stage: Stage, family: Family, proto: str) -> None:
-    assert told(stage.places["LAN"], family.extra, 65535, proto)[0] == "web"
-    assert silent(stage.places["LAN"], family.host, 65535, proto, stage.crowd)
-    assert silent(stage.places["LAN"], family.gateway, 65535, proto, stage.crowd)
+def test_a_whole_address_leaves_the_others_alone(topo: Topology, family: Family, proto: str) -> None:
+    assert told(topo.places["LAN"], family.extra, 65535, proto)[0] == "web"
+    assert silent(topo.places["LAN"], family.host, 65535, proto, topo.servers)
+    assert silent(topo.places["LAN"], family.gateway, 65535, proto, topo.servers)

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.root
 
 
 @pytest.fixture(scope="module")
-def place() -> Iterator[netns.Ns]:
+def ns() -> Iterator[netns.Ns]:
     """A network namespace without anything in it."""
     made = netns.Ns(f"{netns.PREFIX}contract")
     try:
@@ -27,7 +27,7 @@ def place() -> Iterator[netns.Ns]:
 @pytest.fixture(autouse=True)
 def _nft_runs_there(place: netns.Ns, monkeypatch: pytest.MonkeyPatch) -> None:
     def run(argv: Sequence[str], *more: Any, **named: Any) -> process.Result:
-        return process.run(["ip", "netns", "exec", place.name, *argv], *more, **named)
+        return process.run(["ip", "netns", "exec", ns.name, *argv], *more, **named)
 
     monkeypatch.setattr(nft, "run", run)
 

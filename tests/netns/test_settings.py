@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from netns.support import FAMILIES, PROTOS, V4, Cast, Family, Scene, told, who
+from netns.support import FAMILIES, PROTOS, V4, Family, Testbed, Topology, told, who
 from support import netns
 from support.xml import port_forward
 
@@ -15,90 +15,90 @@ EVERY_PROTO = [port_forward("8080:80", proto=proto) for proto in ("tcp", "udp")]
 
 
 @both
-def test_uplinks(cast: Cast, family: Family) -> None:
-    cast.scene.lab.configure('[forward]\nuplinks = ["enp1s0"]\n')
-    cast.scene.start("web", *EVERY_PROTO)
+def test_uplinks(topo: Topology, family: Family) -> None:
+    topo.testbed.lab.configure('[forward]\nuplinks = ["enp1s0"]\n')
+    topo.testbed.start("web", *EVERY_PROTO)
     for proto in ("tcp", "udp"):
-        assert told(cast.client, family.host, 8080, proto) == ("web", family.client, 80)
-        assert told(cast.client, family.second_host, 8080, proto) == ("web", family.client, 80)
-        for place in (cast.host, cast.web, cast.db):
+        assert told(topo.client, family.host, 8080, proto) == ("web", family.client, 80)
+        assert told(topo.client, family.second_host, 8080, proto) == ("web", family.client, 80)
+        for place in (topo.host, topo.web, topo.db):
             assert who(place, family.host, 8080, proto) == "web"
         for address in (family.host, family.second_host):
-            assert cast.silent(cast.client2, address, 8080, proto)
-            assert cast.silent(cast.far, address, 8080, proto)
+            assert topo.silent(topo.client2, address, 8080, proto)
+            assert topo.silent(topo.far, address, 8080, proto)
 
 
-def test_a_device_that_is_no_uplink_is_refused(cast: Cast) -> None:
-    cast.scene.lab.configure('[forward]\nuplinks = ["enp1s0"]\n')
-    said = cast.scene.refused("web", port_forward("8080:80", attributes='dev="enp2s0"'))
+def test_a_device_that_is_no_uplink_is_refused(topo: Topology) -> None:
+    topo.testbed.lab.configure('[forward]\nuplinks = ["enp1s0"]\n')
+    said = topo.testbed.refused("web", port_forward("8080:80", attributes='dev="enp2s0"'))
     assert 'dev="enp2s0" is not among the uplinks of the configuration, which are enp1s0' in said
 
 
 @both
-def test_without_hairpin(cast: Cast, family: Family) -> None:
-    cast.scene.lab.configure("[forward]\nhairpin = false\n")
-    cast.scene.start("web", *EVERY_PROTO)
+def test_without_hairpin(topo: Topology, family: Family) -> None:
+    topo.testbed.lab.configure("[forward]\nhairpin = false\n")
+    topo.testbed.start("web", *EVERY_PROTO)
     for proto in ("tcp", "udp"):
-        assert told(cast.client, family.host, 8080, proto) == ("web", family.client, 80)
-        assert told(cast.host, family.host, 8080, proto) == ("web", family.host, 80)
-        assert who(cast.far, family.host, 8080, proto) == "web"
-        for place in (cast.web, cast.db):
-            assert cast.silent(place, family.host, 8080, proto)
+        assert told(topo.client, family.host, 8080, proto) == ("web", family.client, 80)
+        assert told(topo.host, family.host, 8080, proto) == ("web", family.host, 80)
+        assert who(topo.far, family.host, 8080, proto) == "web"
+        for place in (topo.web, topo.db):
+            assert topo.silent(place, family.host, 8080, proto)
 
 
-def test_reserved(cast: Cast) -> None:
-    cast.scene.lab.configure('[policy]\nreserved = ["tcp/8443", "udp/53"]\n')
+def test_reserved(topo: Topology) -> None:
+    topo.testbed.lab.configure('[policy]\nreserved = ["tcp/8443", "udp/53"]\n')
     for ranges in (("8443",), ("8000-9000",), ("8443:80",)):
-        said = cast.scene.refused("web", port_forward(*ranges))
+        said = topo.testbed.refused("web", port_forward(*ranges))
         assert "host port tcp/8443 is reserved by the configuration ([policy] reserved)" in said
-    assert "udp/53 is reserved" in cast.scene.refused("web", port_forward("53", proto="udp"))
-    cast.scene.start("web", port_forward("8443:80", proto="udp"), port_forward("53:80", "22:80"))
-    assert who(cast.client, V4.host, 8443, "udp") == "web"
-    assert who(cast.client, V4.host, 53) == "web"
-    assert who(cast.client, V4.host, 22) == "web"
+    assert "udp/53 is reserved" in topo.testbed.refused("web", port_forward("53", proto="udp"))
+    topo.testbed.start("web", port_forward("8443:80", proto="udp"), port_forward("53:80", "22:80"))
+    assert who(topo.client, V4.host, 8443, "udp") == "web"
+    assert who(topo.client, V4.host, 53) == "web"
+    assert who(topo.client, V4.host, 22) == "web"
 
 
-def test_ssh_is_reserved_unless_said_otherwise(cast: Cast) -> None:
-    assert "host port tcp/22 is reserved" in cast.scene.refused("web", port_forward("22"))
-    cast.scene.start("web", port_forward("22:80", proto="udp"))
+def test_ssh_is_reserved_unless_said_otherwise(topo: Topology) -> None:
+    assert "host port tcp/22 is reserved" in topo.testbed.refused("web", port_forward("22"))
+    topo.testbed.start("web", port_forward("22:80", proto="udp"))
 
 
 @both
-def test_a_whole_address_spares_what_the_host_keeps(cast: Cast, family: Family) -> None:
-    cast.scene.lab.configure('[policy]\nreserved = ["tcp/81"]\n')
-    with cast.host.serve("tcp", 80, name="own"):
-        cast.scene.start("web", port_forward(attributes=f'address="{family.extra}"'))
-        assert told(cast.client, family.extra, 5000)[0] == "web"
-        assert who(cast.client, family.extra, 80) == "own"
-        assert cast.silent(cast.client, family.extra, 81)
+def test_a_whole_address_spares_what_the_host_keeps(topo: Topology, family: Family) -> None:
+    topo.testbed.lab.configure('[policy]\nreserved = ["tcp/81"]\n')
+    with topo.host.serve("tcp", 80, name="own"):
+        topo.testbed.start("web", port_forward(attributes=f'address="{family.extra}"'))
+        assert told(topo.client, family.extra, 5000)[0] == "web"
+        assert who(topo.client, family.extra, 80) == "own"
+        assert topo.silent(topo.client, family.extra, 81)
 
 
-def test_warn_starts_a_guest_whose_forwards_are_wrong(cast: Cast) -> None:
-    cast.scene.lab.configure('[policy]\non_error = "warn"\n')
+def test_warn_starts_a_guest_whose_forwards_are_wrong(topo: Topology) -> None:
+    topo.testbed.lab.configure('[policy]\non_error = "warn"\n')
     wrong = port_forward("0")
     for operation in ("prepare", "started", "reconnect"):
-        done = cast.scene.event("web", operation, wrong, port_forward("8080:80"))
+        done = topo.testbed.event("web", operation, wrong, port_forward("8080:80"))
         assert (done.out, done.err) == ("", "")
-    assert cast.silent(cast.client, V4.host, 8080)
-    assert cast.scene.table() == ""
+    assert topo.silent(topo.client, V4.host, 8080)
+    assert topo.testbed.table() == ""
 
 
-def test_refuse_is_the_default_and_never_later_than_prepare(cast: Cast) -> None:
+def test_refuse_is_the_default_and_never_later_than_prepare(topo: Topology) -> None:
     wrong = port_forward("0")
-    assert 'start="0" is wrong: use a port number from 1 to 65535' in cast.scene.refused("web", wrong)
+    assert 'start="0" is wrong: use a port number from 1 to 65535' in topo.testbed.refused("web", wrong)
     for operation in ("started", "reconnect", "stopped", "release"):
-        done = cast.scene.event("web", operation, wrong)
+        done = topo.testbed.event("web", operation, wrong)
         assert (done.out, done.err) == ("", "")
 
 
-def test_warn_starts_a_guest_less_the_forwards_that_are_taken(cast: Cast) -> None:
-    cast.scene.start("web", port_forward("8080:80"))
-    cast.scene.lab.configure('[policy]\non_error = "warn"\n')
-    cast.scene.start("db", port_forward("8080:80", "8081:80"))
-    assert who(cast.client, V4.host, 8080) == "web"
-    assert who(cast.client, V4.host, 8081) == "db"
-    cast.scene.stop("web")
-    assert who(cast.client, V4.host, 8080) == "db"
+def test_warn_starts_a_guest_less_the_forwards_that_are_taken(topo: Topology) -> None:
+    topo.testbed.start("web", port_forward("8080:80"))
+    topo.testbed.lab.configure('[policy]\non_error = "warn"\n')
+    topo.testbed.start("db", port_forward("8080:80", "8081:80"))
+    assert who(topo.client, V4.host, 8080) == "web"
+    assert who(topo.client, V4.host, 8081) == "db"
+    topo.testbed.stop("web")
+    assert who(topo.client, V4.host, 8080) == "db"
 
 
 BROKEN = [
@@ -111,30 +111,30 @@ BROKEN = [
 
 
 @pytest.mark.parametrize(("text", "said"), BROKEN, ids=lambda value: value.split("\n")[0])
-def test_a_broken_configuration_is_told_by_file_line_and_key(cast: Cast, text: str, said: str) -> None:
-    cast.scene.lab.configure(text)
-    assert f"{cast.scene.lab.config}:{said}" in cast.scene.refused("web", port_forward("8080"))
+def test_a_broken_configuration_is_told_by_file_line_and_key(topo: Topology, text: str, said: str) -> None:
+    topo.testbed.lab.configure(text)
+    assert f"{topo.testbed.lab.config}:{said}" in topo.testbed.refused("web", port_forward("8080"))
 
 
-def test_a_configuration_that_broke_meanwhile_leaves_the_last_one_in_force(cast: Cast) -> None:
-    cast.scene.lab.configure('[forward]\nuplinks = ["enp1s0"]\n')
-    cast.scene.start("web", port_forward("8080:80"))
-    cast.scene.lab.configure("[forward]\nuplinks = 1\n")
-    cast.scene.event("db", "reconnect", port_forward("8081:80"))
-    assert who(cast.client, V4.host, 8081) == "db"
-    assert cast.silent(cast.client2, V4.host, 8081)
-    assert cast.silent(cast.client2, V4.host, 8080)
-    cast.scene.stop("web")
-    assert cast.silent(cast.client, V4.host, 8080)
+def test_a_configuration_that_broke_meanwhile_leaves_the_last_one_in_force(topo: Topology) -> None:
+    topo.testbed.lab.configure('[forward]\nuplinks = ["enp1s0"]\n')
+    topo.testbed.start("web", port_forward("8080:80"))
+    topo.testbed.lab.configure("[forward]\nuplinks = 1\n")
+    topo.testbed.event("db", "reconnect", port_forward("8081:80"))
+    assert who(topo.client, V4.host, 8081) == "db"
+    assert topo.silent(topo.client2, V4.host, 8081)
+    assert topo.silent(topo.client2, V4.host, 8080)
+    topo.testbed.stop("web")
+    assert topo.silent(topo.client, V4.host, 8080)
 
 
 @both
 def test_wildcards_serve_the_families_that_the_guest_has(family: Family) -> None:
     """A guest of one family has forwards in that family only; nothing of the other is caught."""
     with netns.lab() as lab:
-        scene = Scene(lab)
-        guest = scene.guest("one", 210, v4=family is V4, v6=family is not V4)
-        scene.start("one", *(port_forward("8090:80", proto=proto) for proto in PROTOS))
+        testbed = Testbed(lab)
+        guest = testbed.guest("one", 210, v4=family is V4, v6=family is not V4)
+        testbed.start("one", *(port_forward("8090:80", proto=proto) for proto in PROTOS))
         for proto in PROTOS:
             guest.serve(proto, 80, name="one")
             for other in FAMILIES:

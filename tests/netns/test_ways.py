@@ -8,7 +8,17 @@ from dataclasses import dataclass, replace
 
 import pytest
 
-from netns.support import FAMILIES, PROTOS, SILENCE, V4, V6, Cast, Family, bridge_netfilter, has_br_netfilter
+from netns.support import (
+    FAMILIES,
+    PROTOS,
+    SILENCE,
+    V4,
+    V6,
+    Family,
+    Topology,
+    bridge_netfilter,
+    has_br_netfilter,
+)
 from support.netns import Ns
 from support.proc import REPO
 from support.xml import port_forward
@@ -51,15 +61,15 @@ def rows() -> Iterator[Row]:
 ROWS = tuple(rows())
 
 
-def place(cast: Cast, row: Row) -> Ns:
+def ns(topo: Topology, row: Row) -> Ns:
     return {
-        "LAN": cast.client,
-        "LAN, by a route": cast.client,
-        "LAN, through the host": cast.client,
-        "the host": cast.host,
-        "the guest itself": cast.web,
-        "a sibling on the same bridge": cast.db,
-        "a guest on another bridge": cast.far,
+        "LAN": topo.client,
+        "LAN, by a route": topo.client,
+        "LAN, through the host": topo.client,
+        "the host": topo.host,
+        "the guest itself": topo.web,
+        "a sibling on the same bridge": topo.db,
+        "a guest on another bridge": topo.far,
     }[row.start]
 
 
@@ -88,27 +98,27 @@ def seen(row: Row, family: Family) -> str:
 
 
 @pytest.fixture(scope="module")
-def ready(built: Cast) -> Iterator[Cast]:
+def ready(built: Topology) -> Iterator[Topology]:
     """What leads nowhere must be seen to arrive where it should: there, others answer."""
     for proto in PROTOS:
         built.client2.serve(proto, PORT, name="somebody")
         built.web.serve(proto, PORT, name="web")
-    built.crowd.serve(built.web, (80,), protos=("sctp",))
+    built.servers.serve(built.web, (80,), protos=("sctp",))
     yield built
 
 
 @pytest.fixture
-def started(ready: Cast, setting: str, br_netfilter: bool) -> Iterator[Cast]:
+def started(ready: Topology, setting: str, br_netfilter: bool) -> Iterator[Topology]:
     """Start the guest under the setting that rows name."""
     bridge_netfilter(ready.host, br_netfilter)
-    ready.scene.lab.configure(f"[forward]\n{setting}\n")
-    ready.scene.start("web", *(port_forward(f"{PORT}:80", proto=proto) for proto in PROTOS))
+    ready.testbed.lab.configure(f"[forward]\n{setting}\n")
+    ready.testbed.start("web", *(port_forward(f"{PORT}:80", proto=proto) for proto in PROTOS))
     yield ready
-    ready.scene.reset()
+    ready.testbed.reset()
     bridge_netfilter(ready.host, False)
 
 
-def test_the_table_has_every_way(cast: Cast) -> None:
+def test_the_table_has_every_way(topo: Topology) -> None:
     assert {row.start for row in ROWS if not row.setting} == {
         "LAN", "LAN, by a route", "LAN, through the host", "the host", "the guest itself",
         "a sibling on the same bridge", "a guest on another bridge",
@@ -118,7 +128,7 @@ def test_the_table_has_every_way(cast: Cast) -> None:
 
 @pytest.mark.parametrize("setting", sorted({row.setting for row in ROWS}))
 @pytest.mark.parametrize("br_netfilter", [False, True], ids=["routed", "br_netfilter"])
-def test_every_row_is_true(started: Cast, setting: str, br_netfilter: bool) -> None:
+def test_every_row_is_true(started: Topology, setting: str, br_netfilter: bool) -> None:
     if br_netfilter and not has_br_netfilter():
         pytest.skip("the kernel module br_netfilter is not loaded")
     rows = [row for row in ROWS if row.setting == setting]
@@ -138,18 +148,18 @@ def with_br_netfilter(row: Row) -> Row:
     return replace(row, works=False) if cut else row
 
 
-def disagreement(cast: Cast, row: Row, family: Family, proto: str) -> str:
+def disagreement(topo: Topology, row: Row, family: Family, proto: str) -> str:
     """Return in what a row is wrong for one family and protocol; empty where it is true."""
     asked = address(row, family)
     if asked is None:
         return ""
     if row.works:
         expected = ("web", seen(row, family), 80)
-        answer = place(cast, row).ask(asked, PORT, proto, timeout=2)
+        answer = ns(topo, row).ask(asked, PORT, proto, timeout=2)
         told = (answer.name, answer.source, answer.port) if answer else None
         return "" if told == expected else f"{told} instead of {expected}"
-    before = cast.crowd.heard()
-    reply = place(cast, row).ask(asked, PORT, proto, timeout=SILENCE)
+    before = topo.servers.requests()
+    reply = ns(topo, row).ask(asked, PORT, proto, timeout=SILENCE)
     nobody = "somebody" if row.to == "the same port of somebody else" else None
-    heard = cast.crowd.heard() - before
+    heard = topo.servers.requests() - before
     return "" if (reply and reply.name) == nobody and not heard else f"{reply}, {heard} packets at the guest"

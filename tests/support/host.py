@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from support import netns
-from support.box import COMMAND, Box, first_process, lay_out
+from support.base_host import COMMAND, BaseHost, first_process, lay_out
 from support.proc import REPO, Background, eventually, run
 
 HERE = Path(__file__).parent
@@ -87,7 +87,7 @@ FILES = {
 }
 
 
-class Host(Box):
+class Host(BaseHost):
     """A running host; made and undone by :func:`host`."""
 
     def __init__(self, undo: contextlib.ExitStack, lab: netns.Lab, files: Mapping[str, str]) -> None:

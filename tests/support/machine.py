@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from support import cache, cgroups, guest, netns
-from support.box import Box, first_process, lay_out
+from support.base_host import BaseHost, first_process, lay_out
 from support.host import FILES
 from support.proc import REPO, Background, eventually, run
 
@@ -79,7 +79,7 @@ def _bootstrap(suite: str, folder: Path) -> None:
     run([*offline, "mask", *MASKED])
 
 
-class Machine(Box):
+class Machine(BaseHost):
     """A booted Debian; made and undone by :func:`machine`."""
 
     namespaces = ("--mount", "--net", "--pid", "--uts", "--ipc", "--cgroup")

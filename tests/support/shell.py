@@ -16,7 +16,7 @@ import sys
 from collections.abc import Mapping, Sequence
 
 from support import guest, host, machine, netns, xml
-from support.box import Box
+from support.base_host import BaseHost
 
 FORWARD = xml.forwards(xml.port_forward("8080:80"))
 
@@ -47,7 +47,7 @@ stop it:       hooks/qemu web stopped end - <$XML"""
         shell(["ip", "netns", "exec", made.host.name], made.client.name, help_, env)
 
 
-def inside(made: Box, more: str) -> None:
+def inside(made: BaseHost, more: str) -> None:
     """Offer a shell on a host with libvirt."""
     made.define(guest.Guest("web", metadata=FORWARD))
     enter = ["nsenter", f"--target={made.init}", *made.namespaces, "--wdns=/"]

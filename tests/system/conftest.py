@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from support import host as hosts
-from support.box import COMMAND
+from support.base_host import COMMAND
 from support.guest import Guest
 from support.host import Host
 from support.netns import HOST4

@@ -10,7 +10,7 @@ import pytest
 
 from support import host as hosts
 from support import machine as machines
-from support.box import Box
+from support.base_host import BaseHost
 from support.guest import Guest
 from support.host import Host
 from support.netns import GUEST4
@@ -40,18 +40,18 @@ exec /usr/sbin/tc "$@"
 BACKEND = {"etc/libvirt/network.conf": 'firewall_backend = "nftables"\n'}
 
 
-class House:
+class NetworkHost:
     """A host on which the network is there, and the words that its backend has for it."""
 
-    def __init__(self, box: Box, restart: Callable[[], object], listing: list[str]) -> None:
-        self.box, self._restart, self.listing = box, restart, listing
+    def __init__(self, host: BaseHost, restart: Callable[[], object], listing: list[str]) -> None:
+        self.host, self._restart, self.listing = host, restart, listing
 
     def restart(self) -> None:
         self._restart()
-        eventually(lambda: self.box.state(INNER) == "running", "libvirtd finds the guest again", 15)
+        eventually(lambda: self.host.state(INNER) == "running", "libvirtd finds the guest again", 15)
 
     def chain(self) -> str:
-        return self.box.run(self.listing).out
+        return self.host.run(self.listing).out
 
     def admits(self) -> bool:
         """Tell whether a rule of ours stands above what rejects."""
@@ -59,110 +59,112 @@ class House:
         return 0 <= ours < rejects
 
     def page(self) -> str | None:
-        return self.box.fetch(8080)
+        return self.host.fetch(8080)
 
 
-def on_host() -> Iterator[House]:
+def on_host() -> Iterator[NetworkHost]:
     with hosts.host() as made:
-        yield House(made, made.restart_libvirtd, ["iptables", "-w", "5", "-S", "LIBVIRT_FWI"])
+        yield NetworkHost(made, made.restart_libvirtd, ["iptables", "-w", "5", "-S", "LIBVIRT_FWI"])
 
 
-def on_machine() -> Iterator[House]:
+def on_machine() -> Iterator[NetworkHost]:
     with machines.machine("trixie", BACKEND) as made:
         made.write("/usr/local/sbin/tc", TC, mode="0755")
         made.install()
         made.systemctl("stop", "virt-forward.service")
         listing = "nft -s list chain ip libvirt_network guest_input"
-        yield House(made, made.restart_libvirtd, listing.split())
+        yield NetworkHost(made, made.restart_libvirtd, listing.split())
 
 
 @pytest.fixture(scope="module", params=[on_host, on_machine], ids=["iptables", "nftables"])
-def house(request: pytest.FixtureRequest) -> Iterator[House]:
+def libvirt(request: pytest.FixtureRequest) -> Iterator[NetworkHost]:
     for made in request.param():
         xml = NETWORK.xml().replace(
             "<forward mode='nat'/>", "<forward mode='nat'><nat ipv6='yes'/></forward>"
         )
-        made.box.run(["virsh", "-q", "net-define", "/dev/stdin"], stdin=xml)
-        made.box.virsh("net-start", ID)
+        made.host.run(["virsh", "-q", "net-define", "/dev/stdin"], stdin=xml)
+        made.host.virsh("net-start", ID)
         yield made
 
 
-def move(house: House, address: str) -> None:
+def move(libvirt: NetworkHost, address: str) -> None:
     text = f"<host mac='{MAC}' name='inner' ip='{address}'/>"
-    house.box.virsh("net-update", ID, "modify", "ip-dhcp-host", text, "--live")
+    libvirt.host.virsh("net-update", ID, "modify", "ip-dhcp-host", text, "--live")
 
 
-def test_the_life_of_a_forward_on_a_nat_network(house: House) -> None:
+def test_the_life_of_a_forward_on_a_nat_network(libvirt: NetworkHost) -> None:
     """One guest that boots once: every step starts from what the one before has left."""
-    box = house.box
-    untouched = house.chain()
-    box.start(INNER)
-    box.wait_booted(INNER)
-    assert house.page() == INNER.page, box.explain()
+    host = libvirt.host
+    untouched = libvirt.chain()
+    host.start(INNER)
+    host.wait_booted(INNER)
+    assert libvirt.page() == INNER.page, host.explain()
     eventually(
-        lambda: box.fetch6(8080) == INNER.page, "the guest has its IPv6 route from an advertisement", 15
+        lambda: host.fetch6(8080) == INNER.page, "the guest has its IPv6 route from an advertisement", 15
     )
-    assert house.chain().count("virt-forward") == 1
+    assert libvirt.chain().count("virt-forward") == 1
 
-    move(house, "10.50.0.9")
-    assert ["10.50.0.9", "fd50::5"] in [row["guest"] for row in box.forwards()]
-    move(house, "10.50.0.5")
-    assert house.page() == INNER.page, box.explain()
+    move(libvirt, "10.50.0.9")
+    assert ["10.50.0.9", "fd50::5"] in [row["guest"] for row in host.forwards()]
+    move(libvirt, "10.50.0.5")
+    assert libvirt.page() == INNER.page, host.explain()
 
     # A reload makes libvirt insert its rules above ours, and no hook tells of it.
-    box.run(["sh", "-c", "kill -HUP $(pidof libvirtd)"])
-    eventually(lambda: not house.admits(), "libvirtd has made its chain anew", 10)
-    eventually(lambda: box.virsh("net-info", ID, check=False).status == 0, "libvirtd is done with it", 10)
-    told = json.loads(box.command("check", "--json", check=False).out)["problems"]
+    host.run(["sh", "-c", "kill -HUP $(pidof libvirtd)"])
+    eventually(lambda: not libvirt.admits(), "libvirtd has made its chain anew", 10)
+    eventually(lambda: host.virsh("net-info", ID, check=False).status == 0, "libvirtd is done with it", 10)
+    told = json.loads(host.command("check", "--json", check=False).out)["problems"]
     rejected = [problem for problem in told if problem["id"] == "libvirt-rejects"]
     assert rejected, told
     assert {problem["fix"] for problem in rejected} == {"virt-forward sync"}
-    box.command("sync")
-    eventually(lambda: house.page() == INNER.page, "reached again after sync")
+    host.command("sync")
+    eventually(lambda: libvirt.page() == INNER.page, "reached again after sync")
 
-    box.virsh("net-destroy", ID)
-    assert house.page() is None
-    assert "virt-forward" not in house.chain()
-    box.virsh("net-start", ID)
+    host.virsh("net-destroy", ID)
+    assert libvirt.page() is None
+    assert "virt-forward" not in libvirt.chain()
+    host.virsh("net-start", ID)
     # Only a restart plugs running guests into the new bridge, and then libvirt's status file is all we have.
-    box.run(["rm", "-r", "/run/virt-forward"])
-    house.restart()
-    eventually(lambda: house.page() == INNER.page, "reached on the network that was started again", 10)
-    assert house.chain().count("virt-forward") == 1
+    host.run(["rm", "-r", "/run/virt-forward"])
+    libvirt.restart()
+    eventually(lambda: libvirt.page() == INNER.page, "reached on the network that was started again", 10)
+    assert libvirt.chain().count("virt-forward") == 1
 
-    box.virsh("destroy", INNER.name)
-    assert house.page() is None
-    assert "virt-forward" not in house.chain()
+    host.virsh("destroy", INNER.name)
+    assert libvirt.page() is None
+    assert "virt-forward" not in libvirt.chain()
     # libvirt 11.3 leaves rules behind for the bridge that its net-destroy deleted.
-    left = [line for line in house.chain().splitlines() if "oif 4 " not in line]
+    left = [line for line in libvirt.chain().splitlines() if "oif 4 " not in line]
     assert sorted(left) == sorted(untouched.splitlines())
 
 
 LXML = "/usr/lib/python3/dist-packages/lxml"
 
 
-@pytest.mark.parametrize("house", [on_machine], ids=["nftables"], indirect=True)
-def test_start_that_is_handed_over_to_the_unit_opens_and_admits(house: House) -> None:
+@pytest.mark.parametrize("libvirt", [on_machine], ids=["nftables"], indirect=True)
+def test_start_that_is_handed_over_to_the_unit_opens_and_admits(libvirt: NetworkHost) -> None:
     """All that a start and a stop do, within what the unit allows; without lxml a hook itself could not."""
-    box = house.box
-    assert isinstance(box, machines.Machine)
-    box.systemctl("start", "virt-forward.service")
-    eventually(lambda: box.run(["test", "-S", "/run/virt-forward/socket"], check=False).status == 0, "served")
-    box.run(["mv", LXML, f"{LXML}.away"])
+    host = libvirt.host
+    assert isinstance(host, machines.Machine)
+    host.systemctl("start", "virt-forward.service")
+    eventually(
+        lambda: host.run(["test", "-S", "/run/virt-forward/socket"], check=False).status == 0, "served"
+    )
+    host.run(["mv", LXML, f"{LXML}.away"])
     try:
-        box.start(INNER)
-        box.wait_booted(INNER)
-        assert house.admits(), box.explain()
-        assert house.page() == INNER.page, box.explain()
-        box.virsh("destroy", INNER.name)
-        assert house.page() is None
-        assert "virt-forward" not in house.chain()
-        box.systemctl("stop", "virt-forward.service")
-        refused = box.virsh("start", INNER.name, check=False)
+        host.start(INNER)
+        host.wait_booted(INNER)
+        assert libvirt.admits(), host.explain()
+        assert libvirt.page() == INNER.page, host.explain()
+        host.virsh("destroy", INNER.name)
+        assert libvirt.page() is None
+        assert "virt-forward" not in libvirt.chain()
+        host.systemctl("stop", "virt-forward.service")
+        refused = host.virsh("start", INNER.name, check=False)
         assert "No module named 'lxml'" in refused.err, "the hook by itself"
     finally:
-        box.run(["mv", f"{LXML}.away", LXML])
-        box.systemctl("stop", "virt-forward.service")
+        host.run(["mv", f"{LXML}.away", LXML])
+        host.systemctl("stop", "virt-forward.service")
 
 
 @pytest.fixture(scope="module")
@@ -223,7 +225,7 @@ def test_a_network_that_is_the_lan_itself_needs_no_forwards(host: Host) -> None:
 
 def test_a_nic_is_hot_plugged_into_a_nat_network(host: Host) -> None:
     """The forward is for a NIC that comes later, with the reservation that waits for it."""
-    text = NETWORK.xml().replace(NAME, "house")
+    text = NETWORK.xml().replace(NAME, "libvirt")
     host.run(["virsh", "-q", "net-create", "/dev/stdin"], stdin=text)
     text = forwards(port_forward("8081:80"))
     bare = Guest("bare", text, interface="<interface type='network'>@<source network='other'/></interface>")
@@ -232,7 +234,7 @@ def test_a_nic_is_hot_plugged_into_a_nat_network(host: Host) -> None:
     host.start(bare)
     rows = [row for row in host.forwards() if row["domain"] == "bare"]
     assert [(row["state"], row["guest"]) for row in rows] == [("waiting", [])]
-    host.virsh("attach-interface", "bare", "network", "house", "--model", "virtio", "--live", "--mac", MAC)
+    host.virsh("attach-interface", "bare", "network", "libvirt", "--model", "virtio", "--live", "--mac", MAC)
     rows = [row for row in host.forwards() if row["domain"] == "bare"]
     assert [(row["state"], row["guest"]) for row in rows] == [("active", ["10.50.0.5"])]
     assert "virt-forward" in host.run(["iptables", "-w", "5", "-S", "LIBVIRT_FWI"]).out

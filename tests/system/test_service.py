@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from support.box import COMMAND
+from support.base_host import COMMAND
 from support.guest import Guest
 from support.host import Host
 from support.proc import Background, eventually

@@ -66,10 +66,10 @@ def test_rows_follow_the_state_of_the_guest() -> None:
 def test_second_equal_claim_is_refused_and_names_the_first_guest(wanted: object) -> None:
     first = A._replace(forwards=(wanted,))  # type: ignore[arg-type]
     second = guest("b", wanted, endpoints=[B_ENDPOINT])  # type: ignore[arg-type]
-    settled = claims.settle(index_of(first), second)
-    assert settled.forwards == ()
+    resolved = claims.resolve_conflicts(index_of(first), second)
+    assert resolved.forwards == ()
     start = wanted.start  # type: ignore[attr-defined]
-    assert settled.conflicts == ((wanted, f"host port tcp/{start} is taken by guest a"),)
+    assert resolved.conflicts == ((wanted, f"host port tcp/{start} is taken by guest a"),)
 
 
 @pytest.mark.parametrize(
@@ -84,26 +84,30 @@ def test_second_equal_claim_is_refused_and_names_the_first_guest(wanted: object)
 )
 def test_other_port_or_more_specific_claim_does_not_conflict(wanted: object) -> None:
     second = guest("b", wanted, endpoints=[B_ENDPOINT])  # type: ignore[arg-type]
-    assert claims.settle(index_of(A), second) == second
+    assert claims.resolve_conflicts(index_of(A), second) == second
 
 
 def test_claim_without_rules_yet_conflicts() -> None:
     waiting = A._replace(phase="prepared", endpoints=())
-    assert claims.settle(index_of(waiting), guest("b", forward(80), endpoints=[B_ENDPOINT])).conflicts
+    assert claims.resolve_conflicts(
+        index_of(waiting), guest("b", forward(80), endpoints=[B_ENDPOINT])
+    ).conflicts
 
 
 def test_claim_kept_out_conflicts_with_none() -> None:
     out = A._replace(forwards=(), conflicts=((forward(80), "why"),))
-    assert not claims.settle(index_of(out), guest("b", forward(80), endpoints=[B_ENDPOINT])).conflicts
+    assert not claims.resolve_conflicts(
+        index_of(out), guest("b", forward(80), endpoints=[B_ENDPOINT])
+    ).conflicts
 
 
 def test_address_declared_for_two_guests_on_a_bridge_conflicts() -> None:
-    second = claims.settle(index_of(A), guest("b", forward(81)))
+    second = claims.resolve_conflicts(index_of(A), guest("b", forward(81)))
     assert second.endpoints == ()
     reason = "address 198.51.100.200 on virbr0 is already that of guest a"
     assert second.conflicts == ((forward(81), reason),)
     elsewhere = guest("b", forward(81), endpoints=[endpoint(bridge="virbr9")])
-    assert claims.settle(index_of(A), elsewhere) == elsewhere
+    assert claims.resolve_conflicts(index_of(A), elsewhere) == elsewhere
 
 
 def of(name: str, origin: Origin, ip: str = "198.51.100.200") -> Guest:
@@ -117,16 +121,16 @@ FIRM: tuple[Origin, ...] = ("declared", "reserved")
 @pytest.mark.parametrize("first", ORIGINS)
 def test_address_of_two_guests_goes_to_the_stronger_origin(first: Origin, second: Origin) -> None:
     a, b = of("a", first), of("b", second)
-    settled = claims.settle(index_of(a), b)
-    overruled = claims.overruled(index_of(a), [settled])
+    resolved = claims.resolve_conflicts(index_of(a), b)
+    overruled = claims.endpoints_lost(index_of(a), [resolved])
     if first in FIRM and second in FIRM:
-        assert (bool(settled.conflicts), settled.endpoints, overruled) == (True, (), {})
+        assert (bool(resolved.conflicts), resolved.endpoints, overruled) == (True, (), {})
     elif ORIGINS.index(second) < ORIGINS.index(first):
-        assert (settled, overruled) == (b, {a.uuid: {(ip_address("198.51.100.200"), "virbr0")}})
+        assert (resolved, overruled) == (b, {a.uuid: {(ip_address("198.51.100.200"), "virbr0")}})
     else:
         # It waits for an address of its own; that refuses nobody's start.
-        assert (settled, overruled) == (b._replace(endpoints=()), {})
-    kept = [bool(item.endpoints) for item in claims.reconciled([a, b])]
+        assert (resolved, overruled) == (b._replace(endpoints=()), {})
+    kept = [bool(item.endpoints) for item in claims.without_weaker_endpoints([a, b])]
     assert kept == [
         first in FIRM or ORIGINS.index(first) <= ORIGINS.index(second),
         second in FIRM or ORIGINS.index(second) < ORIGINS.index(first),
@@ -136,51 +140,51 @@ def test_address_of_two_guests_goes_to_the_stronger_origin(first: Origin, second
 def test_address_on_another_bridge_is_another_address() -> None:
     a, b = of("a", "neighbour"), of("b", "declared")
     b = b._replace(endpoints=(b.endpoints[0]._replace(bridge="virbr9"),))
-    assert claims.settle(index_of(a), b) == b
-    assert claims.overruled(index_of(a), [b]) == {}
-    assert claims.reconciled([a, b]) == [a, b]
+    assert claims.resolve_conflicts(index_of(a), b) == b
+    assert claims.endpoints_lost(index_of(a), [b]) == {}
+    assert claims.without_weaker_endpoints([a, b]) == [a, b]
 
 
 @given(st.permutations(range(5)), st.lists(st.sampled_from(ORIGINS), min_size=5, max_size=5))
 def test_learned_address_goes_to_one_guest_at_most_by_the_strongest_origin(
     order: list[int], origins: list[Origin]
 ) -> None:
-    found = claims.reconciled(
+    found = claims.without_weaker_endpoints(
         guest(str(number), endpoints=[endpoint()._replace(origin=origins[number])]) for number in order
     )
     held = [item.endpoints[0].origin for item in found if item.endpoints]
     assert len([origin for origin in held if origin in LEARNED]) <= 1
     assert min(held, key=ORIGINS.index) == min(origins, key=ORIGINS.index)
-    assert claims.reconciled(found) == found
+    assert claims.without_weaker_endpoints(found) == found
 
 
 @given(st.lists(make.guests(), min_size=1, max_size=5), make.guests())
 def test_near_claims_settle_a_guest_as_all_claims_do(others: list[Guest], item: Guest) -> None:
     others = [other for other in others if other.uuid != item.uuid]
     index = index_of(*others)
-    near = claims.Held(index).near(item)
-    assert claims.settle(near, item) == claims.settle(index, item)
+    near = claims.SearchIndex(index).near(item)
+    assert claims.resolve_conflicts(near, item) == claims.resolve_conflicts(index, item)
     assert set(near) <= set(index)
-    assert claims.Held((*index, *claims.rows(item))).near(item) == near
+    assert claims.SearchIndex((*index, *claims.rows(item))).near(item) == near
 
 
 def test_veto_precedes_conflicts_and_can_be_withdrawn() -> None:
-    judged = claims.settle((), A, lambda item: "no" if item.start == 80 else None)
-    assert judged.conflicts == ((forward(80), "no"),)
-    assert claims.settle((), judged) == A
+    vetoed = claims.resolve_conflicts((), A, lambda item: "no" if item.start == 80 else None)
+    assert vetoed.conflicts == ((forward(80), "no"),)
+    assert claims.resolve_conflicts((), vetoed) == A
 
 
 def test_without_leaves_out_the_claims_of_the_guest_itself() -> None:
     index = claims.without(index_of(A), [A.uuid])
     assert index == ()
-    assert claims.settle(index, A) == A
+    assert claims.resolve_conflicts(index, A) == A
 
 
-def settle_all(guests: tuple[Guest, ...]) -> dict[str, Guest]:
+def resolve_all(guests: tuple[Guest, ...]) -> dict[str, Guest]:
     index: claims.Index = ()
     found = {}
     for item in guests:
-        found[item.uuid] = claims.settle(index, item)
+        found[item.uuid] = claims.resolve_conflicts(index, item)
         index += claims.rows(found[item.uuid])
     return found
 
@@ -190,8 +194,8 @@ three = st.tuples(*(make.guests(number) for number in range(3)))
 
 @given(three)
 def test_settle_lets_no_two_equal_claims_through(guests: tuple[Guest, ...]) -> None:
-    settled = settle_all(guests)
-    held = [(item.uuid, f) for item in settled.values() for f in item.forwards]
+    resolved = resolve_all(guests)
+    held = [(item.uuid, f) for item in resolved.values() for f in item.forwards]
     assert not [
         (one, other)
         for one_uuid, one in held
@@ -202,18 +206,18 @@ def test_settle_lets_no_two_equal_claims_through(guests: tuple[Guest, ...]) -> N
 
 @given(three)
 def test_settle_loses_no_forward(guests: tuple[Guest, ...]) -> None:
-    for before, after in zip(guests, settle_all(guests).values(), strict=True):
+    for before, after in zip(guests, resolve_all(guests).values(), strict=True):
         kept = [*after.forwards, *(item for item, _ in after.conflicts)]
         assert sorted(kept, key=str) == sorted(before.forwards, key=str)
 
 
 @given(three)
 def test_settle_does_not_depend_on_order_without_conflicts(guests: tuple[Guest, ...]) -> None:
-    free = settle_all(guests)
+    free = resolve_all(guests)
     if any(item.conflicts for item in free.values()):
         return
     for order in permutations(guests):
-        assert settle_all(order) == free
+        assert resolve_all(order) == free
 
 
 def assert_named_alike(item: Guest) -> None:

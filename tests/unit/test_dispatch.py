@@ -16,7 +16,7 @@ from hypothesis import given, settings
 
 from unit import strategies as make
 from unit.build import endpoint, forward, guest
-from unit.world import Event, World, events
+from unit.simulation import Event, Simulation, events
 from virt_forward import ports
 from virt_forward.claims import index as claims
 from virt_forward.model import Address, Forward, Guest
@@ -82,9 +82,9 @@ def matches(forward: Forward, packet: Packet) -> bool:
 class Kernel:
     """As much of nftables as our prerouting chain needs."""
 
-    def __init__(self, world: World) -> None:
-        index = world.index()
-        blocks = table.blocks_of(world.guests.values(), index, index, world.config).values()
+    def __init__(self, simulation: Simulation) -> None:
+        index = simulation.index()
+        blocks = table.blocks_of(simulation.guests.values(), index, index, simulation.config).values()
         self.chains: dict[str, Chain] = {chain.name: chain for block in blocks for chain in block.chains}
         self.maps: dict[str, list[tuple[str, str]]] = {}
         for element in (element for block in blocks for element in block.elements):
@@ -178,8 +178,8 @@ def translated(rule: str, packet: Packet) -> str:
     return f"{address[1]} {port}"
 
 
-def outcomes(world: World) -> list[str | None]:
-    kernel, guests = Kernel(world), list(world.guests.values())
+def outcomes(simulation: Simulation) -> list[str | None]:
+    kernel, guests = Kernel(simulation), list(simulation.guests.values())
     expected = [promised(guests, packet) for packet in PACKETS]
     for packet, wanted in zip(PACKETS, expected, strict=True):
         assert kernel.dispatch(packet) == wanted, packet
@@ -192,24 +192,24 @@ def test_most_specific_forward_gets_the_packet() -> None:
     @settings(max_examples=40)
     @given(events)
     def check(happenings: list[Event]) -> None:
-        world = World()
+        simulation = Simulation()
         for happening in happenings:
-            world.change(happening)
-        arrived.update(outcomes(world))
+            simulation.change(happening)
+        arrived.update(outcomes(simulation))
 
     check()
-    # A world in which nothing arrives would prove nothing.
+    # A simulation in which nothing arrives would prove nothing.
     guests = {outcome.partition(" ")[0] for outcome in arrived if outcome}
     assert None in arrived
     assert len(guests) >= 4
 
 
 def test_restricted_port_precedes_a_less_restricted_wide_range() -> None:
-    world = World()
+    simulation = Simulation()
     wide = guest("wide", forward(1, 1000, dev="enp1s0"), endpoints=[endpoint("198.51.100.20")])
     one = guest(
         "one", forward(80, dev="enp1s0", source="192.0.2.0/24"), endpoints=[endpoint("198.51.100.21")]
     )
     for number, item in enumerate((wide, one)):
-        world.change(Event(number, item))
-    assert {"198.51.100.20 80", "198.51.100.21 80"} <= set(outcomes(world))
+        simulation.change(Event(number, item))
+    assert {"198.51.100.20 80", "198.51.100.21 80"} <= set(outcomes(simulation))

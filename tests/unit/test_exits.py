@@ -192,8 +192,8 @@ def test_process_name_is_quoted_in_veto(name: str) -> None:
 def test_guest_name_is_quoted_in_conflict(name: str) -> None:
     other = guest("db", forward())._replace(name=name)
     state, wanted = in_memory(other), guest("web", forward())
-    settled = claims.settle(state.near(claims.rows(wanted), {wanted.uuid}), wanted)
-    ((_, reason),) = settled.conflicts
+    resolved = claims.resolve_conflicts(state.near(claims.rows(wanted), {wanted.uuid}), wanted)
+    ((_, reason),) = resolved.conflicts
     assert_harmless(reason)
     assert vetoes.remedy(reason).startswith("give one of the two guests another")
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from support import nft_contract
 from support.fake_nft import FakeNft, UnknownTextError
 from support.nft_contract import CASES, Case
-from unit.world import Event, World, events
+from unit.simulation import Event, Simulation, events
 from virt_forward.config import Config
 from virt_forward.ruleset import static, table
 
@@ -30,10 +30,10 @@ def test_unknown_text_fails_the_test(text: str) -> None:
 
 @given(events)
 def test_changes_lead_to_what_a_fresh_load_makes(happenings: list[Event]) -> None:
-    world, nft = World(Config(uplinks=("enp1s0",))), FakeNft()
+    simulation, nft = Simulation(Config(uplinks=("enp1s0",))), FakeNft()
     for happening in happenings:
-        nft.apply(world.commands(happening))
-    whole = world.whole()
+        nft.apply(simulation.commands(happening))
+    whole = simulation.whole()
     if not whole.paragraphs:
         assert nft.table is None
         return
@@ -43,14 +43,14 @@ def test_changes_lead_to_what_a_fresh_load_makes(happenings: list[Event]) -> Non
 
 @given(events)
 def test_rebuild_leads_to_what_a_fresh_load_makes(happenings: list[Event]) -> None:
-    world, nft = World(), FakeNft()
+    simulation, nft = Simulation(), FakeNft()
     for happening in happenings:
-        nft.apply(world.commands(happening))
-    whole = world.whole()
+        nft.apply(simulation.commands(happening))
+    whole = simulation.whole()
     nft.flush_table()
     parts = nft.parts()
     if parts is None or not whole.paragraphs:
         return
     assert parts.others == set(static.containers())
-    nft.apply(table.rebuild(whole, world.config, parts.chains))
+    nft.apply(table.rebuild(whole, simulation.config, parts.chains))
     assert nft.plain_listing() == nft.scratch_listing(table.text(whole))

@@ -80,7 +80,7 @@ BRIDGE_MAC = "52:54:00:9a:8a:d1"
         ("MACAddress=52:54:00:00:00:01", False),
         ("Name=virbr0\nKind=bridge\nType=bridge", True),
         ("Name=virbr0\nKind=veth", False),
-        # what cannot be judged from here is not taken for true
+        # what cannot be vetoed from here is not taken for true
         ("Name=virbr0\nHost=laptop", False),
         ("Driver=virtio_net", False),
         ("", False),

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from unit import strategies as make
 from unit.build import domain_xml, forward, guest
 from unit.nft_grammar import assert_spoken
+from unit.simulation import Event, Simulation, events, transaction
 from unit.test_records import DELETE, EVIL, FULL, changed, paths
-from unit.world import Event, World, events, transaction
 from virt_forward.addresses.attachments import BridgeFacts, HostFacts
 from virt_forward.addresses.resolve import resolve
 from virt_forward.config import Config
@@ -33,11 +33,11 @@ def spoken(guests: list[Guest]) -> None:
 
 @given(events)
 def test_what_guests_come_to(happenings: list[Event]) -> None:
-    world = World()
+    simulation = Simulation()
     for happening in happenings:
-        include = world.include
-        assert_spoken(transaction(include, world.change(happening)))
-        spoken(list(world.guests.values()))
+        include = simulation.include
+        assert_spoken(transaction(include, simulation.change(happening)))
+        spoken(list(simulation.guests.values()))
 
 
 def bridges(_: str) -> BridgeFacts:

@@ -1,4 +1,4 @@
-"""Settling the guests that run: what one has already is not given to another."""
+"""Conflicts between guests that run: what one has already is not given to another."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 from unit.build import endpoint, forward, guest
 from virt_forward.model import Forward, Guest
-from virt_forward.reconcile.plan import consistent, resolve_all
+from virt_forward.reconcile.plan import resolve_all, without_clashes
 
 
 def named(number: int, *forwards: Forward) -> Guest:
@@ -25,8 +25,8 @@ def resolved(wanted: Iterable[Guest], before: dict[str, Guest]) -> dict[str, Gue
     return resolve_all(guests, before, (), dict.fromkeys(guests, lambda _: None))
 
 
-def kept(settled: dict[str, Guest]) -> list[tuple[Forward, ...]]:
-    return [item.forwards for _, item in sorted(settled.items())]
+def kept(resolved: dict[str, Guest]) -> list[tuple[Forward, ...]]:
+    return [item.forwards for _, item in sorted(resolved.items())]
 
 
 @pytest.mark.parametrize("holder", [0, 1])
@@ -78,7 +78,7 @@ def test_settling_again_changes_nothing() -> None:
 @pytest.mark.parametrize("other", [forward(80), forward(70, 80), forward(80, 90), forward(1, 1000)])
 def test_records_that_share_a_port_clash(other: Forward) -> None:
     one, two = named(0, forward(80)), named(1, other)
-    found = consistent([one, two])
+    found = without_clashes([one, two])
     assert found[one.uuid] == one
     assert found[two.uuid].forwards == ()
     assert found[two.uuid].conflicts == ((other, "host port tcp/80 is taken by guest g0"),)
@@ -98,36 +98,36 @@ def test_records_that_share_a_port_clash(other: Forward) -> None:
 )
 def test_records_of_neighbouring_or_narrower_claims_do_not_clash(other: Forward) -> None:
     both = {item.uuid: item for item in (named(0, forward(80)), named(1, other))}
-    assert consistent(both.values()) == both
+    assert without_clashes(both.values()) == both
 
 
 def test_records_that_meet_in_exactly_one_port_clash() -> None:
     one, two = named(0, forward(80, 90)), named(1, forward(90, 100), forward(200))
-    found = consistent([one, two])
+    found = without_clashes([one, two])
     assert found[one.uuid].forwards == (forward(80, 90),)
     assert found[two.uuid].forwards == (forward(200),)
 
 
 def test_third_claim_between_two_is_found() -> None:
     one, two = named(0, forward(10), forward(300)), named(1, forward(200), forward(300))
-    found = consistent([one, two])
+    found = without_clashes([one, two])
     assert (found[one.uuid].conflicts, found[two.uuid].forwards) == ((), (forward(200),))
 
 
 def test_clashing_record_of_a_running_guest_comes_before_a_prepared_one() -> None:
     one, two = named(0, forward(80))._replace(phase="prepared"), named(1, forward(80))
-    found = consistent([one, two])
+    found = without_clashes([one, two])
     assert (found[one.uuid].forwards, found[two.uuid].forwards) == ((), (forward(80),))
 
 
 def test_conflicts_of_two_records_do_not_clash() -> None:
     both = [named(number)._replace(conflicts=((forward(80), "taken"),)) for number in (0, 1)]
-    assert consistent(both) == {item.uuid: item for item in both}
+    assert without_clashes(both) == {item.uuid: item for item in both}
 
 
 def test_records_of_one_address_clash_unless_on_other_bridges() -> None:
     one = named(0)
     other = named(1)._replace(endpoints=one.endpoints)
     elsewhere = other._replace(endpoints=(one.endpoints[0]._replace(bridge="br9"),))
-    assert consistent([one, elsewhere]) == {one.uuid: one, other.uuid: elsewhere}
-    assert consistent([one, other]) != {one.uuid: one, other.uuid: other}
+    assert without_clashes([one, elsewhere]) == {one.uuid: one, other.uuid: elsewhere}
+    assert without_clashes([one, other]) != {one.uuid: one, other.uuid: other}

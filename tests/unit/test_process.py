@@ -99,7 +99,7 @@ PARENT = """
 import os, sys
 sys.path.insert(0, sys.argv[1])
 from virt_forward.host import process
-process.held.add(int(sys.argv[2]))
+process.inherited.add(int(sys.argv[2]))
 process.run(["sh", "-c", sys.argv[3]], timeout=600)
 """
 

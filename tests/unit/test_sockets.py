@@ -188,7 +188,7 @@ AT_UPLINK6 = forward(80, address="2001:db8::1")
     ],
 )
 def test_whom_a_listener_stands_against(address: str, wanted: Forward, taken: bool) -> None:
-    reach = Reach(spared=frozenset({ip_address(GATEWAY)}))
+    reach = Reach(excluded=frozenset({ip_address(GATEWAY)}))
     assert bool(stands_against([listener("tcp", address, 80)], wanted, reach)) == taken
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from support.fake_nft import FakeNft
 from unit import strategies as make
 from unit.build import endpoint, forward, guest, uuid_of
-from unit.world import Event, World, events, owners, parts, transaction
+from unit.simulation import Event, Simulation, events, owners, parts, transaction
 from virt_forward.config import Config
 from virt_forward.model import Guest
 from virt_forward.names import TABLE
@@ -29,29 +29,29 @@ configs = st.builds(
 
 @given(events, configs)
 def test_include_file_is_header_and_paragraphs(happenings: list[Event], config: Config) -> None:
-    world = World(config)
+    simulation = Simulation(config)
     for happening in happenings:
-        world.change(happening)
-    include = world.include
+        simulation.change(happening)
+    include = simulation.include
     assert not include.paragraphs or parts(table.text(include), include.revision) == include
 
 
 @settings(max_examples=150)
 @given(events)
 def test_changes_in_any_order_give_the_table_rendered_as_a_whole(happenings: list[Event]) -> None:
-    world = World()
+    simulation = Simulation()
     for happening in happenings:
-        world.change(happening)
-        assert owners(world.include) == owners(world.whole())
-        assert len(world.include.paragraphs) == len(owners(world.include))
+        simulation.change(happening)
+        assert owners(simulation.include) == owners(simulation.whole())
+        assert len(simulation.include.paragraphs) == len(owners(simulation.include))
 
 
 @given(events)
 def test_include_file_defines_chains_before_references(happenings: list[Event]) -> None:
-    world = World()
+    simulation = Simulation()
     for happening in happenings:
-        world.change(happening)
-        for include in (world.include, world.whole()):
+        simulation.change(happening)
+        for include in (simulation.include, simulation.whole()):
             assert_in_order("\n\n".join(include.paragraphs))
 
 
@@ -65,32 +65,32 @@ def assert_in_order(text: str) -> None:
 
 @given(events, make.guests(9))
 def test_repeated_event_changes_nothing(happenings: list[Event], item: Guest) -> None:
-    world = World()
+    simulation = Simulation()
     for happening in [*happenings, Event(9, item)]:
-        world.change(happening)
-    before = owners(world.include)
-    assert world.change(Event(9, item)).same()
-    assert owners(world.include) == before
+        simulation.change(happening)
+    before = owners(simulation.include)
+    assert simulation.change(Event(9, item)).same()
+    assert owners(simulation.include) == before
 
 
 @given(events, make.guests(9))
 def test_start_and_stop_restore_the_table(happenings: list[Event], item: Guest) -> None:
-    world = World()
+    simulation = Simulation()
     for happening in happenings:
-        world.change(happening)
-    before = owners(world.include)
-    world.change(Event(9, item))
-    world.change(Event(9, None))
-    assert owners(world.include) == before
+        simulation.change(happening)
+    before = owners(simulation.include)
+    simulation.change(Event(9, item))
+    simulation.change(Event(9, None))
+    assert owners(simulation.include) == before
 
 
 @given(events)
 def test_change_of_a_guest_leaves_the_blocks_of_others(happenings: list[Event]) -> None:
-    world = World()
+    simulation = Simulation()
     for happening in happenings:
-        before = owners(world.include)
-        world.change(happening)
-        after = owners(world.include)
+        before = owners(simulation.include)
+        simulation.change(happening)
+        after = owners(simulation.include)
         changed = {key for key in {*before, *after} if before.get(key) != after.get(key)}
         mine = {f"# guest {uuid_of(str(happening.number + 2))}"}
         assert {key for key in changed if key.startswith("# guest ")} <= mine
@@ -98,24 +98,24 @@ def test_change_of_a_guest_leaves_the_blocks_of_others(happenings: list[Event]) 
 
 @given(events)
 def test_transaction_deletes_no_chain_that_is_referred_to(happenings: list[Event]) -> None:
-    world = World()
+    simulation = Simulation()
     for happening in happenings:
-        include = world.include
-        commands = transaction(include, world.change(happening))
+        include = simulation.include
+        commands = transaction(include, simulation.change(happening))
         deleted = set(re.findall(r"^delete chain inet virt-forward (\S+)$", commands, re.MULTILINE))
-        referred = set(re.findall(r"\b(?:jump|goto) ([\w.-]+)", "\n".join(world.include.paragraphs)))
+        referred = set(re.findall(r"\b(?:jump|goto) ([\w.-]+)", "\n".join(simulation.include.paragraphs)))
         assert not deleted & referred
 
 
 @given(events)
 def test_transaction_replaces_the_revision_first(happenings: list[Event]) -> None:
-    world = World()
+    simulation = Simulation()
     for happening in happenings:
-        include = world.include
-        first, second, *_ = transaction(include, world.change(happening)).splitlines()
+        include = simulation.include
+        first, second, *_ = transaction(include, simulation.change(happening)).splitlines()
         assert first == f"delete element inet virt-forward revision {{ {include.revision} }}"
-        assert second == f"add element inet virt-forward revision {{ {world.include.revision} }}"
-        assert world.include.revision == include.revision + 1
+        assert second == f"add element inet virt-forward revision {{ {simulation.include.revision} }}"
+        assert simulation.include.revision == include.revision + 1
 
 
 WEB = guest("web", forward(80))
@@ -210,24 +210,24 @@ def test_port_of_one_guest_leads_straight_to_its_chain() -> None:
 
 def test_lookups_are_those_that_guests_need() -> None:
     """A map that has no element is not asked, and the rules change in the transaction that changes that."""
-    world = World()
-    world.change(Event(0, WEB))
-    assert lookups(world) == {"@ports"}
+    simulation = Simulation()
+    simulation.change(Event(0, WEB))
+    assert lookups(simulation) == {"@ports"}
     both = (endpoint("198.51.100.9"), endpoint("2001:db8:10::9"))
     wide = guest("b", forward(1, 65535, address="203.0.113.7"), endpoints=both)
-    commands = world.commands(Event(1, wide))
+    commands = simulation.commands(Event(1, wide))
     assert "flush chain inet virt-forward prerouting\n" in commands
-    assert lookups(world) == {"@ports", "@range4"}
-    world.change(Event(1, wide._replace(forwards=(forward(1, 65535, address="2001:db8::7"),))))
-    assert lookups(world) == {"@ports", "@range6"}
-    world.change(Event(1, None))
-    assert lookups(world) == {"@ports"}
-    quiet = world.commands(Event(2, guest("c", forward(81), endpoints=[endpoint("198.51.100.8")])))
+    assert lookups(simulation) == {"@ports", "@range4"}
+    simulation.change(Event(1, wide._replace(forwards=(forward(1, 65535, address="2001:db8::7"),))))
+    assert lookups(simulation) == {"@ports", "@range6"}
+    simulation.change(Event(1, None))
+    assert lookups(simulation) == {"@ports"}
+    quiet = simulation.commands(Event(2, guest("c", forward(81), endpoints=[endpoint("198.51.100.8")])))
     assert "prerouting" not in quiet
 
 
-def lookups(world: World) -> set[str]:
-    return set(re.findall(r"@\S+", owners(world.include)["# lookups"]))
+def lookups(simulation: Simulation) -> set[str]:
+    return set(re.findall(r"@\S+", owners(simulation.include)["# lookups"]))
 
 
 def test_rebuild_keeps_base_chains_and_deletes_the_others() -> None:
@@ -268,14 +268,14 @@ def test_remove_flushes_but_keeps_a_chain_that_is_added_again() -> None:
 
 def test_bridge_has_the_subnets_of_all_its_guests() -> None:
     inner, outer = ((ip_network(text), "virbr0") for text in ("198.51.100.0/25", "198.51.100.0/24"))
-    world = World()
-    world.change(Event(0, WEB._replace(lans=(inner,))))
+    simulation = Simulation()
+    simulation.change(Event(0, WEB._replace(lans=(inner,))))
     other = guest("b", forward(81), endpoints=[endpoint("198.51.100.9")])._replace(lans=(outer,))
-    world.change(Event(1, other))
-    assert subnets(world) == ["198.51.100.0/24", "198.51.100.0/25"]
-    world.change(Event(1, None))
-    assert subnets(world) == ["198.51.100.0/25"]
+    simulation.change(Event(1, other))
+    assert subnets(simulation) == ["198.51.100.0/24", "198.51.100.0/25"]
+    simulation.change(Event(1, None))
+    assert subnets(simulation) == ["198.51.100.0/25"]
 
 
-def subnets(world: World) -> list[str]:
-    return re.findall(r"saddr (\S+) masquerade", owners(world.include)["# lan virbr0"])
+def subnets(simulation: Simulation) -> list[str]:
+    return re.findall(r"saddr (\S+) masquerade", owners(simulation.include)["# lan virbr0"])

@@ -35,12 +35,12 @@ def event(words: str, verdict_: str = "continue", handle: int = 0, step: str = "
     return Event(family, table, chain, step, handle, verdict_)  # type: ignore[arg-type]
 
 
-def judged(*events: Event, seen: tuple[Seen, ...] = (), answer: bool = False) -> Obstacle | None:
-    return verdict.judge(PROBE, events, seen, book(), answer=answer)
+def vetoed(*events: Event, seen: tuple[Seen, ...] = (), answer: bool = False) -> Obstacle | None:
+    return verdict.obstacle(PROBE, events, seen, book(), answer=answer)
 
 
 def test_policy_of_a_saved_trace_is_the_obstacle() -> None:
-    found = judged(*saved_events())
+    found = vetoed(*saved_events())
     assert found == Obstacle(
         "dropped", False, "ip", "filter", "FORWARD", "FORWARD", "forward", priority="filter"
     )
@@ -49,14 +49,14 @@ def test_policy_of_a_saved_trace_is_the_obstacle() -> None:
 @pytest.mark.parametrize("version", ["1.0.6", "1.1.3"])
 def test_rule_is_told_with_its_handle_and_the_base_chain_it_was_reached_from(version: str) -> None:
     events = (event("inet filter forward", "jump", 9), event("inet filter guests", "drop", 10))
-    found = verdict.judge(PROBE, events, (), book(version), answer=False)
+    found = verdict.obstacle(PROBE, events, (), book(version), answer=False)
     assert found == DROP._replace(
         chain="guests", rule="counter reject with icmpx admin-prohibited", handle=10
     )
 
 
 def test_rule_of_iptables_is_told_in_its_words() -> None:
-    found = judged(event("ip filter FORWARD", "drop", 6))
+    found = vetoed(event("ip filter FORWARD", "drop", 6))
     assert found
     assert found.rule == '-A FORWARD -p tcp -m tcp --dport 80 -m string --string "foo" --algo bm -j DROP'
     assert found.handle == 0
@@ -68,7 +68,7 @@ def test_handle_is_that_of_the_host_where_the_clone_has_another() -> None:
         table.key: table
         for table in rules.parse(host("1.0.6").ruleset.replace("# handle 6\n", "# handle 77\n"))
     }
-    found = verdict.judge(
+    found = verdict.obstacle(
         PROBE,
         [event("inet filter forward", "drop", 77)],
         (),
@@ -80,7 +80,7 @@ def test_handle_is_that_of_the_host_where_the_clone_has_another() -> None:
 
 
 def test_earlier_translation_is_the_obstacle_even_if_the_packet_is_dropped_after_it() -> None:
-    found = judged(
+    found = vetoed(
         event("inet nat prerouting", "accept", 2), event("inet filter forward", "drop", step="policy")
     )
     assert found
@@ -89,20 +89,20 @@ def test_earlier_translation_is_the_obstacle_even_if_the_packet_is_dropped_after
 
 
 def test_packet_in_the_input_hook_reaches_the_host_itself() -> None:
-    found = judged(event(f"inet {TRACE_TABLE} input"), event("inet filter forward", "drop", step="policy"))
+    found = vetoed(event(f"inet {TRACE_TABLE} input"), event("inet filter forward", "drop", step="policy"))
     assert found
     assert found.kind == "local"
 
 
 def test_packet_in_a_queue_is_unknown() -> None:
-    found = judged(event("inet filter guests", "queue", 10))
+    found = vetoed(event("inet filter guests", "queue", 10))
     assert found
     assert found.kind == "unknown"
 
 
 def test_packet_that_leaves_elsewhere_is_not_routed_as_it_should_be() -> None:
     packet = Packet("first", 1, "tcp", CLIENT, ENDPOINT.ip, 40000, 80)
-    found = judged(seen=(Seen("out7", packet),))
+    found = vetoed(seen=(Seen("out7", packet),))
     assert found
     assert (found.kind, found.detail) == ("unrouted", "it does not leave by virbr0")
     assert verdict.arrived(PROBE, WIRE, [Seen("out1", packet)])
@@ -117,7 +117,7 @@ def test_answer_must_come_from_the_address_that_was_asked() -> None:
 
 
 def test_nothing_heard_is_left_to_the_kernel() -> None:
-    assert judged(event(f"inet {TRACE_TABLE} prerouting")) is None
+    assert vetoed(event(f"inet {TRACE_TABLE} prerouting")) is None
     assert verdict.hooks_reached([event(f"inet {TRACE_TABLE} prerouting")]) == {"prerouting"}
 
 

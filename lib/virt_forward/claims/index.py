@@ -30,27 +30,27 @@ if TYPE_CHECKING:
 __all__ = [
     "EndpointRow",
     "GatewayRow",
-    "Held",
     "Index",
     "IsolatedRow",
     "Location",
     "LookupRow",
     "PortRow",
     "Row",
+    "SearchIndex",
     "SubnetRow",
     "Veto",
     "clash",
     "conflicts",
     "endpoint_conflict",
-    "incumbent",
+    "endpoints_kept",
+    "endpoints_lost",
     "location",
-    "overruled",
-    "reconciled",
+    "resolve_conflicts",
     "rows",
-    "settle",
-    "undisputed",
     "without",
     "without_endpoints",
+    "without_new_forwards",
+    "without_weaker_endpoints",
 ]
 
 Veto = Callable[[Forward], str | None]
@@ -90,7 +90,7 @@ def endpoint_conflict(index: Iterable[Row], guest: Guest) -> str | None:
     return None
 
 
-def undisputed(index: Iterable[Row], guest: Guest) -> tuple[Endpoint, ...]:
+def endpoints_kept(index: Iterable[Row], guest: Guest) -> tuple[Endpoint, ...]:
     """Return a guest's endpoints less the learned ones that another guest has by an origin no weaker."""
     mine: dict[Location, int] = {}
     for endpoint in guest.endpoints:
@@ -103,7 +103,7 @@ def undisputed(index: Iterable[Row], guest: Guest) -> tuple[Endpoint, ...]:
     return without_endpoints(guest, lost).endpoints
 
 
-def overruled(index: Iterable[Row], guests: Iterable[Guest]) -> dict[str, set[Location]]:
+def endpoints_lost(index: Iterable[Row], guests: Iterable[Guest]) -> dict[str, set[Location]]:
     """Return the locations of learned endpoints in the index that ``guests`` overrule, by UUID."""
     mine: dict[Location, int] = {}
     for endpoint in (endpoint for guest in guests for endpoint in guest.endpoints):
@@ -132,7 +132,7 @@ def without_endpoints(guest: Guest, lost: Container[Location]) -> Guest:
     return guest._replace(endpoints=tuple(kept))
 
 
-def reconciled(guests: Iterable[Guest]) -> list[Guest]:
+def without_weaker_endpoints(guests: Iterable[Guest]) -> list[Guest]:
     """Return guests, each less the learned addresses that another one has by a stronger origin.
 
     Of equals, the first in ``guests`` keeps it.
@@ -149,7 +149,7 @@ def reconciled(guests: Iterable[Guest]) -> list[Guest]:
     return [without_endpoints(guest, found) for guest, found in zip(guests, lost, strict=True)]
 
 
-def incumbent(guest: Guest, before: Guest | None) -> Guest:
+def without_new_forwards(guest: Guest, before: Guest | None) -> Guest:
     """Return ``guest`` with those of its forwards alone that it had before."""
     had = frozenset(before.forwards) if before else frozenset()
     return guest._replace(forwards=tuple(f for f in guest.forwards if f in had), conflicts=(), endpoints=())
@@ -164,7 +164,7 @@ class _Claimed:
         self.every: list[int] = []
 
 
-class Held:
+class SearchIndex:
     """The claims of many guests, searched for those that may conflict with one guest's."""
 
     def __init__(self, rows: Iterable[Row] = ()) -> None:
@@ -230,7 +230,7 @@ def clash(rows: Iterable[Row]) -> bool:
     return any(one.overlaps(other) for found in map(sorted, spans.values()) for one, other in pairwise(found))
 
 
-def settle(index: Iterable[Row], guest: Guest, veto: Veto = lambda _: None) -> Guest:
+def resolve_conflicts(index: Iterable[Row], guest: Guest, veto: Veto = lambda _: None) -> Guest:
     """Return ``guest`` with its forwards sorted into those it may have and those in conflict.
 
     ``index`` has the rows of the other guests, ``veto`` tells what else rules a forward out.
@@ -248,7 +248,7 @@ def settle(index: Iterable[Row], guest: Guest, veto: Veto = lambda _: None) -> G
             good.append(forward)
         else:
             bad.append((forward, reason))
-    endpoints, contested = ((), guest.endpoints) if blocked else (undisputed(index, guest), ())
+    endpoints, contested = ((), guest.endpoints) if blocked else (endpoints_kept(index, guest), ())
     return guest._replace(
         forwards=tuple(good), conflicts=tuple(bad), endpoints=endpoints, contested=contested
     )

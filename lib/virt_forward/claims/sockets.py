@@ -42,7 +42,7 @@ class Details(NamedTuple):
 class Reach(NamedTuple):
     """Which packets the forwards of a guest take. The functions are called only where that matters.
 
-    ``localhost`` tells whether forwards without an address listen on 127.0.0.1, too; ``spared``
+    ``localhost`` tells whether forwards without an address listen on 127.0.0.1, too; ``excluded``
     are addresses where no forward listens (the guest network's gateway); ``families`` are the IP
     versions that the guest may have. ``details`` tells of sockets what /proc does not;
     ``elsewhere`` tells the addresses of other links than a device's, ``devices`` the indexes of
@@ -50,7 +50,7 @@ class Reach(NamedTuple):
     """
 
     localhost: bool = False
-    spared: frozenset[Address] = frozenset()
+    excluded: frozenset[Address] = frozenset()
     families: frozenset[int] = frozenset((4, 6))
     details: Callable[[], Details] = Details
     elsewhere: Callable[[str], frozenset[Address]] = lambda _: frozenset()
@@ -134,7 +134,7 @@ def _meets(listener: Listener, forward: Forward, reach: Reach) -> bool:
         return reach.localhost and address.version == 4 and forward.dev is None
     # What is sent to many, and to fe80::, never comes to the rules that look for a forward.
     elsewhere = address.is_multicast or (address.version == 6 and address.is_link_local)
-    return address not in reach.spared and not elsewhere
+    return address not in reach.excluded and not elsewhere
 
 
 def _takes(listener: Listener, families: frozenset[int], reach: Reach) -> bool:

@@ -230,7 +230,7 @@ def _queue(want: Present, store: Store) -> None:
         work = context(store, state, load_config_or_last(state))
         guest = plan.wanted_guest(want, state.guest(want.uuid), work.host)
         store.mark([want.uuid])
-        state.queue(want.uuid, plan.resolve_conflicts((), guest, None, work.host().veto(guest)))
+        state.queue(want.uuid, plan.resolve_one((), guest, None, work.host().veto(guest)))
 
 
 def _replug(domain: Domain, store: Store) -> None:

@@ -69,7 +69,7 @@ def end_if_unwanted() -> None:
         os._exit(0)
 
 
-held: set[int] = set()
+inherited: set[int] = set()
 """File descriptors that programs inherit: if this process is killed, a lock is held until the
 program it has started has ended as well."""
 
@@ -79,8 +79,8 @@ _stuck: list[int] = []
 
 
 def release(fd: int) -> None:
-    """Close a descriptor that is in ``held``, and unlock its file even if a program that is done has it."""
-    held.discard(fd)
+    """Close a descriptor in ``inherited``; unlock its file even if a program that was given up has it."""
+    inherited.discard(fd)
     if not any(os.path.exists(f"/proc/{pid}") for pid in _stuck):
         fcntl.flock(fd, fcntl.LOCK_UN)
     os.close(fd)
@@ -140,7 +140,7 @@ def _status(argv: Sequence[str], fds: Sequence[int], timeout: float, watch: Watc
     lifeline, ours = os.pipe()
     try:
         # A descriptor that is duplicated to its own number is inherited.
-        kept = (*held, lifeline, *((watch.fileno(),) if watch else ()))
+        kept = (*inherited, lifeline, *((watch.fileno(),) if watch else ()))
         places = [*enumerate(fds), *((fd, fd) for fd in kept)]
         pid = os.posix_spawn(
             _path(argv[0], environment["PATH"]),

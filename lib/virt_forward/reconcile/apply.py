@@ -189,7 +189,7 @@ class _Application:
     def all(self) -> dict[str, Guest]:
         """All guests as they are after the change; read only where the table is rebuilt."""
         found: Guests = {**self.state.all_recorded(), **self.plan.after}
-        return plans.consistent(filter(None, found.values()))
+        return plans.without_clashes(filter(None, found.values()))
 
     @cached_property
     def whole(self) -> table.Include:

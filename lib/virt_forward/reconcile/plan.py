@@ -84,7 +84,7 @@ def make(state: Snapshot, host: Host, wants: Sequence[Want]) -> Plan:
         after = {
             uuid: guest for uuid, guest in after.items() if uuid not in waiting or guest != waiting[uuid]
         }
-    lost = claims.overruled(others, filter(None, after.values()))
+    lost = claims.endpoints_lost(others, filter(None, after.values()))
     overruled = {uuid: guest for uuid in sorted(lost) if (guest := state.recorded(uuid))}
     after |= {uuid: claims.without_endpoints(guest, lost[uuid]) for uuid, guest in overruled.items()}
     before = {uuid: overruled.get(uuid) or before[uuid] for uuid in after}
@@ -214,15 +214,13 @@ def _resolve(
     return {**changes, **resolve_all(guests, had, others, vetoes)}
 
 
-def resolve_conflicts(
-    others: Iterable[claims.Row], guest: Guest, before: Guest | None, veto: claims.Veto
-) -> Guest:
+def resolve_one(others: Iterable[claims.Row], guest: Guest, before: Guest | None, veto: claims.Veto) -> Guest:
     """Return ``guest`` with its forwards sorted into those that it may have and those kept out.
 
     ``others`` are the claims of other guests. What it has already the host does not veto any more.
     """
     had = frozenset(before.forwards) if before else frozenset()
-    return claims.settle(others, guest, lambda forward: None if forward in had else veto(forward))
+    return claims.resolve_conflicts(others, guest, lambda forward: None if forward in had else veto(forward))
 
 
 def resolve_all(
@@ -238,16 +236,16 @@ def resolve_all(
     """
     if len(wanted) == 1:
         ((uuid, guest),) = wanted.items()
-        return {uuid: resolve_conflicts(others, guest, before.get(uuid), vetoes[uuid])}
+        return {uuid: resolve_one(others, guest, before.get(uuid), vetoes[uuid])}
     order = sorted(wanted, key=lambda uuid: _turn(uuid, before))
-    guests = claims.reconciled(wanted[uuid] for uuid in order)
-    held = claims.Held(others)
+    guests = claims.without_weaker_endpoints(wanted[uuid] for uuid in order)
+    held = claims.SearchIndex(others)
     for guest in guests:
-        held.add(claims.rows(claims.incumbent(guest, before.get(guest.uuid))))
+        held.add(claims.rows(claims.without_new_forwards(guest, before.get(guest.uuid))))
     resolved: dict[str, Guest] = {}
     for guest in guests:
         uuid = guest.uuid
-        resolved[uuid] = resolve_conflicts(held.near(guest), guest, before.get(uuid), vetoes[uuid])
+        resolved[uuid] = resolve_one(held.near(guest), guest, before.get(uuid), vetoes[uuid])
         held.add(claims.rows(resolved[uuid]))
     return resolved
 
@@ -257,7 +255,7 @@ def _turn(uuid: str, before: Mapping[str, Guest]) -> tuple[bool, bool, str]:
     return uuid not in before, uuid in before and bool(before[uuid].conflicts), uuid
 
 
-def consistent(guests: Iterable[Guest]) -> dict[str, Guest]:
+def without_clashes(guests: Iterable[Guest]) -> dict[str, Guest]:
     """Return guests by UUID; where two claim the same, the later one of them has to go without.
 
     nft would refuse the whole table for it. Only a state that is not of our making does that.
@@ -267,8 +265,8 @@ def consistent(guests: Iterable[Guest]) -> dict[str, Guest]:
         return {guest.uuid: guest for guest in found}
     log.error("records of different guests claim the same; the later ones are kept out")
     index: claims.Index = ()
-    settled: dict[str, Guest] = {}
+    resolved: dict[str, Guest] = {}
     for guest in found:
-        settled[guest.uuid] = claims.settle(index, guest, dict(guest.conflicts).get)
-        index += claims.rows(settled[guest.uuid])
-    return settled
+        resolved[guest.uuid] = claims.resolve_conflicts(index, guest, dict(guest.conflicts).get)
+        index += claims.rows(resolved[guest.uuid])
+    return resolved

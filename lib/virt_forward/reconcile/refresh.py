@@ -16,7 +16,7 @@ from virt_forward.state.config_file import load_config_or_last
 from virt_forward.state.store import Store
 
 
-def refresh(store: Store, heard: Sightings = collect.NO_SIGHTINGS) -> int:
+def refresh(store: Store, sightings: Sightings = collect.NO_SIGHTINGS) -> int:
     """Move the rules of running guests to where these are now; return how many guests have moved.
 
     Where a second address of a NIC has shown up, the kernel is made to find out whether the guest
@@ -25,21 +25,21 @@ def refresh(store: Store, heard: Sightings = collect.NO_SIGHTINGS) -> int:
     with store.open() as state:
         config, guests, networks = load_config_or_last(state), state.guests(), state.networks()
     # Not with the lock held: NICs may be probed, and take their time to answer.
-    moved, doubted_endpoints = _look(guests, networks, config, heard)
+    moved, doubted_endpoints = _look(guests, networks, config, sightings)
     for endpoint in doubted_endpoints:
         collect.confirm_neighbour(endpoint)
     if not moved:
         return 0
     with store.open() as state:
         # Between the look and the lock a hook may have come; what counts is what stands now.
-        moved, _ = _look(state.guests(), state.networks(), config, heard)
+        moved, _ = _look(state.guests(), state.networks(), config, sightings)
         wants = [Readdressed(guest.uuid) for guest in moved]
-        reconcile(context(store, state, config, sightings=heard), wants)
+        reconcile(context(store, state, config, sightings=sightings), wants)
     return len(moved)
 
 
 def _look(
-    guests: dict[str, Guest], networks: list[Network], config: Config, heard: Sightings
+    guests: dict[str, Guest], networks: list[Network], config: Config, sightings: Sightings
 ) -> tuple[list[Guest], list[Endpoint]]:
     """Return the running guests whose endpoints are not as recorded, located again, and doubted endpoints."""
     known = list(guests.values())
@@ -47,8 +47,10 @@ def _look(
     if not running:
         return [], []
     names = {name for guest in running for name in guest.networks}
-    facts = collect.host_facts(config, networks, names, heard)
-    now = claims.reconciled(resolve.locate(g, facts) if g.phase == "running" else g for g in known)
+    facts = collect.host_facts(config, networks, names, sightings)
+    now = claims.without_weaker_endpoints(
+        resolve.locate(g, facts) if g.phase == "running" else g for g in known
+    )
     moved = [guest for before, guest in zip(known, now, strict=True) if guest != before]
     return [guest for guest in moved if guest.phase == "running"], [
         endpoint

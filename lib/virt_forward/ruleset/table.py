@@ -70,7 +70,7 @@ def blocks_of(
 
 
 def whole(guests: Iterable[Guest], config: Config, revision: int) -> Include:
-    """Return the include file for a set of guests whose conflicts are settled."""
+    """Return the include file for guests whose conflicts are resolved."""
     guests = tuple(guests)
     index = tuple(row for guest in guests for row in claims.rows(guest))
     blocks = _ordered(blocks_of(guests, index, index, config).values())

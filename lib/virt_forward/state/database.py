@@ -123,7 +123,7 @@ def _check(header: bytes, path: str) -> None:
     if version > VERSION:
         raise NewerStateError(
             f"{path}: was written by a newer version of virt-forward",
-            "install that version again, or run virt-forward sync to begin anew with this one",
+            "install that version again, or run virt-forward sync to rebuild the state with this one",
         )
 
 

@@ -162,7 +162,7 @@ class Store:
         """Hold the lock; raises LockTimeout after ``seconds``, StateError where it cannot be had."""
         limit = process.left(LOCK_SECONDS if seconds is None else seconds)
         fd = self._locked(limit, time.monotonic() + limit)
-        process.held.add(fd)
+        process.inherited.add(fd)
         try:
             process.end_if_unwanted()
             yield

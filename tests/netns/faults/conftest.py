@@ -6,18 +6,18 @@ from collections.abc import Iterator
 
 import pytest
 
-from netns.faults import world as worlds
-from netns.faults.world import World
+from netns.faults import testbed as testbeds
+from netns.faults.testbed import FaultTestbed
 
 
 @pytest.fixture(scope="module")
-def host() -> Iterator[World]:
-    with worlds.world() as made:
+def host() -> Iterator[FaultTestbed]:
+    with testbeds.testbed() as made:
         yield made
 
 
 @pytest.fixture
-def world(host: World) -> Iterator[World]:
+def testbed(host: FaultTestbed) -> Iterator[FaultTestbed]:
     """The host without guests; whatever the test did to it is undone. The person's rules are as before."""
     host.flush()
     before = host.lab.host.theirs()

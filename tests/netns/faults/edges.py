@@ -26,7 +26,7 @@ STEP_COUNT, REASONS = "steps", "reasons"
 CREATES = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 MADE_TO_FAIL = ("/bin/sh", ("sh", "-c", "echo made to fail >&2; exit 1"))
 Break = Callable[[str], Any]
-"""What happens in place of a step; it gets the step's name and raises, returns or never comes back."""
+"""What happens in environment of a step; it gets the step's name and raises, returns or never comes back."""
 
 
 def killed(_step: str) -> None:
@@ -148,7 +148,7 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class Place:
+class Environment:
     """Where a child process runs: a network namespace, an environment, a directory for what it says."""
 
     namespace: Path
@@ -156,14 +156,14 @@ class Place:
     scratch: Path
 
 
-def apart(place: Place, call: Callable[[], int], steps: Steps, *, timeout: float = 30) -> Outcome:
+def apart(environment: Environment, call: Callable[[], int], steps: Steps, *, timeout: float = 30) -> Outcome:
     """Call in a child process inside a network namespace, and return what came of it."""
-    files = {name: place.scratch / name for name in ("out", "err", REASONS, STEP_COUNT)}
+    files = {name: environment.scratch / name for name in ("out", "err", REASONS, STEP_COUNT)}
     for path in files.values():
         path.unlink(missing_ok=True)
     pid = os.fork()
     if pid == 0:
-        _child(place, files, call, steps)
+        _child(environment, files, call, steps)
     status = _wait(pid, timeout)
     texts = {name: path.read_text() if path.exists() else "" for name, path in files.items()}
     return Outcome(status, texts["out"], texts["err"], texts[REASONS], tuple(texts[STEP_COUNT].splitlines()))
@@ -182,10 +182,12 @@ def _wait(pid: int, timeout: float) -> int:
     return status
 
 
-def _child(place: Place, files: Mapping[str, Path], call: Callable[[], int], steps: Steps) -> None:
+def _child(
+    environment: Environment, files: Mapping[str, Path], call: Callable[[], int], steps: Steps
+) -> None:
     status = 99
     try:
-        _settle_in(place, files)
+        _enter(environment, files)
         steps.install(files[STEP_COUNT])
         status = call()
         sys.stdout.flush()
@@ -197,12 +199,12 @@ def _child(place: Place, files: Mapping[str, Path], call: Callable[[], int], ste
         os._exit(status)
 
 
-def _settle_in(place: Place, files: Mapping[str, Path]) -> None:
-    with place.namespace.open() as namespace:
+def _enter(environment: Environment, files: Mapping[str, Path]) -> None:
+    with environment.namespace.open() as namespace:
         if ctypes.CDLL(None, use_errno=True).setns(namespace.fileno(), CLONE_NEWNET):
             raise OSError(ctypes.get_errno(), "setns")
     os.environ.clear()
-    os.environ.update(place.env)
+    os.environ.update(environment.env)
     for fd, name in ((1, "out"), (2, "err")):
         os.dup2(os.open(files[name], os.O_WRONLY | os.O_CREAT, 0o600), fd)
     sys.stdout, sys.stderr = (io.TextIOWrapper(io.FileIO(fd, "w"), write_through=True) for fd in (1, 2))

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import pytest
 
 from netns.faults.edges import Break, Outcome, Steps, killed, refused
-from netns.faults.world import World
+from netns.faults.testbed import FaultTestbed
 
 pytestmark = pytest.mark.root
 FULL = refused(errno.ENOSPC)
@@ -66,36 +66,36 @@ THOROUGH = bool(os.environ.get("VIRT_FORWARD_TEST_THOROUGH"))
 
 
 @pytest.fixture(params=CASES + (MORE_CASES if THOROUGH else ()), ids=str)
-def case(request: pytest.FixtureRequest, world: World) -> Iterator[Case]:
+def case(request: pytest.FixtureRequest, testbed: FaultTestbed) -> Iterator[Case]:
     """A host on which the event is about to come."""
     made: Case = request.param
-    for lab in (world.lab, world.reference):
+    for lab in (testbed.lab, testbed.reference):
         lab.configure(f'[forward]\n{made.config}\n[policy]\non_error = "warn"\n')
-    world.wanted.clear()
-    world.start(*made.before)
+    testbed.wanted.clear()
+    testbed.start(*made.before)
     for name in made.prepared:
-        assert world.event(name, "prepare").status == 0
-    world.before = world.saved()
+        assert testbed.event(name, "prepare").status == 0
+    testbed.before = testbed.saved()
     yield made
-    world.reference.config.unlink()
+    testbed.reference.config.unlink()
 
 
-def _again(world: World, case: Case) -> None:
-    world.restore()
+def _again(testbed: FaultTestbed, case: Case) -> None:
+    testbed.restore()
     if case.flushed:
-        world.flush()
+        testbed.flush()
     else:
-        world.lab.host.run(["nft", "-f", world.run_dir / "ruleset.nft"])
+        testbed.lab.host.run(["nft", "-f", testbed.run_dir / "ruleset.nft"])
 
 
 def broken(
-    world: World, case: Case, how: Break, *, forever: bool | None = False
+    testbed: FaultTestbed, case: Case, how: Break, *, forever: bool | None = False
 ) -> Iterator[tuple[int, Outcome]]:
     """Run the event again and again, with the next step broken each time, until none is left to break."""
     for last in range(1, 60):
-        _again(world, case)
+        _again(testbed, case)
         on = last % 2 == 0 if forever is None else forever
-        done = world.event(case.name, case.operation, Steps(last, how=how, forever=on))
+        done = testbed.event(case.name, case.operation, Steps(last, how=how, forever=on))
         if len(done.steps) < last:
             assert last > 3, f"there was next to nothing to break: {done}"
             return
@@ -104,56 +104,58 @@ def broken(
 
 
 @pytest.mark.parametrize("way", range(2 if THOROUGH else 1))
-def test_killed_at_any_step(world: World, case: Case, way: int) -> None:
+def test_killed_at_any_step(testbed: FaultTestbed, case: Case, way: int) -> None:
     """Sooner or later libvirt goes on, or a person calls sync; by default every other time."""
-    for last, done in broken(world, case, killed):
+    for last, done in broken(testbed, case, killed):
         why = f"killed before {done.steps[-1]} ({last})"
         assert done.died, why
-        world.assert_kept(*case.kept, why=why)
+        testbed.assert_kept(*case.kept, why=why)
         go_on = (libvirt_goes_on, somebody_syncs)[way if THOROUGH else last % 2]
-        go_on(world, case, why)
+        go_on(testbed, case, why)
 
 
-def libvirt_goes_on(world: World, case: Case, why: str) -> None:
+def libvirt_goes_on(testbed: FaultTestbed, case: Case, why: str) -> None:
     """A guest whose hook was killed is ended by libvirt; a stopped one is released. Others come and go."""
-    world.start("late")
-    world.stop(case.name)
+    testbed.start("late")
+    testbed.stop(case.name)
     for name in case.gone if case.flushed else ():
-        assert world.event(name, "reconnect").status == 0
-    world.assert_right(*case.gone, "late", why=why)
+        assert testbed.event(name, "reconnect").status == 0
+    testbed.assert_right(*case.gone, "late", why=why)
 
 
-def somebody_syncs(world: World, case: Case, why: str) -> None:
+def somebody_syncs(testbed: FaultTestbed, case: Case, why: str) -> None:
     running = case.gone if case.operation in ("prepare", "restore", "started") else case.after
-    done = world.sync(*running)
+    done = testbed.sync(*running)
     assert done.status == 0, done
     if "twin" in running:
-        world.sync(*running)  # see test_what_a_dead_guest_had_is_free_at_once
-    world.assert_right(*running, why=f"{why}, then {done}")
+        testbed.sync(*running)  # see test_what_a_dead_guest_had_is_free_at_once
+    testbed.assert_right(*running, why=f"{why}, then {done}")
 
 
 @pytest.mark.parametrize("forever", [False, True] if THOROUGH else [None], ids=str)
-def test_a_failing_step_ends_no_guest_and_is_told(world: World, case: Case, forever: bool | None) -> None:
+def test_a_failing_step_ends_no_guest_and_is_told(
+    testbed: FaultTestbed, case: Case, forever: bool | None
+) -> None:
     """One step fails, or all do from then on; by default one or the other in turn."""
-    for last, done in broken(world, case, FULL, forever=forever):
+    for last, done in broken(testbed, case, FULL, forever=forever):
         why = f"failed at {done.steps[last - 1]} ({last}): {done}"
         assert done.status == 0 or case.operation == "prepare", why
         assert done.out == "", why
         assert done.reasons, f"nobody was told\n{why}"
         assert done.status == 0 or done.reasons.split(": ", 1)[1].splitlines()[0] in done.err, why
-        world.assert_kept(*case.kept, why=why)
+        testbed.assert_kept(*case.kept, why=why)
         running = case.after
         if case.operation in ("stopped", "prepare", "restore"):
-            world.stop(case.name)
+            testbed.stop(case.name)
             running = case.gone
-        synced = world.sync(*running)
+        synced = testbed.sync(*running)
         assert synced.status == 0, f"{synced}\n{why}"
-        world.assert_right(*running, why=why)
+        testbed.assert_right(*running, why=why)
 
 
-def test_what_a_dead_guest_had_is_free_at_once(world: World) -> None:
+def test_what_a_dead_guest_had_is_free_at_once(testbed: FaultTestbed) -> None:
     """Nobody told us that web ended; twin waits for its port."""
-    world.lab.configure('[policy]\non_error = "warn"\n')
-    world.start("web", "twin")
-    world.sync("twin")
-    world.assert_right("twin")
+    testbed.lab.configure('[policy]\non_error = "warn"\n')
+    testbed.start("web", "twin")
+    testbed.sync("twin")
+    testbed.assert_right("twin")

@@ -6,7 +6,7 @@ from ipaddress import ip_address
 
 import pytest
 
-from netns.faults.world import World
+from netns.faults.testbed import FaultTestbed
 from virt_forward.claims.flows import Flow
 from virt_forward.host import conntrack
 
@@ -23,19 +23,19 @@ def tracked(number: int, dport: int, answering: str, reply_port: int) -> str:
     return f"{HOW} {ways} --dport {dport} --reply-port-src {reply_port}"
 
 
-def test_of_very_many_connections_its_own_end(world: World) -> None:
+def test_of_very_many_connections_its_own_end(testbed: FaultTestbed) -> None:
     """mail has 2525; a person's own rule leads 2526 to it as well, and other ports to another guest."""
-    world.start("mail")
+    testbed.start("mail")
     lines = [tracked(number, 2525, GUEST, 25) for number in range(0, MANY, 4)]
     lines += [tracked(number, 2526, GUEST, 26) for number in range(1, MANY, 4)]
     lines += [tracked(number, 2525, OTHER, 25) for number in range(2, MANY, 4)]
     lines += [tracked(number, 443, OTHER, 443) for number in range(3, MANY, 4)]
-    world.lab.host.run(["conntrack", "-R", "-"], stdin="\n".join(lines) + "\n", timeout=60)
+    testbed.lab.host.run(["conntrack", "-R", "-"], stdin="\n".join(lines) + "\n", timeout=60)
     # The host itself may have said something, to its neighbours.
-    others = int(world.lab.host.run(["conntrack", "-C"]).out) - MANY
-    world.stop("mail")
-    left = world.lab.host.run(["conntrack", "-L"]).out.splitlines()
-    world.lab.host.run(["conntrack", "-F"])
+    others = int(testbed.lab.host.run(["conntrack", "-C"]).out) - MANY
+    testbed.stop("mail")
+    left = testbed.lab.host.run(["conntrack", "-L"]).out.splitlines()
+    testbed.lab.host.run(["conntrack", "-F"])
     assert abs(len(left) - others - MANY * 3 // 4) <= 10
     assert others <= 10
     assert not [line for line in left if "dport=2525 " in line and f"src={GUEST} " in line]

@@ -6,21 +6,21 @@ from collections.abc import Iterator
 
 import pytest
 
-from netns.libvirtnet.scene import BACKENDS, Scene
+from netns.libvirtnet.testbed import BACKENDS, LibvirtTestbed
 from support import netns, state
 
 
 @pytest.fixture(scope="module", params=BACKENDS)
-def built(request: pytest.FixtureRequest) -> Iterator[Scene]:
+def built(request: pytest.FixtureRequest) -> Iterator[LibvirtTestbed]:
     """The networks as libvirt has started them, known to us."""
     with netns.lab() as lab:
-        scene = Scene(lab, request.param)
-        scene.reset()
-        yield scene
+        testbed = LibvirtTestbed(lab, request.param)
+        testbed.reset()
+        yield testbed
 
 
 @pytest.fixture
-def scene(built: Scene) -> Iterator[Scene]:
+def testbed(built: LibvirtTestbed) -> Iterator[LibvirtTestbed]:
     """The same with no guest running, before and after; then nothing of ours is left in libvirt's chains."""
     before = built.host.ruleset()
     yield built

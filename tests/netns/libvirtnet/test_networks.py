@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import pytest
 
-from netns.libvirtnet.scene import ADDRESS6, HOUSE, INNER, MAC, NETWORKS, WEB, Scene, mac_on
+from netns.libvirtnet.testbed import ADDRESS6, HOUSE, INNER, MAC, NETWORKS, WEB, LibvirtTestbed, mac_on
 from support import netns, state, xml
 from support.netns import HOST4
 from support.xml import Network, network_hook
@@ -15,38 +15,38 @@ from support.xml import Network, network_hook
 pytestmark = [pytest.mark.root, pytest.mark.parametrize("built", ["nftables"], indirect=True)]
 
 
-def test_a_network_that_stops_under_its_guest_and_starts_again(scene: Scene) -> None:
-    scene.start()
-    scene.network("started", "stopped")
-    assert scene.asks() is None
-    assert scene.rules("ip") == scene.rules("ip6") == []
-    scene.network("updated-inactive", "updated")
-    scene.network("started", "started")
-    assert scene.asks() == INNER
-    assert scene.rules("ip") == ["virbr5"]
+def test_a_network_that_stops_under_its_guest_and_starts_again(testbed: LibvirtTestbed) -> None:
+    testbed.start()
+    testbed.network("started", "stopped")
+    assert testbed.asks() is None
+    assert testbed.rules("ip") == testbed.rules("ip6") == []
+    testbed.network("updated-inactive", "updated")
+    testbed.network("started", "started")
+    assert testbed.asks() == INNER
+    assert testbed.rules("ip") == ["virbr5"]
 
 
-def test_a_network_that_is_only_edited_is_not_taken_for_one_that_runs(scene: Scene) -> None:
-    scene.start()
-    scene.network("started", "stopped")
-    scene.host.ip("link set virbr5 name away")
+def test_a_network_that_is_only_edited_is_not_taken_for_one_that_runs(testbed: LibvirtTestbed) -> None:
+    testbed.start()
+    testbed.network("started", "stopped")
+    testbed.host.ip("link set virbr5 name away")
     try:
-        scene.network("updated-inactive", "updated")
-        assert scene.asks() is None
-        assert state.rows(scene.lab.run_dir, "SELECT name FROM network") == []
+        testbed.network("updated-inactive", "updated")
+        assert testbed.asks() is None
+        assert state.rows(testbed.lab.run_dir, "SELECT name FROM network") == []
     finally:
-        scene.host.ip("link set away name virbr5")
+        testbed.host.ip("link set away name virbr5")
 
 
-def test_a_reservation_that_moves_takes_the_forward_along(scene: Scene) -> None:
-    scene.start(WEB)
-    assert "10.50.0.5:80" in scene.host.ruleset("table", "inet", "virt-forward")
-    scene.rebuild(updated=True)
-    scene.network("updated", "updated")
-    ours = scene.host.ruleset("table", "inet", "virt-forward")
+def test_a_reservation_that_moves_takes_the_forward_along(testbed: LibvirtTestbed) -> None:
+    testbed.start(WEB)
+    assert "10.50.0.5:80" in testbed.host.ruleset("table", "inet", "virt-forward")
+    testbed.rebuild(updated=True)
+    testbed.network("updated", "updated")
+    ours = testbed.host.ruleset("table", "inet", "virt-forward")
     assert "10.50.0.9:80" in ours
     assert "10.50.0.5" not in ours
-    assert scene.rules() == ["virbr5"]
+    assert testbed.rules() == ["virbr5"]
 
 
 WIDE = Network("wide", "virbr6", "route", "10.60.0.1", "fd60::1")
@@ -59,88 +59,90 @@ ALONE = Network("alone", "virbr8", "", "10.80.0.1")
     [(WIDE, True, ["virbr6"]), (OPEN, True, []), (ALONE, False, [])],
     ids=["route", "open", "isolated"],
 )
-def test_other_forward_modes(scene: Scene, network: Network, reached: bool, rules: list[str]) -> None:
+def test_other_forward_modes(
+    testbed: LibvirtTestbed, network: Network, reached: bool, rules: list[str]
+) -> None:
     here = f"on-{network.bridge}"
-    scene.lab.hook("network", network.name, "started", xml=network_hook(network))
+    testbed.lab.hook("network", network.name, "started", xml=network_hook(network))
     nic = xml.Nic(network.name, mac_on(network.bridge), "network", network.bridge)
     address = f"10.{NETWORKS[network.bridge]}.0.5"
-    scene.start(xml.host_ip(address), xml.port_forward("8085:80"), name="other", nics=(nic,))
-    assert scene.rules() == rules
-    assert scene.asks(port=8085) == (here if reached else None)
+    testbed.start(xml.host_ip(address), xml.port_forward("8085:80"), name="other", nics=(nic,))
+    assert testbed.rules() == rules
+    assert testbed.asks(port=8085) == (here if reached else None)
     # The host's own connections pass no forward chain.
-    assert scene.asks(scene.host, HOST4, 8085) == here
-    scene.lab.hook("network", network.name, "stopped", "end", xml=network_hook(network))
-    assert scene.rules() == []
+    assert testbed.asks(testbed.host, HOST4, 8085) == here
+    testbed.lab.hook("network", network.name, "stopped", "end", xml=network_hook(network))
+    assert testbed.rules() == []
 
 
-def test_guests_reach_each_other_through_the_host(scene: Scene) -> None:
-    scene.start()
+def test_guests_reach_each_other_through_the_host(testbed: LibvirtTestbed) -> None:
+    testbed.start()
     for name in (INNER, "second", "on-virbr6", "on-virbr7"):
-        assert scene.asks(scene.lab.guests[name], HOST4) == INNER
+        assert testbed.asks(testbed.lab.guests[name], HOST4) == INNER
 
 
-def record(scene: Scene) -> str:
+def record(testbed: LibvirtTestbed) -> str:
     """Return the record of the only guest."""
-    ((found,),) = state.rows(scene.lab.run_dir, "SELECT record FROM guest")
+    ((found,),) = state.rows(testbed.lab.run_dir, "SELECT record FROM guest")
     return str(found)
 
 
-def test_a_nic_plugged_into_a_running_guest_and_out_again(scene: Scene) -> None:
+def test_a_nic_plugged_into_a_running_guest_and_out_again(testbed: LibvirtTestbed) -> None:
     lan = xml.Nic("virbr0", "52:54:00:00:01:99")
-    scene.start(xml.port_forward("8080:80", attributes=f'mac="{lan.mac}"'), nics=(lan, HOUSE))
-    scene.network("port-deleted", "port-deleted")
-    assert MAC not in record(scene)
-    scene.network("port-created", "port-created")
-    assert MAC in record(scene)
-    assert '"virbr5"' in record(scene)
+    testbed.start(xml.port_forward("8080:80", attributes=f'mac="{lan.mac}"'), nics=(lan, HOUSE))
+    testbed.network("port-deleted", "port-deleted")
+    assert MAC not in record(testbed)
+    testbed.network("port-created", "port-created")
+    assert MAC in record(testbed)
+    assert '"virbr5"' in record(testbed)
 
 
-def test_a_nic_unplugged_from_a_network_in_bridge_mode(scene: Scene) -> None:
+def test_a_nic_unplugged_from_a_network_in_bridge_mode(testbed: LibvirtTestbed) -> None:
     """A running guest's XML says type bridge for it, with the name of the bridge."""
     lan = Network("lan", "virbr0", "bridge")
     nic = xml.Nic("virbr0", MAC)
-    scene.start(WEB, nics=(nic, xml.Nic("virbr6", mac_on("virbr6"))))
-    assert MAC in record(scene)
-    scene.lab.hook("network", "lan", "port-deleted", xml=network_hook(lan, "inner", MAC))
-    assert MAC not in record(scene)
-    assert mac_on("virbr6") in record(scene)
+    testbed.start(WEB, nics=(nic, xml.Nic("virbr6", mac_on("virbr6"))))
+    assert MAC in record(testbed)
+    testbed.lab.hook("network", "lan", "port-deleted", xml=network_hook(lan, "inner", MAC))
+    assert MAC not in record(testbed)
+    assert mac_on("virbr6") in record(testbed)
 
 
-def test_a_nic_that_moves_between_networks_is_where_its_new_port_is(scene: Scene) -> None:
+def test_a_nic_that_moves_between_networks_is_where_its_new_port_is(testbed: LibvirtTestbed) -> None:
     nic = xml.Nic("old", MAC, "network", "virbr6")
     old = Network("old", "virbr6", "nat", "10.60.0.1", reservations=((MAC, "10.60.0.5", "inner"),))
-    scene.lab.hook("network", "old", "started", xml=network_hook(old))
-    scene.start(WEB, nics=(nic,))
-    assert scene.rules() == ["virbr6"]
-    scene.network("port-created", "port-created")
-    scene.lab.hook("network", "old", "port-deleted", xml=network_hook(old, "inner", MAC))
-    assert scene.rules() == ["virbr5"]
-    assert scene.asks() == INNER
-    scene.lab.hook("network", "old", "stopped", "end", xml=network_hook(old))
+    testbed.lab.hook("network", "old", "started", xml=network_hook(old))
+    testbed.start(WEB, nics=(nic,))
+    assert testbed.rules() == ["virbr6"]
+    testbed.network("port-created", "port-created")
+    testbed.lab.hook("network", "old", "port-deleted", xml=network_hook(old, "inner", MAC))
+    assert testbed.rules() == ["virbr5"]
+    assert testbed.asks() == INNER
+    testbed.lab.hook("network", "old", "stopped", "end", xml=network_hook(old))
 
 
 @pytest.mark.parametrize("name", ["Büro & <1>", "a'b\"c -w", " .. "])
-def test_networks_of_any_name(scene: Scene, name: str) -> None:
+def test_networks_of_any_name(testbed: LibvirtTestbed, name: str) -> None:
     from xml.sax.saxutils import escape, quoteattr
 
-    text = (scene.data / "started.xml").read_text().replace(">house<", f">{escape(name)}<")
+    text = (testbed.data / "started.xml").read_text().replace(">house<", f">{escape(name)}<")
     text = text.replace("b050cff1", "00000001")
-    scene.lab.hook("network", name, "started", xml=text)
-    scene.running["inner"] = None
+    testbed.lab.hook("network", name, "started", xml=text)
+    testbed.running["inner"] = None
     domain = xml.domain("inner", xml.forwards(xml.host_ip(ADDRESS6), WEB), (HOUSE,), "started")
     domain = domain.replace("network='house'", f"network={quoteattr(name)}")
-    scene.lab.hook("qemu", "inner", "started", xml=domain)
-    assert scene.asks() == INNER
-    assert scene.rules() == ["virbr5"]
-    scene.lab.hook("network", name, "stopped", "end", xml=text)
-    assert scene.asks() is None
-    assert scene.rules() == []
+    testbed.lab.hook("qemu", "inner", "started", xml=domain)
+    assert testbed.asks() == INNER
+    assert testbed.rules() == ["virbr5"]
+    testbed.lab.hook("network", name, "stopped", "end", xml=text)
+    assert testbed.asks() is None
+    assert testbed.rules() == []
 
 
-def test_a_guest_elsewhere_asks_nothing_of_libvirts_chains(scene: Scene) -> None:
+def test_a_guest_elsewhere_asks_nothing_of_libvirts_chains(testbed: LibvirtTestbed) -> None:
     """Most guests are on the person's own bridge: their events run neither iptables nor a listing."""
-    log = scene.lab.dir / "asked"
-    folder = scene.lab.dir / "bin-asked"
+    log = testbed.lab.dir / "asked"
+    folder = testbed.lab.dir / "bin-asked"
     folder.mkdir(exist_ok=True)
     for program in ("iptables", "ip6tables", "nft"):
         text = f'#!/bin/sh\necho "{program} $*" >>{log}\nexec /usr/sbin/{program} "$@"\n'
@@ -154,7 +156,7 @@ def test_a_guest_elsewhere_asks_nothing_of_libvirts_chains(scene: Scene) -> None
         ("stopped", "end"),
         ("release", "end"),
     ):
-        scene.lab.hook("qemu", "plain", operation, sub, xml=text, env=env)
+        testbed.lab.hook("qemu", "plain", operation, sub, xml=text, env=env)
     asked = log.read_text()
     assert "nft -f -" in asked
     assert "LIBVIRT_FWI" not in asked

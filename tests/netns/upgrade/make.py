@@ -15,7 +15,7 @@ import threading
 from pathlib import Path
 
 from netns.support import PHASES
-from netns.upgrade import scene
+from netns.upgrade import scenario
 from support import netns, xml
 from support.netns import HOOK_ENV, PATH, Lab
 
@@ -33,12 +33,12 @@ class Old:
 
     def event(self, name: str, operation: str, *, path: str = PATH, check: bool = True) -> None:
         """Run the qemu hook for one event of a guest."""
-        self._run("qemu", [name, operation, PHASES[operation][0], "-"], scene.domain(name, operation),
+        self._run("qemu", [name, operation, PHASES[operation][0], "-"], scenario.domain(name, operation),
                   path, check)  # fmt: skip
 
     def network_started(self) -> None:
         """Run the network hook for the start of the libvirt network."""
-        self._run("network", [scene.HOUSE.name, "started", "begin", "-"], xml.network_hook(scene.HOUSE))
+        self._run("network", [scenario.HOUSE.name, "started", "begin", "-"], xml.network_hook(scenario.HOUSE))
 
     def _run(self, hook: str, words: list[str], text: str, path: str = PATH, check: bool = True) -> None:
         env = {**HOOK_ENV, **self.lab.env, "PATH": path}
@@ -46,7 +46,7 @@ class Old:
 
 
 def play(old: Old) -> None:
-    """Bring every guest of the scene as far as an undisturbed host takes it."""
+    """Bring every guest of the scenario as far as an undisturbed host takes it."""
     old.network_started()
     for name in ("web", "db", "wire", "gone"):
         old.event(name, "prepare")
@@ -80,19 +80,19 @@ def save(lab: Lab, target: Path) -> None:
     shutil.rmtree(target, ignore_errors=True)
     shutil.copytree(lab.run_dir, target / "run", ignore=shutil.ignore_patterns("lock"))
     (target / "libvirt.nft").write_text(lab.host.ruleset("table", "ip", "libvirt_network"))
-    (target / "flags").write_text(scene.flags(lab) + "\n")
+    (target / "flags").write_text(scenario.flags(lab) + "\n")
 
 
 def main(checkout: str, name: str) -> None:
     """Make data/NAME from a checkout."""
     with netns.lab() as lab:
-        scene.build(lab)
+        scenario.build(lab)
         old = Old(lab, Path(checkout).resolve())
         play(old)
-        save(lab, scene.DATA / name / "rest")
+        save(lab, scenario.DATA / name / "rest")
         _killed(old)
         _queued(old)
-        save(lab, scene.DATA / name / "interrupted")
+        save(lab, scenario.DATA / name / "interrupted")
 
 
 if __name__ == "__main__":

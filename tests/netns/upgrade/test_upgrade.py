@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from netns.faults.edges import Outcome, Place, Steps, apart
+from netns.faults.edges import Environment, Outcome, Steps, apart
 from netns.support import ANSWERED, PHASES
-from netns.upgrade import scene
+from netns.upgrade import scenario
 from support import netns, xml
 from support.netns import HOOK_ENV, HOST4, Lab, Ns
 from support.payload import Conversation
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.root
 
 CLONE_NEWNS = 0x00020000
 MS_REC, MS_PRIVATE = 0x4000, 0x40000
-OLD = scene.DATA / "5a9fd70"
+OLD = scenario.DATA / "5a9fd70"
 FLOWS = (
     ("web", 8080, "tcp"),
     ("db", 5432, "tcp"),
@@ -41,7 +41,7 @@ FLOWS = (
 
 @dataclass
 class Host:
-    """A lab with the guests of the scene, whose events are those of the present version."""
+    """A lab with the guests of the scenario, whose events are those of the present version."""
 
     lab: Lab
     guests: dict[str, Ns]
@@ -49,11 +49,13 @@ class Host:
 
     def event(self, name: str, operation: str) -> None:
         """Run the qemu hook for one event; its messages are kept in ``said``."""
-        self._hook("qemu", [name, operation, PHASES[operation][0], "-"], scene.domain(name, operation))
+        self._hook("qemu", [name, operation, PHASES[operation][0], "-"], scenario.domain(name, operation))
 
     def network(self, operation: str) -> None:
         """Run the network hook for the libvirt network."""
-        self._hook("network", [scene.HOUSE.name, operation, "begin", "-"], xml.network_hook(scene.HOUSE))
+        self._hook(
+            "network", [scenario.HOUSE.name, operation, "begin", "-"], xml.network_hook(scenario.HOUSE)
+        )
 
     def _hook(self, driver: str, words: list[str], text: str) -> None:
         data = text.encode()
@@ -71,13 +73,13 @@ class Host:
             libvirt: Any = vars(resync)["api"]
             libvirt.connection = lambda _uri: contextlib.nullcontext()
             libvirt.domains = lambda *_: [_state(name) for name in running]
-            libvirt.networks = lambda _: [scene.HOUSE.xml().encode()]
+            libvirt.networks = lambda _: [scenario.HOUSE.xml().encode()]
             return 1 if resync.sync(probe_guests=False).errors else 0
 
         self._done(self._apart(call))
 
     def _apart(self, call: Callable[[], int]) -> Outcome:
-        place = Place(self.lab.host.path, {**HOOK_ENV, **self.lab.env}, self.lab.dir)
+        place = Environment(self.lab.host.path, {**HOOK_ENV, **self.lab.env}, self.lab.dir)
 
         def with_own_sysfs() -> int:
             _mount_sysfs()
@@ -108,14 +110,14 @@ def _mount_sysfs() -> None:
 
 
 def _state(name: str) -> DomainState:
-    return DomainState(name, xml.uuid_of(name), True, scene.domain(name, "started").encode())
+    return DomainState(name, xml.uuid_of(name), True, scenario.domain(name, "started").encode())
 
 
 @contextlib.contextmanager
-def host(libvirt: str = scene.LIBVIRT) -> Iterator[Host]:
-    """Build the scene's host in a lab; nothing of ours is on it yet."""
+def host(libvirt: str = scenario.LIBVIRT) -> Iterator[Host]:
+    """Build the scenario's host in a lab; nothing of ours is on it yet."""
     with netns.lab() as lab:
-        yield Host(lab, scene.build(lab, libvirt=libvirt))
+        yield Host(lab, scenario.build(lab, libvirt=libvirt))
 
 
 @pytest.fixture
@@ -128,7 +130,9 @@ def upgraded(request: pytest.FixtureRequest) -> Iterator[Host]:
     with host((old / "libvirt.nft").read_text()) as made:
         shutil.copytree(old / "run", made.lab.run_dir)
         made.lab.host.run(["nft", "-f", made.lab.run_dir / "ruleset.nft"])
-        for path, value in zip(scene.flag_files(made.lab), (old / "flags").read_text().strip(), strict=True):
+        for path, value in zip(
+            scenario.flag_files(made.lab), (old / "flags").read_text().strip(), strict=True
+        ):
             made.lab.host.run(["sh", "-c", f"echo {value} > {path}"])
         yield made
 
@@ -155,17 +159,17 @@ def fresh(*events: tuple[str, str]) -> tuple[listing.Listing, str, str]:
         made.network("started")
         for name, operation in events:
             made.event(name, operation)
-        return made.table(), made.lab.host.ruleset("table", "ip", "libvirt_network"), scene.flags(made.lab)
+        return made.table(), made.lab.host.ruleset("table", "ip", "libvirt_network"), scenario.flags(made.lab)
 
 
-STARTS = tuple((name, "reconnect") for name in scene.RUNNING)
+STARTS = tuple((name, "reconnect") for name in scenario.RUNNING)
 PREPARED = ("late", "prepare")
 FIRST: dict[str, tuple[Callable[[Host], None], tuple[tuple[str, str], ...]]] = {
     "the prepared guest starts": (lambda h: h.event("late", "started"), (("late", "reconnect"),)),
     "a running guest reconnects": (lambda h: h.event("web", "reconnect"), (PREPARED,)),
     "another guest is prepared": (lambda h: h.event("new", "prepare"), (PREPARED, ("new", "prepare"))),
     "another guest starts": (lambda h: h.event("new", "started"), (PREPARED, ("new", "reconnect"))),
-    "sync": (lambda h: h.sync(*scene.RUNNING, "late"), (("late", "reconnect"),)),
+    "sync": (lambda h: h.sync(*scenario.RUNNING, "late"), (("late", "reconnect"),)),
 }
 """The first thing that happens after the upgrade; what a fresh host has besides STARTS to be the same."""
 
@@ -195,7 +199,7 @@ def test_first_event_completes_the_old_state(
     table, libvirt, flags = fresh(*STARTS, *more)
     assert not listing.differences(upgraded.table(), table), upgraded.said
     assert upgraded.lab.host.ruleset("table", "ip", "libvirt_network") == libvirt
-    assert scene.flags(upgraded.lab) == flags
+    assert scenario.flags(upgraded.lab) == flags
     assert_nothing_damaged(upgraded)
     assert upgraded.lab.client.ask(HOST4, 3000, timeout=ANSWERED).name == "ready"  # type: ignore[union-attr]
 
@@ -219,7 +223,7 @@ def test_network_event_keeps_the_old_forwards(upgraded: Host, flows: list[Conver
     upgraded.network("updated")
     assert [_who(flow) for flow in flows] == [name for name, _, _ in FLOWS], upgraded.said
     assert_nothing_damaged(upgraded)
-    upgraded.sync(*scene.RUNNING, "late")
+    upgraded.sync(*scenario.RUNNING, "late")
     table, _, _ = fresh(*STARTS, ("late", "reconnect"))
     assert not listing.differences(upgraded.table(), table), upgraded.said
 
@@ -239,9 +243,9 @@ def test_state_at_rest_needs_no_rebuild(upgraded: Host, flows: list[Conversation
 
 
 def test_end_of_all_guests_leaves_nothing(upgraded: Host) -> None:
-    for name in (*scene.RUNNING, "late", "gone"):
+    for name in (*scenario.RUNNING, "late", "gone"):
         upgraded.event(name, "stopped")
         upgraded.event(name, "release")
     ruleset = upgraded.lab.host.ruleset()
     assert "virt-forward" not in ruleset
-    assert set(scene.flags(upgraded.lab)) == {"0"}
+    assert set(scenario.flags(upgraded.lab)) == {"0"}

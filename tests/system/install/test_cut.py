@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from support.proc import REPO, Done, run
-from system.install.box import PATH, install, tree
+from system.install.support import PATH, install, tree
 
 # Commands that change something, as bash shows them before it expands them.
 CHANGES = r'^("\$@"|mkdir|mv|cp|rm|rmdir|chmod|find|ln|sed .*>|printf .*>>|"\$python")'

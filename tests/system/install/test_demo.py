@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from support.proc import REPO, Background, eventually, run
-from system.install.box import INSTALL, PATH, install
+from system.install.support import INSTALL, PATH, install
 
 pytestmark = pytest.mark.root
 DEMO_NAMES = re.compile(

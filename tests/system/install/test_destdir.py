@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from support.proc import REPO, run
-from system.install.box import PATH, contents, install, tree
+from system.install.support import PATH, contents, install, tree
 
 LIB = "usr/local/lib/virt-forward"
 OUTSIDE_THE_PACKAGE = {

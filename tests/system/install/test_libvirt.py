@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from system.install.box import private_host
+from system.install.support import private_host
 
 pytestmark = pytest.mark.system
 

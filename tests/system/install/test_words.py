@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from system.install.box import functions, install
+from system.install.support import functions, install
 
 FAMILIES = {
     "apt-get": ("ID=debian\n", "python3 python3-lxml python3-libvirt nftables conntrack iproute2"),

@@ -20,7 +20,7 @@ from ipaddress import ip_address, ip_interface
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from unit.world import Event, World
+from unit.simulation import Event, Simulation
 from virt_forward import ports
 from virt_forward.addresses.attachments import BridgeFacts, HostFacts
 from virt_forward.addresses.resolve import resolve
@@ -97,25 +97,25 @@ class Case:
 
     def run(self) -> Outcome:
         """Apply the events, one after the other."""
-        world = World(self.config)
+        simulation = Simulation(self.config)
         numbers: dict[str, int] = {}
         before, transaction = "", ""
         for verb, name in self.events():
-            guest = self._guest(name, world)
+            guest = self._guest(name, simulation)
             number = numbers.setdefault(guest.uuid, len(numbers))
-            before = table.text(world.include)
-            transaction = world.commands(Event(number, guest if verb == "started" else None))
+            before = table.text(simulation.include)
+            transaction = simulation.commands(Event(number, guest if verb == "started" else None))
         has_events = (self.path / "events").exists()
-        after, header = table.text(world.include), f"{world.include.header}\n"
+        after, header = table.text(simulation.include), f"{simulation.include.header}\n"
         if not after.startswith(header):
             return Outcome(before, "", after, transaction if has_events else None)
-        usual = _usual_lookups(world.config)
+        usual = _usual_lookups(simulation.config)
         rest = after.removeprefix(header).replace(f"\n{usual}", "")
         return Outcome(before, f"{header}\n{usual}", rest, transaction if has_events else None)
 
-    def _guest(self, name: str, world: World) -> Guest:
+    def _guest(self, name: str, simulation: Simulation) -> Guest:
         domain = parse_domain((self.path / f"{name}.xml").read_bytes())
-        return resolve(domain, self.facts(), world.config, "running", self.excluded)
+        return resolve(domain, self.facts(), simulation.config, "running", self.excluded)
 
 
 def _usual_lookups(config: Config) -> str:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 
 from unit.golden.test_golden import listing
-from unit.world import Event, World, events
+from unit.simulation import Event, Simulation, events
 from virt_forward.config import Config
 from virt_forward.ruleset import table
 
@@ -24,14 +24,14 @@ from virt_forward.ruleset import table
 )
 @given(events)
 def test_kernel_after_any_changes_has_the_whole_table(happenings: list[Event]) -> None:
-    world = World(Config(uplinks=("enp1s0",)))
+    simulation = Simulation(Config(uplinks=("enp1s0",)))
     with tempfile.TemporaryDirectory(prefix="virt-forward-test-") as name:
         steps = []
         for number, happening in enumerate(happenings):
             step = Path(name, f"{number}.nft")
-            step.write_text(world.commands(happening))
+            step.write_text(simulation.commands(happening))
             steps.append(f"nft -f {step}")
         whole = Path(name, "whole.nft")
-        whole.write_text(table.text(world.whole()))
+        whole.write_text(table.text(simulation.whole()))
         changed, fresh = listing(" && ".join(steps)), listing(f"nft -f {whole}")
     assert changed == fresh

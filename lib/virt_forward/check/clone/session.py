@@ -9,7 +9,7 @@ from virt_forward.check.clone import build, plan, tables, verdict
 from virt_forward.check.clone.host_state import HostState
 from virt_forward.check.clone.probes import Probe
 from virt_forward.check.clone.verdict import Asked, Book, Obstacle, Report, Result
-from virt_forward.check.clone.wires import Heard, Wires
+from virt_forward.check.clone.wires import Observation, Wires
 from virt_forward.host import nft
 from virt_forward.host.files import read_text
 from virt_forward.host.process import run
@@ -155,8 +155,8 @@ class _Session:
             return None
         return self._stopped(probe, second, book, answer=True)
 
-    def _again(self, probe: Probe, *, answer: bool) -> Heard:
-        """Return what is heard of the first packet, or of its answer."""
+    def _again(self, probe: Probe, *, answer: bool) -> Observation:
+        """Return what is observed of the first packet, or of its answer."""
         first = self.wires.try_first(probe)
         return self.wires.try_answer(probe, first) if answer else first
 
@@ -174,11 +174,11 @@ class _Session:
             nft.apply(tables.tracer(frozenset(t.family for t in ours), self.wires.devices()))
         return self.book
 
-    def _stopped(self, probe: Probe, heard: Heard, book: Book, *, answer: bool) -> Obstacle:
+    def _stopped(self, probe: Probe, observed: Observation, book: Book, *, answer: bool) -> Obstacle:
         return (
-            verdict.judge(probe, heard.events, heard.seen, book, answer=answer)
+            verdict.obstacle(probe, observed.events, observed.seen, book, answer=answer)
             or self._legacy(probe, answer=answer)
-            or self._kernel(probe, verdict.hooks_reached(heard.events), answer=answer)
+            or self._kernel(probe, verdict.hooks_reached(observed.events), answer=answer)
         )
 
     def _legacy(self, probe: Probe, *, answer: bool) -> Obstacle | None:

@@ -114,7 +114,7 @@ def hooks_reached(events: Iterable[Event]) -> set[str]:
     return {event.chain for event in events if (event.family, event.table) == ("inet", TRACE_TABLE)}
 
 
-def judge(
+def obstacle(
     probe: Probe, events: Sequence[Event], seen: Sequence[Seen], book: Book, *, answer: bool
 ) -> Obstacle | None:
     """Return what stopped a probe or its answer, or None where only the kernel's routing can have done it."""

@@ -51,12 +51,12 @@ class Wires:
         ends = (*self._built.uplinks.values(), *self._built.guests.values())
         return sorted({wire.link for wire in ends})
 
-    def try_first(self, probe: Probe) -> "Heard":
-        """Send the first packet of a probe; return what is heard until it comes out or is dropped."""
+    def try_first(self, probe: Probe) -> "Observation":
+        """Send the first packet of a probe; return what is observed until it comes out or is dropped."""
         return self._traced(lambda: self._send(probe), "first")
 
-    def try_answer(self, probe: Probe, first: "Heard") -> "Heard":
-        """Answer the packet that came out for the guest; return all that is heard of the answer."""
+    def try_answer(self, probe: Probe, first: "Observation") -> "Observation":
+        """Answer the packet that came out for the guest; return all that is observed of the answer."""
         frame = next((frame for seen, frame in first.frames if seen.packet.kind == "first"), b"")
         return self._traced(lambda: self._answer(probe, frame), "answer")
 
@@ -77,7 +77,7 @@ class Wires:
             self._receive(receive, lambda: False)
             return opened.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == 0 and _is_connected(opened)
 
-    def reaches_guest(self, probe: Probe, first: "Heard") -> bool:
+    def reaches_guest(self, probe: Probe, first: "Observation") -> bool:
         """Tell whether the first packet came out where the guest is."""
         return verdict.arrived(probe, self._guest(probe), first.seen)
 
@@ -139,9 +139,9 @@ class Wires:
                     if packet:
                         receive(Seen(address[0], packet), frame)
 
-    def _traced(self, send: Callable[[], object], wanted: str) -> "Heard":
+    def _traced(self, send: Callable[[], object], wanted: str) -> "Observation":
         self._drain_events()
-        found = Heard([], [])
+        found = Observation([], [])
         send()
         until = time.monotonic() + PATIENCE
         while (left := until - time.monotonic()) > 0:
@@ -175,8 +175,8 @@ def _is_connected(opened: socket.socket) -> bool:
     return True
 
 
-class Heard(NamedTuple):
-    """What is heard of one packet: events of the trace, and frames that came out."""
+class Observation(NamedTuple):
+    """What is observed of one packet: events of the trace, and frames that came out."""
 
     events: list[Event]
     frames: list[tuple[Seen, bytes]]

@@ -45,7 +45,7 @@ def histories(draw: st.DrawFn) -> list[Event]:
 events = histories()
 
 
-class World:
+class Simulation:
     """The records, and the include file as a chain of changes has made it."""
 
     def __init__(self, config: Config | None = None) -> None:
@@ -61,7 +61,7 @@ class World:
         """Make an event happen; the include file is spliced, not rendered as a whole."""
         number, wanted = happening
         before, others = self.guests.pop(number, None), self.index(number)
-        after = claims.settle(others, wanted) if wanted else None
+        after = claims.resolve_conflicts(others, wanted) if wanted else None
         old, new = [before] if before else [], [after] if after else []
         old_rows = tuple(row for guest in old for row in claims.rows(guest))
         new_rows = tuple(row for guest in new for row in claims.rows(guest))

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from netns.faults.edges import Outcome, Steps, missing, refused
-from netns.faults.world import World, xml_of
+from netns.faults.testbed import FaultTestbed, xml_of
 from support import person, state
 from support.proc import REPO, eventually, is_tied, run
 from support.xml import Network, domain, network_hook, port_forward, uuid_of
@@ -26,16 +26,16 @@ RUNNING_EVENTS = ("started", "reconnect", "restore")
 
 
 @pytest.fixture
-def two(world: World) -> World:
+def two(testbed: FaultTestbed) -> FaultTestbed:
     """web and db run, mail is prepared."""
-    if world.before:
-        world.restore()
-        world.lab.host.run(["nft", "-f", world.run_dir / "ruleset.nft"])
+    if testbed.before:
+        testbed.restore()
+        testbed.lab.host.run(["nft", "-f", testbed.run_dir / "ruleset.nft"])
     else:
-        world.start("web", "db")
-        assert world.event("mail", "prepare").status == 0
-        world.before = world.saved()
-    return world
+        testbed.start("web", "db")
+        assert testbed.event("mail", "prepare").status == 0
+        testbed.before = testbed.saved()
+    return testbed
 
 
 def program(name: str) -> Callable[[str], bool]:
@@ -52,7 +52,7 @@ def program(name: str) -> Callable[[str], bool]:
 )
 @pytest.mark.parametrize("operation", [*RUNNING_EVENTS, "stopped"])
 def test_a_program_that_does_not_work_costs_no_running_guest(
-    two: World, name: str, how: Callable[[str], object], operation: str
+    two: FaultTestbed, name: str, how: Callable[[str], object], operation: str
 ) -> None:
     if operation == "stopped":
         two.start("mail")
@@ -65,7 +65,7 @@ def test_a_program_that_does_not_work_costs_no_running_guest(
     two.assert_right(*(("web", "db") if operation == "stopped" else ("web", "db", "mail")), why=done)
 
 
-def test_without_nft_no_guest_with_forwards_starts_and_it_is_said_why(two: World) -> None:
+def test_without_nft_no_guest_with_forwards_starts_and_it_is_said_why(two: FaultTestbed) -> None:
     two.flush()
     (two.run_dir / "ruleset.nft").unlink()
     done = two.event("late", "prepare", Steps(1, program("nft"), missing, forever=True))
@@ -75,7 +75,7 @@ def test_without_nft_no_guest_with_forwards_starts_and_it_is_said_why(two: World
     two.stop("late")
 
 
-def test_what_nft_refuses_of_one_guest_refuses_no_other_guests_start(two: World) -> None:
+def test_what_nft_refuses_of_one_guest_refuses_no_other_guests_start(two: FaultTestbed) -> None:
     """web's end could not be told to the kernel; late has no part in that."""
     failing = Steps(1, program("nft"), refused(5), forever=True)
     assert two.event("web", "stopped", failing).status == 0
@@ -102,7 +102,9 @@ def hanging(folder: Path, name: str) -> Callable[[], None]:
 
 @pytest.mark.parametrize("name", ["nft", "conntrack"])
 @pytest.mark.parametrize("operation", ["started", "stopped"])
-def test_a_program_that_hangs_is_given_up(two: World, tmp_path: Path, name: str, operation: str) -> None:
+def test_a_program_that_hangs_is_given_up(
+    two: FaultTestbed, tmp_path: Path, name: str, operation: str
+) -> None:
     words = "-I -p udp -s 192.0.2.2 -d 192.0.2.1 --sport 9 --dport 9 -t 60"
     two.lab.host.run(["conntrack", *words.split()], check=False)
     if operation == "stopped":
@@ -119,7 +121,7 @@ def test_a_program_that_hangs_is_given_up(two: World, tmp_path: Path, name: str,
 
 
 @pytest.mark.parametrize("name", ["ip", "nft"])
-def test_hook_has_one_deadline_for_all_that_it_runs(two: World, tmp_path: Path, name: str) -> None:
+def test_hook_has_one_deadline_for_all_that_it_runs(two: FaultTestbed, tmp_path: Path, name: str) -> None:
     """Programs that each use up a time of their own would keep libvirtd waiting for the sum."""
     hanging(tmp_path, name)
 
@@ -135,7 +137,7 @@ def test_hook_has_one_deadline_for_all_that_it_runs(two: World, tmp_path: Path, 
     two.assert_kept("web", "db", "late")
 
 
-def test_hook_that_is_killed_takes_nft_along(two: World, tmp_path: Path) -> None:
+def test_hook_that_is_killed_takes_nft_along(two: FaultTestbed, tmp_path: Path) -> None:
     """nft by itself would go on, without a time limit and with the lock, and overtake what follows."""
     hanging, finished = tmp_path / "nft", tmp_path / "finished"
     pid = tmp_path / "pid"
@@ -158,8 +160,8 @@ def test_hook_that_is_killed_takes_nft_along(two: World, tmp_path: Path) -> None
     started.end()
 
 
-def xml_file(world: World, name: str) -> Path:
-    path = world.lab.dir / f"{name}.xml"
+def xml_file(testbed: FaultTestbed, name: str) -> Path:
+    path = testbed.lab.dir / f"{name}.xml"
     path.write_text(xml_of(name, "started"))
     return path
 
@@ -178,18 +180,18 @@ def _words(pid: str) -> str:
 
 
 @pytest.fixture
-def small(world: World) -> Iterator[World]:
+def small(testbed: FaultTestbed) -> Iterator[FaultTestbed]:
     """A run directory of its own few pages; ``fill`` takes the rest of them."""
-    world.run_dir.mkdir(exist_ok=True)
-    run(["mount", "-t", "tmpfs", "-o", "size=128k,nr_inodes=64", "vf-test", world.run_dir])
+    testbed.run_dir.mkdir(exist_ok=True)
+    run(["mount", "-t", "tmpfs", "-o", "size=128k,nr_inodes=64", "vf-test", testbed.run_dir])
     try:
-        yield world
+        yield testbed
     finally:
-        run(["umount", world.run_dir])
+        run(["umount", testbed.run_dir])
 
 
-def fill(world: World) -> Path:
-    path = world.run_dir / "ballast"
+def fill(testbed: FaultTestbed) -> Path:
+    path = testbed.run_dir / "ballast"
     with path.open("wb", buffering=0) as file:
         try:
             while True:
@@ -202,7 +204,7 @@ LARGE = xml_of("late", "prepare", port_forward(*map(str, range(20_000, 20_600, 2
 """More than there is room for in the blocks that are there already."""
 
 
-def test_a_full_run_directory(small: World) -> None:
+def test_a_full_run_directory(small: FaultTestbed) -> None:
     """A start is refused with the reason, a running guest is spared, and what stops goes all the same."""
     small.start("web", "db", "mail")
     ballast = fill(small)
@@ -222,7 +224,7 @@ def test_a_full_run_directory(small: World) -> None:
     small.assert_right("web", "db", "late")
 
 
-def test_a_full_run_directory_and_a_flushed_table(small: World) -> None:
+def test_a_full_run_directory_and_a_flushed_table(small: FaultTestbed) -> None:
     """Nothing has to be written to make right again what was there."""
     small.start("web", "db")
     ballast = fill(small)
@@ -235,7 +237,7 @@ def test_a_full_run_directory_and_a_flushed_table(small: World) -> None:
     small.assert_right("web")
 
 
-def test_start_in_a_full_run_directory_is_made_good_by_the_next_event(small: World) -> None:
+def test_start_in_a_full_run_directory_is_made_good_by_the_next_event(small: FaultTestbed) -> None:
     small.start("web")
     assert small.event("db", "prepare").status == 0
     ballast = fill(small)
@@ -247,7 +249,7 @@ def test_start_in_a_full_run_directory_is_made_good_by_the_next_event(small: Wor
     small.assert_right("web", "db", "late")
 
 
-def test_a_read_only_run_directory(small: World) -> None:
+def test_a_read_only_run_directory(small: FaultTestbed) -> None:
     small.start("web", "db", "mail")
     read_only: list[str | Path] = ["mount", "-o", "remount,ro", small.run_dir]
     # A hook does not wait for the end of nft, which has its lock open.
@@ -270,7 +272,7 @@ def test_a_read_only_run_directory(small: World) -> None:
     small.assert_right("web", "db", "late")
 
 
-def test_a_run_directory_that_is_gone(two: World) -> None:
+def test_a_run_directory_that_is_gone(two: FaultTestbed) -> None:
     """Only libvirt knows then who runs: a restart of libvirtd, or sync, tells."""
     shutil.rmtree(two.run_dir)
     for name in ("web", "db"):
@@ -314,7 +316,7 @@ DAMAGES = (truncated, emptied, foreign, binary, removed)
 
 
 @pytest.mark.parametrize("damage", [*DAMAGES, edited])
-def test_a_damaged_include_file_is_rebuilt(two: World, damage: Callable[[Path], None]) -> None:
+def test_a_damaged_include_file_is_rebuilt(two: FaultTestbed, damage: Callable[[Path], None]) -> None:
     damage(two.run_dir / "ruleset.nft")
     done = two.event("mail", "started")
     assert done.status == 0
@@ -322,7 +324,9 @@ def test_a_damaged_include_file_is_rebuilt(two: World, damage: Callable[[Path], 
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_database_is_rebuilt_from_libvirt(two: World, damage: Callable[[Path], None]) -> None:
+def test_a_damaged_database_is_rebuilt_from_libvirt(
+    two: FaultTestbed, damage: Callable[[Path], None]
+) -> None:
     """No event fails for it; a restart of libvirtd, or sync, tells who runs."""
     damage(two.run_dir / "state.db")
     for name in ("web", "db"):
@@ -338,7 +342,7 @@ def test_a_damaged_database_is_rebuilt_from_libvirt(two: World, damage: Callable
 
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_guest_that_stops_with_a_damaged_database_loses_its_rules(
-    two: World, damage: Callable[[Path], None]
+    two: FaultTestbed, damage: Callable[[Path], None]
 ) -> None:
     damage(two.run_dir / "state.db")
     for operation in ("stopped", "release"):
@@ -346,7 +350,7 @@ def test_guest_that_stops_with_a_damaged_database_loses_its_rules(
     assert not [part for part in two.table() if "-web-" in part]
 
 
-def test_malformed_database_is_replaced_by_the_event_that_meets_it(two: World) -> None:
+def test_malformed_database_is_replaced_by_the_event_that_meets_it(two: FaultTestbed) -> None:
     path = two.run_dir / "state.db"
     data = path.read_bytes()
     path.write_bytes(data[: database.PAGE_SIZE] + b"\xff" * (len(data) - database.PAGE_SIZE))
@@ -356,7 +360,7 @@ def test_malformed_database_is_replaced_by_the_event_that_meets_it(two: World) -
     two.assert_right("web", "db", "mail")
 
 
-def test_database_of_a_newer_version_is_not_touched_and_a_stop_closes_the_guest(two: World) -> None:
+def test_database_of_a_newer_version_is_not_touched_and_a_stop_closes_the_guest(two: FaultTestbed) -> None:
     with state.edited(two.run_dir) as connection:
         connection.execute("PRAGMA user_version = 99")
     data = (two.run_dir / "state.db").read_bytes()
@@ -375,8 +379,8 @@ def test_database_of_a_newer_version_is_not_touched_and_a_stop_closes_the_guest(
     two.assert_right("db")
 
 
-def damaged_record(world: World, record: str) -> None:
-    with state.edited(world.run_dir) as connection:
+def damaged_record(testbed: FaultTestbed, record: str) -> None:
+    with state.edited(testbed.run_dir) as connection:
         connection.execute("UPDATE guest SET record = ? WHERE name = 'web'", (record,))
 
 
@@ -385,7 +389,7 @@ RECORDS = ["", "{", '{"version": 7}', "\0"]
 
 @pytest.mark.parametrize("record", RECORDS)
 @pytest.mark.parametrize("operation", ["reconnect", "stopped"])
-def test_a_damaged_record_is_mended_by_its_guest(two: World, operation: str, record: str) -> None:
+def test_a_damaged_record_is_mended_by_its_guest(two: FaultTestbed, operation: str, record: str) -> None:
     damaged_record(two, record)
     done = two.event("web", operation)
     assert done.status == 0, done
@@ -395,7 +399,7 @@ def test_a_damaged_record_is_mended_by_its_guest(two: World, operation: str, rec
 
 
 @pytest.mark.parametrize("record", RECORDS)
-def test_a_damaged_record_harms_nobody_else(two: World, record: str) -> None:
+def test_a_damaged_record_harms_nobody_else(two: FaultTestbed, record: str) -> None:
     damaged_record(two, record)
     two.start("mail")
     two.assert_kept("web", "db", "mail")
@@ -406,7 +410,7 @@ def test_a_damaged_record_harms_nobody_else(two: World, record: str) -> None:
     two.assert_kept("web", "db", "mail", "late")
 
 
-def test_a_guest_whose_record_is_lost_has_its_rules_once(two: World) -> None:
+def test_a_guest_whose_record_is_lost_has_its_rules_once(two: FaultTestbed) -> None:
     """The include file and the kernel still have them."""
     two.start("mail")
     with state.edited(two.run_dir) as connection:
@@ -416,7 +420,7 @@ def test_a_guest_whose_record_is_lost_has_its_rules_once(two: World) -> None:
     two.assert_right("web", "db", "mail")
 
 
-def test_a_record_that_claims_what_another_has(two: World) -> None:
+def test_a_record_that_claims_what_another_has(two: FaultTestbed) -> None:
     """Put there by hand: nft would refuse the whole table for it."""
     strange = uuid_of("strange")
     with state.edited(two.run_dir) as connection:
@@ -454,7 +458,7 @@ EDITS = {
 
 
 @pytest.mark.parametrize("edit", EDITS)
-def test_a_table_edited_by_hand(two: World, edit: str) -> None:
+def test_a_table_edited_by_hand(two: FaultTestbed, edit: str) -> None:
     """The guest's own stop takes everything of it away; sync makes the whole right."""
     two.lab.host.nft(EDITS[edit])
     assert two.event("web", "stopped").status == 0
@@ -465,7 +469,7 @@ def test_a_table_edited_by_hand(two: World, edit: str) -> None:
 
 
 @pytest.mark.parametrize("edit", ["deleted", "flushed"])
-def test_a_table_that_is_gone_comes_back_with_any_guest(two: World, edit: str) -> None:
+def test_a_table_that_is_gone_comes_back_with_any_guest(two: FaultTestbed, edit: str) -> None:
     two.lab.host.nft(EDITS[edit])
     two.start("mail")
     two.assert_right("web", "db", "mail")
@@ -475,7 +479,7 @@ def test_a_table_that_is_gone_comes_back_with_any_guest(two: World, edit: str) -
 
 
 @pytest.mark.parametrize("years", [-30, 30])
-def test_a_clock_that_jumps(two: World, years: int) -> None:
+def test_a_clock_that_jumps(two: FaultTestbed, years: int) -> None:
     """Nothing that decides anything looks at the clock on the wall."""
     really = time.time
 
@@ -493,7 +497,7 @@ def impatient() -> None:
 
 
 @pytest.fixture
-def held(two: World) -> Iterator[Path]:
+def held(two: FaultTestbed) -> Iterator[Path]:
     """Somebody has the lock and does not give it back."""
     lock = two.run_dir / "lock"
     with two.lab.host.background(["flock", lock, "sleep", "60"], two.lab.dir / "flock.log"):
@@ -501,16 +505,16 @@ def held(two: World) -> Iterator[Path]:
         yield two.run_dir
 
 
-def impatiently(world: World, name: str, operation: str) -> Outcome:
+def impatiently(testbed: FaultTestbed, name: str, operation: str) -> Outcome:
     before = time.monotonic()
-    done = world.event(name, operation, patch=impatient)
+    done = testbed.event(name, operation, patch=impatient)
     assert time.monotonic() - before < 2, "libvirtd waits"
     assert done.status == 0
     assert "has held the lock for 0.3 seconds" in done.reasons
     return done
 
 
-def test_who_cannot_have_the_lock_leaves_the_work_to_the_next(two: World, held: Path) -> None:
+def test_who_cannot_have_the_lock_leaves_the_work_to_the_next(two: FaultTestbed, held: Path) -> None:
     for name, operation in (("mail", "started"), ("web", "stopped"), ("web", "release"), ("twin", "prepare")):
         impatiently(two, name, operation)
     two.assert_kept("web", "db")
@@ -522,7 +526,7 @@ def test_who_cannot_have_the_lock_leaves_the_work_to_the_next(two: World, held: 
     two.assert_right("db", "mail", "twin")
 
 
-def test_the_last_word_counts_of_what_was_left(two: World, held: Path) -> None:
+def test_the_last_word_counts_of_what_was_left(two: FaultTestbed, held: Path) -> None:
     for operation in ("started", "stopped", "started"):
         impatiently(two, "mail", operation)
     for operation in ("stopped", "reconnect", "stopped"):
@@ -543,7 +547,7 @@ OTHERS_WORK: dict[str, Callable[[], object]] = {
 
 @pytest.mark.parametrize("work", OTHERS_WORK.values(), ids=OTHERS_WORK)
 def test_queued_change_is_not_undone_by_other_work_on_the_guest(
-    two: World, held: Path, work: Callable[[], object]
+    two: FaultTestbed, held: Path, work: Callable[[], object]
 ) -> None:
     impatiently(two, "mail", "started")
     impatiently(two, "web", "stopped")
@@ -552,21 +556,23 @@ def test_queued_change_is_not_undone_by_other_work_on_the_guest(
     two.assert_right("db", "mail")
 
 
-def test_teardown_opens_no_guest_whose_start_was_queued(two: World, held: Path) -> None:
+def test_teardown_opens_no_guest_whose_start_was_queued(two: FaultTestbed, held: Path) -> None:
     impatiently(two, "mail", "started")
     two.lab.host._undo.close()
     assert two.apart(teardown.main).status == 0
     two.assert_right()
 
 
-def test_sync_does_not_open_a_guest_whose_start_was_queued_before_it_ended(two: World, held: Path) -> None:
+def test_sync_does_not_open_a_guest_whose_start_was_queued_before_it_ended(
+    two: FaultTestbed, held: Path
+) -> None:
     impatiently(two, "mail", "started")
     two.lab.host._undo.close()
     assert two.sync("web", "db").status == 0
     two.assert_right("web", "db")
 
 
-def test_a_guest_left_for_later_takes_no_port_of_the_host(two: World, held: Path) -> None:
+def test_a_guest_left_for_later_takes_no_port_of_the_host(two: FaultTestbed, held: Path) -> None:
     """It is judged like any other: nobody is locked out of the host because the lock was late."""
     two.lab.configure('[policy]\nreserved = ["tcp/8081"]\n')
     impatiently(two, "twin", "reconnect")
@@ -576,21 +582,21 @@ def test_a_guest_left_for_later_takes_no_port_of_the_host(two: World, held: Path
     two.assert_kept("web", "db", "late")
 
 
-def test_a_port_of_the_host_is_not_freed_by_another_guests_end(world: World) -> None:
+def test_a_port_of_the_host_is_not_freed_by_another_guests_end(testbed: FaultTestbed) -> None:
     """A conflict with the host stands, whoever comes and goes."""
-    world.lab.configure('[policy]\nreserved = ["tcp/22", "tcp/2525"]\non_error = "warn"\n')
-    world.start("mail", "web")
-    world.stop("web")
-    assert not [line for line in world.table()["map ports"] if "2525" in line]
+    testbed.lab.configure('[policy]\nreserved = ["tcp/22", "tcp/2525"]\non_error = "warn"\n')
+    testbed.start("mail", "web")
+    testbed.stop("web")
+    assert not [line for line in testbed.table()["map ports"] if "2525" in line]
 
 
-def test_a_guest_without_metadata_any_more_is_forgotten(two: World) -> None:
+def test_a_guest_without_metadata_any_more_is_forgotten(two: FaultTestbed) -> None:
     assert two.event("web", "reconnect", xml=domain("web")).status == 0
     two.stop("mail")
     two.assert_right("db")
 
 
-def test_flows_of_a_guest_end_even_where_the_hook_that_stopped_it_was_killed(two: World) -> None:
+def test_flows_of_a_guest_end_even_where_the_hook_that_stopped_it_was_killed(two: FaultTestbed) -> None:
     """The state has what stood before its last change."""
     two.start("mail")
     words = "-I -p tcp -s 192.0.2.2 -d 192.0.2.1 --sport 999 --dport 2525 -r 10.10.0.202 -q 192.0.2.2"

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from netns.faults.edges import Outcome, Place, Steps, apart
+from netns.faults.edges import Environment, Outcome, Steps, apart
 from netns.support import PHASES, mac_of
 from support import person, state
 from support.netns import HOOK_ENV, Lab, Ns
@@ -55,7 +55,7 @@ def keeps(now: listing.Listing, part: str, line: str) -> bool:
 
 
 @dataclass
-class World:
+class FaultTestbed:
     """A host; ``reference`` is a lab of the same shape where nothing ever goes wrong."""
 
     lab: Lab
@@ -90,15 +90,15 @@ class World:
             libvirt.connection = lambda _uri: contextlib.nullcontext()
             libvirt.domains = lambda *_: libvirt_says(running)
             libvirt.networks = lambda _: []
-            # There are no guests in this world that could answer.
+            # There are no guests in this testbed that could answer.
             return 1 if resync.sync(probe_guests=False).errors else 0
 
         return self.apart(call, steps)
 
     def apart(self, call: Callable[[], int], steps: Steps | None = None) -> Outcome:
         """Call a function in a process of its own, on this host."""
-        place = Place(self.lab.host.path, {**HOOK_ENV, **self.lab.env}, self.lab.dir)
-        return apart(place, call, steps or Steps())
+        environment = Environment(self.lab.host.path, {**HOOK_ENV, **self.lab.env}, self.lab.dir)
+        return apart(environment, call, steps or Steps())
 
     def start(self, *names: str) -> None:
         for name in names:
@@ -118,7 +118,7 @@ class World:
     def should(self, *running: str) -> listing.Listing:
         """Return the table as undisturbed hooks make it for these guests, started in this order."""
         if running not in self.wanted:
-            undisturbed = World(self.lab, self.reference)
+            undisturbed = FaultTestbed(self.lab, self.reference)
             undisturbed.lab = self.reference
             undisturbed.start(*running)
             self.wanted[running] = listing.parse(listed(self.reference.host))
@@ -193,8 +193,8 @@ def loaded(host: Ns, include: Path) -> listing.Listing:
 
 
 @contextlib.contextmanager
-def world() -> Iterator[World]:
+def testbed() -> Iterator[FaultTestbed]:
     from support import netns
 
     with netns.lab() as host, netns.lab() as reference:
-        yield World(host, reference)
+        yield FaultTestbed(host, reference)

@@ -30,7 +30,7 @@ def lay_out(folder: Path, files: Mapping[str, str]) -> None:
 
 
 def first_process(outer: Background, undo: contextlib.ExitStack) -> int:
-    """Wait for the process that a box is started by to have made the box's first; return its number."""
+    """Wait until a container has its first process, and return that one's number."""
     ours = Path("/proc/self/ns/pid").readlink()
     found: list[int] = []
 
@@ -40,7 +40,7 @@ def first_process(outer: Background, undo: contextlib.ExitStack) -> int:
                 found.extend([child] if Path(f"/proc/{child}/ns/pid").readlink() != ours else [])
         return found
 
-    outer.wait_for(look, "first process of the box")
+    outer.wait_for(look, "first process of the container")
     # Its end is the end of the whole process namespace.
     undo.callback(_kill, found[0])
     return found[0]
@@ -51,7 +51,7 @@ def _kill(pid: int) -> None:
         os.kill(pid, signal.SIGKILL)
 
 
-class Box:
+class BaseHost:
     """A host with libvirt on it, a client outside, and a first process whose namespaces it is."""
 
     namespaces: tuple[str, ...] = ("--mount", "--net", "--pid")

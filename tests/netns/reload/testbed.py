@@ -69,7 +69,7 @@ class Count:
         )
 
 
-class Scene:
+class ReloadTestbed:
     """The lab with one guest and its forward, and the person's nftables.conf."""
 
     def __init__(self, lab: Lab) -> None:

@@ -43,7 +43,7 @@ def xml_of(number: int, operation: str) -> str:
     return domain(name_of(number), metadata, [Nic(mac=mac_of(number))], PHASES[operation][1])
 
 
-class Crowd:
+class ManyGuests:
     """Runs the events of many guests, each guest's one after the other and all guests at once."""
 
     def __init__(self, lab: Lab) -> None:
@@ -89,43 +89,43 @@ class Crowd:
 
 
 @pytest.fixture
-def crowd(lab: Lab) -> Crowd:
+def guests(lab: Lab) -> ManyGuests:
     lab.host.nft(person.RULESET)
-    return Crowd(lab)
+    return ManyGuests(lab)
 
 
-def test_fifty_guests_start_reconnect_and_stop_at_once(crowd: Crowd) -> None:
-    before = crowd.lab.host.theirs()
+def test_fifty_guests_start_reconnect_and_stop_at_once(guests: ManyGuests) -> None:
+    before = guests.lab.host.theirs()
     everybody = range(GUESTS)
     for _ in range(ROUNDS):
-        crowd.all(everybody, "prepare", "start", "started")
-        crowd.assert_right(everybody)
-        crowd.lab.host.run(["nft", "delete", "table", "inet", "virt-forward"])
-        crowd.all(everybody, "reconnect")
-        crowd.assert_right(everybody)
-        crowd.all(everybody, "stopped", "release")
-        crowd.assert_right(())
-        assert crowd.table() == ""
-    assert crowd.lab.host.theirs() == before
+        guests.all(everybody, "prepare", "start", "started")
+        guests.assert_right(everybody)
+        guests.lab.host.run(["nft", "delete", "table", "inet", "virt-forward"])
+        guests.all(everybody, "reconnect")
+        guests.assert_right(everybody)
+        guests.all(everybody, "stopped", "release")
+        guests.assert_right(())
+        assert guests.table() == ""
+    assert guests.lab.host.theirs() == before
 
 
-def test_some_stop_while_others_start(crowd: Crowd) -> None:
+def test_some_stop_while_others_start(guests: ManyGuests) -> None:
     early, late = range(12), range(12, 24)
-    crowd.all(early, "prepare", "started")
+    guests.all(early, "prepare", "started")
     with ThreadPoolExecutor(2) as pool:
         futures = [
-            pool.submit(crowd.all, early, "stopped", "release"),
-            pool.submit(crowd.all, late, "prepare", "started"),
+            pool.submit(guests.all, early, "stopped", "release"),
+            pool.submit(guests.all, late, "prepare", "started"),
         ]
         for future in futures:
             future.result()
-    crowd.assert_right(late)
+    guests.assert_right(late)
 
 
-def test_of_guests_that_want_the_same_port_one_gets_it(crowd: Crowd) -> None:
+def test_of_guests_that_want_the_same_port_one_gets_it(guests: ManyGuests) -> None:
     def prepare(number: int) -> Done:
         metadata = forwards(host_ip(f"10.10.0.{100 + number}"), port_forward("8080:80"))
-        return crowd.event(number, "prepare", domain(name_of(number), metadata, [Nic()], "prepare"))
+        return guests.event(number, "prepare", domain(name_of(number), metadata, [Nic()], "prepare"))
 
     with ThreadPoolExecutor(8) as pool:
         done = list(pool.map(prepare, range(8)))
@@ -134,23 +134,23 @@ def test_of_guests_that_want_the_same_port_one_gets_it(crowd: Crowd) -> None:
     assert all(f"is taken by guest {name_of(winner)}" in item.err for item in done if item.status)
 
 
-def test_several_hooks_for_one_guest_at_once(crowd: Crowd) -> None:
-    crowd.all([1], "prepare")
+def test_several_hooks_for_one_guest_at_once(guests: ManyGuests) -> None:
+    guests.all([1], "prepare")
     with ThreadPoolExecutor(6) as pool:
-        for done in pool.map(lambda _: crowd.event(1, "reconnect"), range(6)):
+        for done in pool.map(lambda _: guests.event(1, "reconnect"), range(6)):
             assert done.status == 0
-    crowd.assert_right([1])
+    guests.assert_right([1])
 
 
-def test_the_run_directory_goes_away_under_a_crowd(crowd: Crowd) -> None:
+def test_run_directory_removed_while_many_guests_start(guests: ManyGuests) -> None:
     """No hook fails for it, and a reconnect of all mends it."""
     some = range(10)
-    crowd.all(some, "prepare")
+    guests.all(some, "prepare")
     with ThreadPoolExecutor(1) as pool:
-        running = pool.submit(crowd.all, some, "started", "reconnect")
+        running = pool.submit(guests.all, some, "started", "reconnect")
         while not running.done():
-            shutil.rmtree(crowd.lab.run_dir, ignore_errors=True)
+            shutil.rmtree(guests.lab.run_dir, ignore_errors=True)
             time.sleep(0.2)
         running.result()
-    crowd.all(some, "reconnect")
-    crowd.assert_right(some)
+    guests.all(some, "reconnect")
+    guests.assert_right(some)

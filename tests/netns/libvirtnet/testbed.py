@@ -25,7 +25,7 @@ NETWORKS = {"virbr5": "50", "virbr6": "60", "virbr7": "70", "virbr8": "80"}
 WEB = xml.port_forward("8080:80")
 
 
-class Scene:
+class LibvirtTestbed:
     """The networks house (nat), wide (route), open one and alone (isolated), and guests on them."""
 
     def __init__(self, lab: Lab, backend: Backend) -> None:
@@ -115,9 +115,9 @@ class Scene:
         self.running.pop(name, None)
         self.event("stopped", name=name)
 
-    def asks(self, place: Ns | None = None, host: str = "192.0.2.1", port: int = 8080) -> str | None:
+    def asks(self, ns: Ns | None = None, host: str = "192.0.2.1", port: int = 8080) -> str | None:
         """Ask from outside, or from a place; return who answered."""
-        answer = (place or self.client).ask(host, port, timeout=0.4)
+        answer = (ns or self.client).ask(host, port, timeout=0.4)
         return answer.name if answer else None
 
 
