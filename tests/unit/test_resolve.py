@@ -265,6 +265,12 @@ def test_network_and_broadcast_address_of_larger_subnets_are_refused(own: str, g
         made(Declaration(WEB, (host(guest_ip),)), known)
 
 
+def test_last_address_of_ipv6_subnet_is_usable() -> None:
+    """IPv6 has no broadcast address (RFC 4291, section 2)."""
+    known = facts(bridges={BRIDGE: BridgeFacts((ip_interface("2001:db8:77::1/126"),))})
+    assert ips(made(Declaration(WEB, (host("2001:db8:77::3"),)), known)) == ["2001:db8:77::3"]
+
+
 @pytest.mark.parametrize(
     ("nics", "said"),
     [

@@ -88,9 +88,9 @@ def test_what_nft_refuses_of_one_guest_refuses_no_other_guests_start(two: FaultT
 
 
 def hanging(folder: Path, name: str) -> Callable[[], None]:
-    """Put a program of that name first that never ends, and make us less patient with it."""
+    """Put a program first that notes each start and never ends, and shorten the time limit."""
     program = folder / name
-    program.write_text("#!/bin/sh\nexec sleep 60\n")
+    program.write_text(f"#!/bin/sh\necho started >>{folder}/starts\nexec sleep 60\n")
     program.chmod(0o755)
 
     def patch() -> None:
@@ -109,10 +109,10 @@ def test_a_program_that_hangs_is_given_up(
     two.lab.host.run(["conntrack", *words.split()], check=False)
     if operation == "stopped":
         two.start("mail")
-    before = time.monotonic()
     done = two.event("mail", operation, patch=hanging(tmp_path, name))
     assert done.status == 0
-    assert time.monotonic() - before < 3, "one attempt, not one after the other"
+    starts = tmp_path / "starts"
+    assert not starts.exists() or starts.read_text().split() == ["started"], "it is not tried again"
     asked = name == "nft" or operation == "stopped"
     assert not asked or "did not finish within" in done.reasons, done
     two.start("late")
@@ -506,9 +506,7 @@ def held(two: FaultTestbed) -> Iterator[Path]:
 
 
 def impatiently(testbed: FaultTestbed, name: str, operation: str) -> Outcome:
-    before = time.monotonic()
     done = testbed.event(name, operation, patch=impatient)
-    assert time.monotonic() - before < 2, "libvirtd waits"
     assert done.status == 0
     assert "has held the lock for 0.3 seconds" in done.reasons
     return done
