@@ -417,6 +417,16 @@ def test_last_of_several_queued_changes_counts(host: FakeHost, last: str) -> Non
     assert holds(host, *now, db)
 
 
+def test_guest_that_starts_again_is_refused_a_port_on_which_the_host_listens_meanwhile(
+    host: FakeHost, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A start that did not follow has given it nothing that the host may not veto any more."""
+    assert host.event("web", "prepare", *WEB_XML) == 0
+    host.listeners = [Listener("tcp", ip_address("0.0.0.0"), 8080, 4711)]
+    assert host.event("web", "prepare", *WEB_XML) == 1
+    assert "host port tcp/8080 is taken by" in capsys.readouterr().err
+
+
 def test_running_guest_keeps_a_port_on_which_the_host_listens_later(host: FakeHost) -> None:
     host.start("web", *WEB_XML)
     host.listeners = [Listener("tcp", ip_address("0.0.0.0"), 8080, 4711)]

@@ -65,7 +65,7 @@ def test_port_that_its_holder_declares_no_more_goes_to_who_was_kept_out() -> Non
     assert kept(resolved([holder, out], now)) == [(forward(81),), (forward(80),)]
 
 
-def test_settling_again_changes_nothing() -> None:
+def test_resolving_again_changes_nothing() -> None:
     guests = [named(number, forward(80), forward(81 + number)) for number in range(3)]
     for order in permutations(guests):
         first = resolved([*order], {})
