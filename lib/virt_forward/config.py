@@ -70,7 +70,7 @@ def _uplinks(value: object) -> tuple[str, ...]:
     return tuple(values.dev(name) for name in _strings(value))
 
 
-def _reserved(value: object) -> tuple[ReservedPort, ...]:
+def _read_reserved(value: object) -> tuple[ReservedPort, ...]:
     return tuple(_reserved_port(text) for text in _strings(value))
 
 
@@ -106,7 +106,7 @@ def _uri(value: object) -> str:
 
 SECTIONS: dict[str, dict[str, Callable[[object], Any]]] = {
     "forward": {"uplinks": _uplinks, "localhost": _bool, "hairpin": _hairpin},
-    "policy": {"reserved": _reserved, "on_error": _on_error},
+    "policy": {"reserved": _read_reserved, "on_error": _on_error},
     "addresses": {"learn": _learn},
     "libvirt": {"admit": _bool, "uri": _uri},
 }

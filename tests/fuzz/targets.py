@@ -175,7 +175,7 @@ def network_record(data: bytes) -> None:
 
 
 def unfinished(data: bytes) -> None:
-    before, after, _ = upgrade._unfinished(state_of(data) or "")
+    before, after, _ = upgrade._read_unfinished(state_of(data) or "")
     for guest in (*before.values(), *after.values()):
         if guest:
             is_guest(guest)

@@ -39,10 +39,10 @@ def run(options: argparse.Namespace) -> int:
     """Add the forwards, and print them as ``list`` does; return 1 if one of them is not in force."""
     wanted = list(dict.fromkeys(_forward(word, options) for word in options.specs))
 
-    return change.run(options, lambda documents: [_added(document, wanted) for document in documents])
+    return change.run(options, lambda documents: [_add_to(document, wanted) for document in documents])
 
 
-def _added(document: Document, wanted: list[Forward]) -> change.Made:
+def _add_to(document: Document, wanted: list[Forward]) -> change.Made:
     made = [(forward, document.add(forward)) for forward in wanted]
     return change.Made(
         added=tuple(forward for forward, new in made if new),

@@ -102,18 +102,18 @@ def run(options: argparse.Namespace, edit: Edit) -> int:
     config = load_config()
     with edit_lock(Store()):
         with api.connection(config.uri) as opened:
-            change = _edited(options, opened, edit)
+            change = _edit_copy(options, opened, edit)
             if change.all("added"):
                 precheck.check(change.all("added"), change.changed.values(), opened, change.target, config)
             if not options.dry_run:
                 _write(change)
         if options.dry_run:
             return _print_dry_run(options, change)
-        result = _applied(change) if "live" in change.documents else _declared(change)
+        result = _apply(change) if "live" in change.documents else _declare(change)
     return _print_result(options, change, result)
 
 
-def _edited(options: argparse.Namespace, opened: Any, edit: Edit) -> Change:
+def _edit_copy(options: argparse.Namespace, opened: Any, edit: Edit) -> Change:
     (state,) = listing.choose(api.domains(opened), [options.domain])
     target = metadata.target(opened, state.uuid)
     parts = metadata.parts(target, live=options.live, config=options.config)
@@ -128,7 +128,7 @@ def _write(change: Change) -> None:
     metadata.write(change.target, after, before)
 
 
-def _applied(change: Change) -> Result:
+def _apply(change: Change) -> Result:
     """Make the kernel follow the running guest, and return its lines as ``list`` has them then."""
     uuid = change.target.uuid
     for _ in range(TRIES):
@@ -150,7 +150,7 @@ def _is_behind(line: report.Line, change: Change) -> bool:
     return line.state == "active" and gone and _concerns(line, change.all("removed"))
 
 
-def _declared(change: Change) -> Result:
+def _declare(change: Change) -> Result:
     """Return the lines of a configuration that is not in force now."""
     domain = change.documents["config"].domain()
     return Result(report.lines(domain, False, None, report.HostState({})), [])

@@ -65,7 +65,7 @@ def run(options: argparse.Namespace) -> int:
     wanted = {state.name for state in chosen} or None
     found = findings.problems(facts)
     shown = [item for item in found if wanted is None or item.domain is None or item.domain in wanted]
-    explained = {state: _explained(state, facts) for state in chosen}
+    explained = {state: _explain_guest(state, facts) for state in chosen}
     if options.json:
         print(json.dumps(_document(shown, facts, wanted, explained), indent=2))
     else:
@@ -115,7 +115,7 @@ def _domains(options: argparse.Namespace, config: Config) -> list[DomainState] |
         return None
 
 
-def _explained(state: DomainState, facts: Facts) -> list[Step]:
+def _explain_guest(state: DomainState, facts: Facts) -> list[Step]:
     try:
         return steps.explain_guest(parse_domain(state.xml), state.active, facts)
     except VirtForwardError as error:

@@ -79,7 +79,7 @@ def add_to(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> N
 def run(options: argparse.Namespace) -> int:
     """Write the files, or print them; return 1 if a command of --apply failed."""
     facts = setup_facts.read_facts()
-    planned = plan(_typed(options), facts)
+    planned = plan(_read_options(options), facts)
     if options.dry_run:
         for file in planned.files:
             print(f"==> {file.path}\n{file.text}")
@@ -94,7 +94,7 @@ def run(options: argparse.Namespace) -> int:
     return 1 if options.apply and done < len(planned.commands) else 0
 
 
-def _typed(options: argparse.Namespace) -> Options:
+def _read_options(options: argparse.Namespace) -> Options:
     given = options
     return Options(
         bridge=None if given.bridge is None else setup_options.bridge_name(given.bridge),

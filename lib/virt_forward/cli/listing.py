@@ -109,7 +109,7 @@ def choose(states: Iterable[DomainState], wanted: list[str]) -> list[DomainState
     VirtForwardError for a word that no domain has.
     """
     states = list(states)
-    found = {word: _named(states, word) for word in wanted}
+    found = {word: _find_guest(states, word) for word in wanted}
     unknown = [word for word, state in found.items() if state is None]
     if unknown:
         names = [state.name for state in states]
@@ -120,7 +120,7 @@ def choose(states: Iterable[DomainState], wanted: list[str]) -> list[DomainState
     return [state for state in states if not wanted or state in found.values()]
 
 
-def _named(states: list[DomainState], word: str) -> DomainState | None:
+def _find_guest(states: list[DomainState], word: str) -> DomainState | None:
     for key in ("id", "uuid", "name"):
         for state in states:
             value = getattr(state, key)

@@ -84,7 +84,7 @@ def _read(errors: list[VirtForwardError]) -> Reading:
         errors.append(error)
         invalid = 0
     present, matches = _compare(config, store)
-    return Reading(found, invalid, present, matches, nft.revision(), _changed(store))
+    return Reading(found, invalid, present, matches, nft.revision(), _time_of_change(store))
 
 
 def _compare(config: Config, store: Store) -> tuple[bool, bool]:
@@ -98,7 +98,7 @@ def _compare(config: Config, store: Store) -> tuple[bool, bool]:
     return True, not listing.differences(listing.parse(actual), listing.parse(expected))
 
 
-def _changed(store: Store) -> float | None:
+def _time_of_change(store: Store) -> float | None:
     try:
         return os.stat(store.include_path).st_mtime
     except OSError:

@@ -47,14 +47,14 @@ def run(options: argparse.Namespace) -> int:
             return [change.Made(removed=tuple(document.remove_all())) for document in documents]
         removed: list[list[Forward]] = [[] for _ in documents]
         for spec in specs:
-            for index, found in enumerate(_removed(documents, spec, where)):
+            for index, found in enumerate(_remove_from(documents, spec, where)):
                 removed[index] += found
         return [change.Made(removed=tuple(found)) for found in removed]
 
     return change.run(options, edit)
 
 
-def _removed(documents: Sequence[Document], spec: Spec, where: Where) -> list[list[Forward]]:
+def _remove_from(documents: Sequence[Document], spec: Spec, where: Where) -> list[list[Forward]]:
     """Remove what a SPEC names from every document that has it; return what that was in each.
 
     Raises NotDeclaredError if none of them has it.

@@ -41,9 +41,9 @@ def render(lines: Iterable[Line], *, colour: bool = False, columns: int | None =
         widths = _widths(rows)
     shown = [_cut(_join(HEADINGS, widths), columns)]
     for line, (row, *others) in zip(lines, rows, strict=True):
-        first, *more = _fitted(_join(row, widths), explanation(line), columns)
+        first, *more = _fit(_join(row, widths), explanation(line), columns)
         below = [_cut(_join(other, widths).rstrip(), columns) for other in others]
-        shown += [_painted(first, line, widths[0]) if colour else first, *below, *more]
+        shown += [_paint(first, line, widths[0]) if colour else first, *below, *more]
     return shown
 
 
@@ -67,7 +67,7 @@ def _join(row: Sequence[str], widths: Sequence[int]) -> str:
     return "  ".join(cells)
 
 
-def _fitted(row: str, why: str, columns: int | None) -> list[str]:
+def _fit(row: str, why: str, columns: int | None) -> list[str]:
     """Return a row and its explanation as one row, or as several where that would be too wide."""
     whole = f"{row}  {text.line(why)}".rstrip()
     if columns is None:
@@ -80,7 +80,7 @@ def _fitted(row: str, why: str, columns: int | None) -> list[str]:
     return [_cut(each, columns) for each in (row.rstrip(), *indented)]
 
 
-def _painted(row: str, line: Line, before: int) -> str:
+def _paint(row: str, line: Line, before: int) -> str:
     """Return a row with its state coloured, which begins after a first column of width ``before``."""
     start = next((at for at in range(len(row)) if width(row[:at]) >= before), len(row))
     head, tail = row[:start], row[start:]

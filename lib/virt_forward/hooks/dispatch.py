@@ -41,19 +41,19 @@ def main(driver: str, arguments: list[str], data: bytes) -> int:
         # Somebody else's delay is no reason to refuse a guest; its next event has another try.
         log.error(f"{_words(event)}: {error}")
     except VirtForwardError as error:
-        return _failed(event, error.messages, error.hint)
+        return _report_failure(event, error.messages, error.hint)
     except Exception as error:  # a guest must not die of our mistakes
         entry = error.__traceback__
         while entry and entry.tb_next:
             entry = entry.tb_next
         where = f"{entry.tb_frame.f_code.co_filename}:{entry.tb_lineno}" if entry else "?"
-        return _failed(
+        return _report_failure(
             event, (f"internal error: {type(error).__name__}: {error} ({where})",), "please report it"
         )
     return 0
 
 
-def _failed(event: Event, messages: tuple[str, ...], hint: str) -> int:
+def _report_failure(event: Event, messages: tuple[str, ...], hint: str) -> int:
     refuse = event.policy.may_refuse and _on_error() == "refuse"
     for message in text.lines(messages):
         log.error(f"{_words(event)}: {message}")

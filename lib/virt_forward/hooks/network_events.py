@@ -22,10 +22,10 @@ def handle(action: Action, data: bytes, store: Store) -> None:
             return
         if action is not Action.PORT_GONE:
             _remember(network, action, state)
-        guests = _concerned(network, port, state)
+        guests = _guests_concerned(network, port, state)
         if guests:
             work = _context(network, action, store, state)
-            _follow(work, [Replugged(g.uuid, _plugged(g, network, port, action)) for g in guests])
+            _follow(work, [Replugged(g.uuid, _plug(g, network, port, action)) for g in guests])
 
 
 def _is_active(network: Network, state: Snapshot) -> bool:
@@ -49,7 +49,7 @@ def _remember(network: Network, action: Action, state: Snapshot) -> None:
         state.put_networks(changed)
 
 
-def _concerned(network: Network, port: NetworkPort | None, state: Snapshot) -> list[Guest]:
+def _guests_concerned(network: Network, port: NetworkPort | None, state: Snapshot) -> list[Guest]:
     """Return the owner of a port if it is a guest of ours; without a port, all guests on the network."""
     if port:
         owner = state.guest(port.uuid)
@@ -77,7 +77,7 @@ def _follow(work: Context, wants: list[Replugged]) -> None:
         converge.follow(work.state, Change.of(work.state, work.config))
 
 
-def _plugged(guest: Guest, network: Network, port: NetworkPort | None, action: Action) -> tuple[Nic, ...]:
+def _plug(guest: Guest, network: Network, port: NetworkPort | None, action: Action) -> tuple[Nic, ...]:
     """Return a guest's NICs with that of a port that was created, less that of one that was deleted.
 
     A NIC that moves between networks has its new port before the old one goes.

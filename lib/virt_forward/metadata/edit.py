@@ -160,7 +160,7 @@ class Document:
         """Return the declared forwards that a SPEC removes ports of, all of which listen alike."""
         declared = [each for each in self.forwards() if each.span.overlaps(spec.span)]
         here = [each for each in declared if (each.proto, each.address) == (spec.proto, spec.address)]
-        found = [each for each in here if _narrowed(each, where)]
+        found = [each for each in here if _is_narrowed(each, where)]
         exact = [each for each in found if Where(each.dev, each.source, each.mac) == where]
         meant = exact or found
         if not meant:
@@ -195,7 +195,7 @@ def _same(declared: Iterable[Forward], forward: Forward) -> bool:
     return nics and not ports.subtract(forward.span, ports.merge(each.span for each in alike))
 
 
-def _narrowed(forward: Forward, where: Where) -> bool:
+def _is_narrowed(forward: Forward, where: Where) -> bool:
     """Tell whether a forward has what was asked for."""
     return all(
         wanted in (None, value)

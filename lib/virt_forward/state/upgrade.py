@@ -47,11 +47,11 @@ class Old(NamedTuple):
 def read(directory: str) -> Old:
     """Return the state of an older version; what is damaged is logged and left out."""
     guests = dict(_records(f"{directory}/guests", records.load_guest))
-    before, after, taken = _unfinished(_text(f"{directory}/unfinished"))
+    before, after, taken = _read_unfinished(_text(f"{directory}/unfinished"))
     known = {uuid: guest for uuid, guest in (guests | after).items() if guest}
     return Old(
         known,
-        _queued(f"{directory}/todo", known, taken),
+        _read_queued(f"{directory}/todo", known, taken),
         before,
         dict(_records(f"{directory}/networks", records.load_network)),
         tuple(_effects(directory)),
@@ -102,7 +102,7 @@ def _records(folder: str, load: Callable[[str, str], T]) -> Iterator[tuple[str, 
 Guests = dict[str, Guest | None]
 
 
-def _unfinished(text: str) -> tuple[Guests, Guests, frozenset[str]]:
+def _read_unfinished(text: str) -> tuple[Guests, Guests, frozenset[str]]:
     """Return the guests before and after a change, and the names of the queued changes it has taken in."""
     import json
 
@@ -119,7 +119,7 @@ def _guest(text: str | None) -> Guest | None:
     return None if text is None else records.load_guest(text, "unfinished")
 
 
-def _queued(folder: str, guests: dict[str, Guest], taken: frozenset[str]) -> Guests:
+def _read_queued(folder: str, guests: dict[str, Guest], taken: frozenset[str]) -> Guests:
     """Return the last queued change of each guest. The names sort by time."""
     found: Guests = {}
     for name in sorted(list_directory(folder)):
