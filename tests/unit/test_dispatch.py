@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from ipaddress import ip_address, ip_network
 from typing import NamedTuple
 
+import pytest
 from hypothesis import given, settings
 
 from unit import strategies as make
@@ -202,6 +203,22 @@ def test_most_specific_forward_gets_the_packet() -> None:
     guests = {outcome.partition(" ")[0] for outcome in arrived if outcome}
     assert None in arrived
     assert len(guests) >= 4
+
+
+@pytest.mark.parametrize("end", [80, 1000])
+def test_guest_at_an_address_does_not_overtake_another_guest_with_its_claim_on_any_address(end: int) -> None:
+    """One has the port at an address on one device, and everywhere; another has it on the other device."""
+    simulation = Simulation()
+    both = guest(
+        "both",
+        forward(80),
+        forward(80, end, address="203.0.113.7", dev="enp1s0"),
+        endpoints=[endpoint("198.51.100.20")],
+    )
+    one = guest("one", forward(80, dev="wlan0"), endpoints=[endpoint("198.51.100.21")])
+    for number, item in enumerate((both, one)):
+        simulation.change(Event(number, item))
+    assert {"198.51.100.20 80", "198.51.100.21 80"} <= set(outcomes(simulation))
 
 
 def test_restricted_port_precedes_a_less_restricted_wide_range() -> None:

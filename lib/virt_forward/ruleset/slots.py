@@ -2,13 +2,14 @@
 
 A port that one guest has leads straight to that guest's chain. One that several guests have, as
 those with an address, a device or a source may, leads to a chain of its own: it has a rule for each
-claim, the most specific first. Wide ranges that are narrowed to a device or a source have one such
-chain for each protocol and address.
+claim, the most specific first. So does one at an address, where the guest has the port at every
+address, too, but shares it there. Wide ranges that are narrowed to a device or a source have one
+such chain for each protocol and address.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 
 from virt_forward import names, ports
@@ -44,8 +45,10 @@ def blocks(index: Iterable[Row], touching: Iterable[Row]) -> Iterator[Block]:
     Of other guests, ``index`` needs the claims that overlap ``touching`` in any port of the same protocol,
     whatever they are limited to, and the narrowed wide ranges of the same protocol and address.
     """
-    for slot, rows in slots(index, touching).items():
-        yield _block(slot, rows)
+    found = slots(index, touching)
+    for slot, rows in found.items():
+        straight = _leads_straight(slot, rows, found.get(slot._replace(address=None), ()))
+        yield _block(slot, rows, straight=straight)
 
 
 def slots(index: Iterable[Row], touching: Iterable[Row]) -> dict[Slot, list[PortRow]]:
@@ -111,10 +114,26 @@ def ranked(rows: list[PortRow]) -> list[PortRow]:
     return sorted(rows, key=order) if len(rows) > 1 else rows
 
 
-def _block(slot: Slot, rows: list[PortRow]) -> Block:
+def _leads_straight(slot: Slot, rows: Sequence[PortRow], everywhere: Sequence[PortRow]) -> bool:
+    """Tell whether a slot leads to the chain of its guest, whatever its claims are limited to.
+
+    ``everywhere`` are the claims on the same port of the slot without an address. The guest's chain has
+    its claims without an address, too, which must not be asked before another guest's narrower ones.
+    """
+    if len({row.uuid for row in rows}) > 1:
+        return False
+    if slot.address is None or not all(row.listen.restricted for row in rows):
+        return True
+    if slot.port == WIDE:
+        return False
+    unaddressed = {row.uuid for row in everywhere if row.listen.address is None}
+    return rows[0].uuid not in unaddressed or len(unaddressed) == 1
+
+
+def _block(slot: Slot, rows: list[PortRow], *, straight: bool) -> Block:
     address = f"-at-{str(slot.address).replace(':', '_')}" if slot.address else ""
     name = f"port-{slot.proto}-{slot.port or 'range'}{address}"
-    if len({row.uuid for row in rows}) == 1:
+    if straight:
         return Block(name.replace("-", " ", 1), (), (_element(slot, _chain_of(rows[0])),), shared=True)
     chain = Chain(name, names.quoted("the most specific claim comes first"), tuple(_rules(slot, rows)))
     return Block(name.replace("-", " ", 1), (chain,), (_element(slot, name),), shared=True)
