@@ -19,8 +19,10 @@ from support.proc import REPO
 from virt_forward.cli import repeat
 
 PROGRAM = """\
-import fcntl, sys, termios
+import fcntl, signal, sys, termios
 fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+# A shell that starts the tests in the background has them ignore it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 from virt_forward.cli import repeat
 drawn = []
 def draw(columns):
@@ -58,6 +60,7 @@ class Terminal:
     def end(self) -> None:
         """Wait until the program has ended, and read what it has written."""
         while True:
+            assert select.select([self.master], [], [], 20)[0], self.text
             try:
                 data = os.read(self.master, 4096)
             except OSError:  # how a terminal tells that nobody has it open any more
