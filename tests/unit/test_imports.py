@@ -177,6 +177,15 @@ def test_a_hook_never_comes_to_import_what_hangs_or_slows_it(entry: str) -> None
     assert not {item.partition(".")[0] for item in names} & NOT_FOR_HOOKS
 
 
+HOOK_FOLDERS = {*PURE, "host", "state", "effects", "reconcile", "hooks"} - {"setup"}
+
+
+@pytest.mark.parametrize("name", [name for name in MODULES if top(name) in HOOK_FOLDERS])
+def test_what_a_hook_may_import_does_not_import_typing(name: str) -> None:
+    """Of what a hook imports from elsewhere, nothing needs it; it takes longer than most of our own."""
+    assert not {item for item in IMPORTS[name] if item.partition(".")[0] == "typing"}
+
+
 def test_the_quick_look_imports_nothing_but_os() -> None:
     assert IMPORTS["hooks.prefilter"] == {"os"}
 
