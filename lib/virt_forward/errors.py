@@ -3,7 +3,18 @@
 Only entry points (the hooks, the command) print it and choose an exit status.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterable
+
+from virt_forward.namedtuple import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from typing import Literal
+
+    from virt_forward.model import Address
+
+    Kind = Literal["bridge", "leases", "neighbours", "answers", "sockets", "details", "owners", "device"]
 
 
 class VirtForwardError(Exception):
@@ -37,3 +48,30 @@ class NftUnusableError(NftError):
 
 class StateError(VirtForwardError):
     """The run directory cannot be read or written."""
+
+
+class Question(NamedTuple):
+    """One fact that is to be read.
+
+    ``bridge`` is what the host knows about the bridge ``name``, ``leases`` and ``neighbours`` are those on
+    it, ``answers`` tells at which of ``addresses`` the NIC with ``mac`` there answers a probe. ``sockets``
+    are those that listen, ``details`` and ``owners`` more about them, ``device`` the indexes of the
+    device ``name``.
+    """
+
+    kind: Kind
+    name: str = ""
+    mac: str = ""
+    addresses: tuple[Address, ...] = ()
+
+
+class UnreadError(Exception):
+    """A pure function needs a fact of the host that it was not given: the answer to ``question``.
+
+    Whoever has called it reads the fact, and calls it again with that (host/collect.py). So an event reads
+    what it needs, in whatever order that turns out, and what decides it does no I/O. Users never see it.
+    """
+
+    def __init__(self, question: Question) -> None:
+        self.question = question
+        super().__init__(f"not read: {question}")

@@ -282,6 +282,10 @@ class Guest(NamedTuple):
         return tuple([chosen[version] for version in sorted(chosen)])
 
 
+Guests = dict[str, Guest | None]
+"""Guests by UUID; None for one that is absent."""
+
+
 def fits(forward: Forward, version: int) -> bool:
     """Tell whether packets of IP ``version`` can match ``forward``."""
     address, source = forward.address, forward.source

@@ -6,9 +6,10 @@ from collections.abc import Iterable
 from ipaddress import ip_address, ip_network
 from uuid import NAMESPACE_DNS, uuid5
 
+from virt_forward.addresses.attachments import BridgeFacts
 from virt_forward.metadata import xml
 from virt_forward.metadata.forwards import NAMESPACE, parse_forwards
-from virt_forward.model import Declaration, Endpoint, Forward, Guest, Proto
+from virt_forward.model import Address, Declaration, Endpoint, Forward, Guest, Proto
 
 MAC = "52:54:00:a0:8f:2c"
 UUID = "9b8b5e27-6d3c-4f0e-9a3c-3b1f8f2a7c10"
@@ -71,3 +72,23 @@ def endpoint(ip: str = "198.51.100.200", bridge: str = BRIDGE, mac: str = MAC) -
 
 def guest(name: str = "web", *forwards: Forward, endpoints: Iterable[Endpoint] = (endpoint(),)) -> Guest:
     return Guest(uuid_of(name), name, forwards=forwards, endpoints=tuple(endpoints), lans=LAN)
+
+
+class Answering(dict[tuple[str, str, Address], bool]):
+    """The answers of NICs that answer probes at all addresses."""
+
+    def __contains__(self, key: object) -> bool:
+        return True
+
+    def __missing__(self, key: tuple[str, str, Address]) -> bool:
+        return True
+
+
+class AllRead(dict[str, BridgeFacts]):
+    """Facts about some bridges, where nothing is known of the others."""
+
+    def __contains__(self, name: object) -> bool:
+        return True
+
+    def __missing__(self, name: str) -> BridgeFacts:
+        return BridgeFacts()

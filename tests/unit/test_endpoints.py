@@ -7,13 +7,13 @@ from ipaddress import ip_address, ip_interface, ip_network
 
 import pytest
 
-from unit.build import BRIDGE, MAC, UUID
-from virt_forward.addresses.attachments import Attachment, BridgeFacts, HostFacts, find_attachments
+from unit.build import BRIDGE, MAC, UUID, AllRead, Answering
+from virt_forward.addresses.attachments import BridgeFacts, HostFacts, find_attachments
 from virt_forward.addresses.endpoints import doubtful_endpoints, endpoints, is_derived
 from virt_forward.addresses.leases import Neighbours
 from virt_forward.config import Learn
+from virt_forward.errors import Question, UnreadError
 from virt_forward.model import (
-    Address,
     Endpoint,
     Guest,
     HostAddress,
@@ -47,8 +47,7 @@ def bridge(
     table = Neighbours(
         tuple(confirmed), tuple(stale), tuple(ip_address(ip) for ip in failed), tuple(permanent)
     )
-    leases = tuple(leased)
-    return BridgeFacts(HOST, tuple(reserved), lambda: leases, lambda: table, tuple(sightings))
+    return BridgeFacts(HOST, tuple(reserved), tuple(leased), table, tuple(sightings))
 
 
 def guest(*known: tuple[str, Origin], hosts: Iterable[HostAddress] = (), nics: Iterable[Nic] = ()) -> Guest:
@@ -65,7 +64,7 @@ def guest(*known: tuple[str, Origin], hosts: Iterable[HostAddress] = (), nics: I
 def found(
     of: Guest, *networks: Network, learn: Learn = "derived", **bridges: BridgeFacts
 ) -> list[tuple[str, Origin]]:
-    facts = HostFacts(networks, lambda name: bridges.get(name, BridgeFacts()), learn=learn)
+    facts = HostFacts(networks, AllRead(bridges), learn=learn, answers=Answering())
     return [
         (str(endpoint.ip), endpoint.origin)
         for endpoint in endpoints(of, find_attachments(of.nics, facts), facts)
@@ -101,13 +100,12 @@ def test_known_address_used_by_another_mac_is_dropped(held: BridgeFacts, origin:
 @pytest.mark.parametrize("held", HELD_BY_ANOTHER.values(), ids=HELD_BY_ANOTHER)
 def test_address_used_by_another_mac_is_not_learned(held: BridgeFacts) -> None:
     for mine in (bridge(leased=[at(OLD)]), bridge(confirmed=[at(OLD)]), bridge(sightings=[seen(OLD)])):
+        table, other = mine.neighbours or Neighbours(), held.neighbours or Neighbours()
         both = BridgeFacts(
             HOST,
             held.reservations,
-            lambda mine=mine: (*mine.leases(), *held.leases()),  # type: ignore[misc]
-            lambda mine=mine: Neighbours(  # type: ignore[misc]
-                (*mine.neighbours().confirmed, *held.neighbours().confirmed), held.neighbours().others
-            ),
+            (*(mine.leases or ()), *(held.leases or ())),
+            Neighbours((*table.confirmed, *other.confirmed), other.others),
             (*mine.sightings, *held.sightings),
         )
         assert found(guest(), virbr0=both) == []
@@ -163,7 +161,7 @@ def test_known_address_stays_while_it_is_current(
 
 
 def doubts(of: Guest, now: BridgeFacts) -> list[str]:
-    facts = HostFacts((), lambda _: now)
+    facts = HostFacts((), {BRIDGE: now}, answers=Answering())
     return [str(endpoint.ip) for endpoint in doubtful_endpoints(of, find_attachments(of.nics, facts), facts)]
 
 
@@ -195,27 +193,25 @@ def test_other_family_is_learned_only_if_derived_from_mac(learn: Learn, ip: str,
 @pytest.mark.parametrize("kind", ["confirmed", "stale"])
 def test_neighbour_entry_counts_after_verification(kind: str) -> None:
     table = bridge(**{kind: [at(OLD), at(NEW), at("198.51.100.1"), at("203.0.113.9")]})  # type: ignore[arg-type]
-    asked: list[tuple[str, ...]] = []
+    unread = HostFacts((), {BRIDGE: table}, frozenset({ip_address("198.51.100.1")}))
 
-    def verify(attachment: Attachment, addresses: tuple[Address, ...]) -> set[Address]:
-        assert attachment.nic.mac == MAC
-        asked.append(tuple(map(str, addresses)))
-        return {ip for ip in addresses if str(ip) == NEW}
-
-    def first(of: Guest) -> list[str]:
-        facts = HostFacts((), lambda _: table, frozenset({ip_address("198.51.100.1")}), verify=verify)
+    def first(of: Guest, facts: HostFacts = unread) -> list[str]:
         return [str(endpoint.ip) for endpoint in endpoints(of, find_attachments(of.nics, facts), facts)]
 
-    assert first(guest()) == [NEW]
-    # Implausible addresses are not verified, and the known one is not verified again.
-    assert asked == [(OLD, NEW)]
+    with pytest.raises(UnreadError) as raised:
+        first(guest())
+    # Implausible addresses are not verified.
+    both = (ip_address(OLD), ip_address(NEW))
+    assert raised.value.question == Question("answers", BRIDGE, MAC, both)
+    answers = {(BRIDGE, MAC, ip): str(ip) == NEW for ip in both}
+    assert first(guest(), unread._replace(answers=answers)) == [NEW]
+    # The known one is not verified again.
     assert first(guest((OLD, "neighbour"))) == [OLD]
     assert first(guest(hosts=(HostAddress(ip_address(OLD)),))) == [OLD]
-    assert len(asked) == 1
 
 
 def test_permanent_neighbour_entry_needs_no_verification() -> None:
-    facts = HostFacts((), lambda _: bridge(permanent=[at(OLD)]), verify=lambda *_: ())
+    facts = HostFacts((), {BRIDGE: bridge(permanent=[at(OLD)])})
     of = guest()
     assert [str(endpoint.ip) for endpoint in endpoints(of, find_attachments(of.nics, facts), facts)] == [OLD]
 
@@ -250,7 +246,7 @@ def test_reservation_by_name_is_assigned_to_one_nic() -> None:
 
 def test_reservation_by_name_follows_lease() -> None:
     of = guest(nics=TWO)
-    facts = HostFacts((NAMED,), lambda _: bridge(leased=[at(OLD, MAC2)]))
+    facts = HostFacts((NAMED,), {BRIDGE: bridge(leased=[at(OLD, MAC2)])})
     assert [
         (endpoint.mac, endpoint.origin) for endpoint in endpoints(of, find_attachments(of.nics, facts), facts)
     ] == [(MAC2, "reserved")]
@@ -268,7 +264,7 @@ def test_declared_address_prefers_bridge_with_its_subnet() -> None:
     of = guest(
         hosts=(HostAddress(ip_address(OLD)),), nics=(Nic(MAC2, "bridge", "br9"), Nic(MAC, "bridge", BRIDGE))
     )
-    facts = HostFacts((), lambda name: bridge() if name == BRIDGE else BridgeFacts())
+    facts = HostFacts((), {BRIDGE: bridge(), "br9": BridgeFacts()})
     assert [
         (str(endpoint.ip), endpoint.bridge)
         for endpoint in endpoints(of, find_attachments(of.nics, facts), facts)
@@ -285,5 +281,5 @@ def test_declared_address_without_mac_skips_nic_with_its_own() -> None:
 def test_all_addresses_of_smallest_subnets_are_usable(prefix: str) -> None:
     """A /31 and a /127 have no network or broadcast address (RFC 3021, RFC 6164)."""
     for ip in ip_network(prefix, strict=False):
-        known = BridgeFacts((ip_interface(prefix),), (), lambda ip=ip: (at(str(ip)),))  # type: ignore[misc]
+        known = BridgeFacts((ip_interface(prefix),), (), (at(str(ip)),))
         assert found(guest(), virbr0=known) == [(str(ip), "leased")]

@@ -23,23 +23,27 @@ from support.state import in_memory
 from unit.build import BRIDGE, MAC, UUID, domain_xml, endpoint, forward, guest, uuid_of
 from unit.test_text import ANYTHING, NASTY, assert_harmless
 from virt_forward import cli, text
-from virt_forward.addresses import attachments, explain, resolve
+from virt_forward.addresses import explain, resolve
+from virt_forward.addresses.attachments import HostFacts
+from virt_forward.addresses.portchecks import PortChecks
 from virt_forward.check import findings, guests
 from virt_forward.check.facts import Facts, Forwarding, Veto
 from virt_forward.check.problem import Problem
 from virt_forward.check.steps import Step
 from virt_forward.claims import index as claims
 from virt_forward.claims import vetoes
-from virt_forward.claims.sockets import Listener
+from virt_forward.claims.sockets import Details, Listener, SocketFacts
 from virt_forward.cli import check, listing, report, table
 from virt_forward.cli import sync as sync_command
+from virt_forward.config import Config
 from virt_forward.errors import VirtForwardError
 from virt_forward.hooks import dispatch
-from virt_forward.host import hostports, log, process
+from virt_forward.host import log, process
 from virt_forward.libvirtd.api import DomainState
 from virt_forward.metadata.domain import MetadataError, parse_domain
 from virt_forward.metadata.network import parse_network
 from virt_forward.model import Domain, Network, Nic
+from virt_forward.ports import by_port
 from virt_forward.reconcile import resync
 from virt_forward.state.records import load_guest
 
@@ -182,8 +186,10 @@ def test_hook_without_package_prints_harmless_error(
 
 @given(ANYTHING)
 def test_process_name_is_quoted_in_veto(name: str) -> None:
-    facts = hostports.socket_facts()._replace(owners=lambda: {1: name})
-    reason = hostports._listener_veto(Listener("tcp", ip_address("0.0.0.0"), 8080, 1), facts)
+    listener = Listener("tcp", ip_address("0.0.0.0"), 8080, 1)
+    found = HostFacts(sockets=SocketFacts(by_port([listener]), Details(), {1: name}))
+    reason = PortChecks(Config(), [], found).veto(forward(8080)) or ""
+    assert reason
     assert_harmless(reason)
     assert vetoes.remedy(reason).startswith("stop that program (ss -Hlntp sport = :8080 shows it)")
 
@@ -280,11 +286,11 @@ def test_problems_are_harmless(name: str) -> None:
 def test_unusable_bridge_name_is_reported(bridge: str) -> None:
     networks = (Network("odd", UUID, bridge),)
     for nic in (Nic(MAC, "bridge", bridge), Nic(MAC, "network", "odd")):
-        (said,) = resolve.unserved(Domain("web", UUID, (nic,)), attachments.HostFacts(networks))
+        (said,) = resolve.unserved(Domain("web", UUID, (nic,)), networks)
         assert said.startswith(f"the name of its bridge, {text.quote(bridge)}, is not supported; rename it")
         waits = guest("web", forward(), endpoints=())._replace(nics=(nic,))
         assert explain.reason(waits, forward(), networks) == said
-    assert resolve.unserved(Domain("web", UUID, (Nic(MAC, "bridge", BRIDGE),)), attachments.HostFacts()) == []
+    assert resolve.unserved(Domain("web", UUID, (Nic(MAC, "bridge", BRIDGE),)), ()) == []
 
 
 def test_guest_line_has_endpoint_with_origin() -> None:

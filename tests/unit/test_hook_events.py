@@ -17,9 +17,9 @@ from support.xml import host_ip, port_forward, uuid_of
 from unit.build import forward
 from unit.expected_table import guest, holds, include_loads_the_same
 from virt_forward.claims.sockets import Listener
-from virt_forward.errors import NftError
+from virt_forward.errors import NftError, VirtForwardError
 from virt_forward.hooks import dispatch
-from virt_forward.host import starter
+from virt_forward.host import collect, starter
 from virt_forward.state.store import Store
 
 WEB, DB = "10.10.0.200", "10.10.0.201"
@@ -248,6 +248,37 @@ def locked(host: FakeHost) -> Iterator[None]:
         fcntl.flock(file, fcntl.LOCK_EX)
         patch.setattr(dispatch, "SECONDS", 0.05)
         yield
+
+
+def fail_ip(host: FakeHost, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> None:
+        raise VirtForwardError("ip not found")
+
+    monkeypatch.setattr(collect, "read_interfaces", fail)
+
+
+def test_host_that_cannot_be_read_refuses_a_start_and_leaves_what_runs(
+    host: FakeHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host.start("db", *DB_XML)
+    fail_ip(host, monkeypatch)
+    assert host.event("web", "prepare", *WEB_XML) == 1
+    assert "ip not found" in host.messages[-1]
+    assert host.event("db", "reconnect", *DB_XML) == 0
+    assert "ip not found" in host.messages[-1]
+    assert holds(host, db)
+
+
+def test_stop_does_not_need_the_host_read_for_a_guest_that_waits(
+    host: FakeHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host.config.write_text('[policy]\non_error = "warn"\n')
+    host.start("web", *WEB_XML)
+    host.start("db", host_ip(DB), port_forward("8080:80", "5432"))
+    fail_ip(host, monkeypatch)
+    host.stop("web", *WEB_XML)
+    assert any("ip not found" in message for message in host.messages)
+    assert holds(host, db)
 
 
 def test_lock_timeout_queues_a_start(host: FakeHost) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from ipaddress import ip_address, ip_interface
 
 import pytest
@@ -10,12 +10,14 @@ import pytest
 from unit.build import MAC, forward
 from unit.counted import Looks
 from virt_forward import ports
-from virt_forward.addresses.attachments import Attachment, BridgeFacts
+from virt_forward.addresses.attachments import Attachment, BridgeFacts, HostFacts
+from virt_forward.addresses.portchecks import PortChecks
 from virt_forward.claims import index as claims
-from virt_forward.claims.sockets import Details, Listener
+from virt_forward.claims.sockets import Details, Listener, SocketFacts
 from virt_forward.config import Config, ReservedPort
-from virt_forward.host import hostports
-from virt_forward.host.hostports import SocketFacts
+from virt_forward.errors import UnreadError
+from virt_forward.host import collect, hostports
+from virt_forward.host.collect import Reader
 from virt_forward.model import (
     Declaration,
     Forward,
@@ -45,11 +47,10 @@ INTERFACES = {
 
 def host(
     found: Iterable[Listener] = SOCKETS,
-    details: Callable[[], Details] = lambda: Details(autobound=frozenset({CLIENT})),
-) -> SocketFacts:
-    return SocketFacts(
-        lambda: ports.by_port(found), details, lambda: {SERVER: "mosh-server"}, lambda: INTERFACES
-    )
+    details: Details | None = Details(autobound=frozenset({CLIENT})),  # noqa: B008
+) -> HostFacts:
+    sockets = SocketFacts(ports.by_port(found), details, {SERVER: "mosh-server"})
+    return HostFacts(sockets=sockets, interfaces=INTERFACES)
 
 
 def attachment(*addresses: str, reserved: Iterable[str] = (), uplink: bool = False) -> Attachment:
@@ -59,13 +60,13 @@ def attachment(*addresses: str, reserved: Iterable[str] = (), uplink: bool = Fal
     return Attachment(Nic(MAC, "network", "default"), "virbr0", network, bridge)
 
 
-def veto(facts: SocketFacts | None = None) -> claims.Veto:
-    return hostports.port_checks(Config(), [], facts or host())[0]
+def veto(facts: HostFacts | None = None) -> claims.Veto:
+    return PortChecks(Config(), [], facts or host()).veto
 
 
 def opened(item: PortForward, *held: Forward, config: Config | None = None) -> list[tuple[int, int]]:
     """Return the spans of ports that a ``<portForward>`` takes."""
-    _, excluded = hostports.port_checks(config or Config(), [], host(), held=held)
+    excluded = PortChecks(config or Config(), [], host(), held=held).excluded
     return [(found.start, found.end) for found in ports.expand(Declaration((item,)), excluded)]
 
 
@@ -97,7 +98,7 @@ def test_tcp_listener_on_autobound_port_is_a_veto() -> None:
 
 
 def test_socket_without_details_counts_as_server() -> None:
-    assert veto(host(details=Details))(forward(40000, proto="udp"))
+    assert veto(host(details=Details()))(forward(40000, proto="udp"))
 
 
 def test_reserved_port_in_a_range_is_a_veto() -> None:
@@ -129,15 +130,15 @@ def test_held_port_is_not_excluded_for_a_client() -> None:
 
 
 def test_details_are_read_only_if_needed() -> None:
-    def fail() -> Details:
-        raise AssertionError("details are read")
-
-    facts = host([udp(5353, SERVER), Listener("tcp", ip_address("0.0.0.0"), 80)], fail)
-    check, excluded = hostports.port_checks(Config(), [], facts)
-    assert check(forward(81)) is None
-    assert check(forward(80))
-    assert check(forward(53, proto="udp")) is None
-    assert excluded(PortForward("udp", (Range(50, 60, 50),))) == []
+    checks = PortChecks(
+        Config(), [], host([udp(5353, SERVER), Listener("tcp", ip_address("0.0.0.0"), 80)], None)
+    )
+    assert checks.veto(forward(81)) is None
+    assert checks.veto(forward(80))
+    assert checks.veto(forward(53, proto="udp")) is None
+    assert checks.excluded(PortForward("udp", (Range(50, 60, 50),))) == []
+    with pytest.raises(UnreadError, match="details"):
+        checks.veto(forward(5353, proto="udp"))
 
 
 @pytest.mark.parametrize(
@@ -186,7 +187,7 @@ def test_listener_of_family_that_guest_cannot_have_is_no_veto(
 ) -> None:
     declared = None if hosts is None else [HostAddress(ip_address(text)) for text in hosts]
     found = [Listener("tcp", ip_address("192.0.2.10"), 4), Listener("tcp", ip_address("2001:db8::10"), 6)]
-    check, _ = hostports.port_checks(Config(), attachments, host(found), hosts=declared)
+    check = PortChecks(Config(), attachments, host(found), hosts=declared).veto
     assert {port for port in (4, 6) if check(forward(port))} == families
 
 
@@ -196,12 +197,10 @@ def test_cost_is_linear_in_listeners() -> None:
     found = looks.listeners(
         Listener("tcp", anywhere, port, port) for port in range(1000, 1000 + 2 * number, 2)
     )
-    by_port = ports.by_port(found)
-    facts = host()._replace(sockets=lambda: by_port)
-    check, excluded = hostports.port_checks(Config(), [], facts)
-    pieces = ports.expand(Declaration((PortForward("tcp", (), ADDRESS),)), excluded)
+    checks = PortChecks(Config(), [], host(found))
+    pieces = ports.expand(Declaration((PortForward("tcp", (), ADDRESS),)), checks.excluded)
     assert len(pieces) > number
-    assert not any(map(check, pieces))
+    assert not any(map(checks.veto, pieces))
     assert looks.number < 20 * number
 
 
@@ -209,20 +208,23 @@ def test_processes_are_read_once_per_event(monkeypatch: pytest.MonkeyPatch) -> N
     calls: list[str] = []
     monkeypatch.setattr(hostports, "list_directory", lambda path: calls.append(path) or [])  # type: ignore[func-returns-value]
     monkeypatch.setattr(hostports, "listeners", lambda: SOCKETS)
-    check, _ = hostports.port_checks(Config(), [], hostports.socket_facts()._replace(details=Details))
-    assert [bool(check(forward(port, proto="udp"))) for port in (40000, 40005, 51820)] == [True] * 3
+    monkeypatch.setattr(hostports, "socket_details", Details)
+    monkeypatch.setattr(collect, "read_interfaces", dict)
+    reader = Reader(Config(), lambda: [])
+
+    def vetoed(facts: HostFacts) -> list[bool]:
+        check = PortChecks(Config(), [], facts).veto
+        return [bool(check(forward(port, proto="udp"))) for port in (40000, 40005, 51820)]
+
+    assert [reader.complete(vetoed, ()) for _ in range(2)] == [[True] * 3] * 2
     assert calls == ["/proc"]
 
 
 def test_sockets_are_not_read_where_no_port_can_be_left_to_the_host() -> None:
     """Reading all of /proc/net takes longer than all else that an event of a guest with such ports does."""
 
-    def unread() -> ports.ByPort[Listener]:
-        raise AssertionError("the sockets were read")
-
-    listening = host()._replace(sockets=unread)
     single = PortForward("udp", (Range(40000, 40000, 80), Range(40001, 40001, 81)))
     wide = PortForward("udp", (Range(40000, 40010, 40000),))
     held = forward(40000, 40010, proto="udp")
-    _, excluded = hostports.port_checks(Config(), [], listening, held=[held])
+    excluded = PortChecks(Config(), [], HostFacts(), held=[held]).excluded
     assert [excluded(item) for item in (single, wide)] == [[], []]

@@ -36,6 +36,8 @@ LAYERS = (
 it, or inside its own folder."""
 
 PURE = {name for layer in LAYERS[: LAYERS.index(("host",))] for name in layer}
+PURE_ABOVE = {"reconcile.wants", "reconcile.located", "reconcile.plan"}
+"""What is pure among modules that are not: the plan of a change, beside what reads and applies."""
 
 EDGES = {
     # The service also listens to what never ends, and asks libvirt by a process that it can end.
@@ -107,7 +109,7 @@ IMPORTS = {name: imported(name) - {name.rpartition(".")[0]} for name in MODULES}
 
 
 def is_pure(name: str) -> bool:
-    return name.partition(".")[0] in PURE
+    return name.partition(".")[0] in PURE or name in PURE_ABOVE
 
 
 def closure(start: str) -> set[str]:

@@ -1,15 +1,18 @@
-"""Conflicts between guests that run: what one has already is not given to another."""
+"""The plan of a change, beside a state that is a dictionary: what one guest has is not given to another."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from itertools import permutations
+from typing import NamedTuple
 
 import pytest
 
 from unit.build import endpoint, forward, guest
+from virt_forward.claims import index as claims
+from virt_forward.errors import VirtForwardError
 from virt_forward.model import Forward, Guest
-from virt_forward.reconcile.plan import resolve_all, without_clashes
+from virt_forward.reconcile.plan import Located, make, resolve_all, without_clashes
 
 
 def named(number: int, *forwards: Forward) -> Guest:
@@ -70,6 +73,88 @@ def test_resolving_again_changes_nothing() -> None:
     for order in permutations(guests):
         first = resolved([*order], {})
         assert resolved(order, first) == first
+
+
+# Whole plans.
+
+
+class Queued(NamedTuple):
+    number: int
+    guest: Guest | None
+
+
+class State:
+    """All that a plan asks of the state."""
+
+    def __init__(self, *guests: Guest, **queued: Queued) -> None:
+        self.guests = {item.uuid: item for item in guests}
+        self.queued = queued
+
+    def recorded(self, uuid: str) -> Guest | None:
+        return self.guests.get(uuid)
+
+    def all_recorded(self) -> dict[str, Guest]:
+        return self.guests
+
+    def near(self, _touching: Iterable[claims.Row], without: Collection[str]) -> claims.Index:
+        others = (item for uuid, item in self.guests.items() if uuid not in without)
+        return tuple(row for item in others for row in claims.rows(item))
+
+
+HOLDER = named(0, forward(80))
+OUT = named(1)._replace(conflicts=((forward(80), "host port tcp/80 is taken by guest g0"),))
+
+
+def test_guest_that_waits_for_a_claim_is_planned_once_it_is_located() -> None:
+    state, stop = State(HOLDER, OUT), {HOLDER.uuid: Located(HOLDER)}
+    first = make(state, stop)
+    assert first.waiting == {OUT.uuid: OUT}
+    whole = make(state, stop, {OUT.uuid: Located(OUT, OUT)})
+    assert not whole.waiting
+    assert whole.wanted == {HOLDER.uuid}
+    assert whole.after == {HOLDER.uuid: None, OUT.uuid: OUT._replace(forwards=(forward(80),), conflicts=())}
+    assert whole.before == {HOLDER.uuid: HOLDER, OUT.uuid: OUT}
+
+
+@pytest.mark.parametrize(
+    "located",
+    [
+        Located(OUT, OUT, {forward(80): "the host listens there"}),
+        Located(OUT, error=VirtForwardError("ip not found")),
+    ],
+)
+def test_guest_that_waits_and_cannot_have_its_port_stays_as_it_is(located: Located) -> None:
+    found = make(State(HOLDER, OUT), {HOLDER.uuid: Located(HOLDER)}, {OUT.uuid: located})
+    assert {uuid: item for uuid, item in found.after.items() if item and item.forwards} == {}
+    assert found.after[HOLDER.uuid] is None
+    assert found.errors == {}
+
+
+def test_what_the_host_rules_out_is_a_conflict() -> None:
+    wanted = named(2, forward(81), forward(82))
+    found = make(State(HOLDER), {wanted.uuid: Located(None, wanted, {forward(82): "why"})}).after[wanted.uuid]
+    assert found
+    assert (found.forwards, found.conflicts) == ((forward(81),), ((forward(82), "why"),))
+
+
+def test_guest_that_cannot_be_served_is_no_part_of_the_change() -> None:
+    error = VirtForwardError("why")
+    found = make(State(HOLDER), {HOLDER.uuid: Located(HOLDER, error=error)})
+    assert (found.before, found.after, found.errors) == ({}, {}, {HOLDER.uuid: error})
+    kept = HOLDER._replace(nics=())
+    assert make(State(HOLDER), {HOLDER.uuid: Located(HOLDER, kept, error=error)}).after == {HOLDER.uuid: kept}
+
+
+def test_queued_changes_are_part_of_every_plan() -> None:
+    state = State(HOLDER, **{HOLDER.uuid: Queued(7, None)})
+    found = make(state, {})
+    assert (found.before, found.after, found.queued) == (
+        {HOLDER.uuid: HOLDER},
+        {HOLDER.uuid: None},
+        {HOLDER.uuid: 7},
+    )
+    # What is wanted of the same guest comes after what was queued.
+    assert make(state, {HOLDER.uuid: Located(None, HOLDER)}).after == {HOLDER.uuid: HOLDER}
 
 
 # Records that clash.

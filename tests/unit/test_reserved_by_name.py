@@ -17,8 +17,8 @@ GUEST = Guest("uuid", "web", nics=(Nic(WEB, "network", "default"),))
 
 
 def reserved(*leases: Reservation) -> list[str]:
-    bridge = BridgeFacts((ip_interface("192.168.122.1/24"),), leases=lambda: leases)
-    facts = HostFacts((NETWORK,), lambda _: bridge)
+    bridge = BridgeFacts((ip_interface("192.168.122.1/24"),), leases=leases)
+    facts = HostFacts((NETWORK,), {"virbr0": bridge}, answers={("virbr0", WEB, IP): True})
     return [str(endpoint.ip) for endpoint in endpoints(GUEST, find_attachments(GUEST.nics, facts), facts)]
 
 

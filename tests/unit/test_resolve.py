@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from ipaddress import ip_address, ip_interface, ip_network
 
 import pytest
 
-from unit.build import BRIDGE, MAC, UUID, forward
+from unit.build import BRIDGE, MAC, UUID, AllRead, Answering, forward
 from virt_forward.addresses.attachments import BridgeFacts, HostFacts, find_attachments
 from virt_forward.addresses.leases import Neighbours
-from virt_forward.addresses.resolve import locate, locate_known, resolve
+from virt_forward.addresses.resolve import locate, resolve
 from virt_forward.config import Config
 from virt_forward.errors import VirtForwardError
 from virt_forward.model import (
@@ -38,8 +37,8 @@ def lease(ip: str, mac: str | None = MAC, name: str | None = None) -> Reservatio
     return Reservation(ip_address(ip), mac, name)
 
 
-def leased(*ips: str, mac: str = MAC) -> Callable[[], tuple[Reservation, ...]]:
-    return lambda: tuple(lease(ip, mac) for ip in ips)
+def leased(*ips: str, mac: str = MAC) -> tuple[Reservation, ...]:
+    return tuple(lease(ip, mac) for ip in ips)
 
 
 def host(ip: str, mac: str | None = None) -> HostAddress:
@@ -50,7 +49,7 @@ def facts(
     *networks: Network, own: frozenset[Address] = frozenset(), bridges: dict[str, BridgeFacts] | None = None
 ) -> HostFacts:
     known = bridges if bridges is not None else {BRIDGE: BridgeFacts(HOST)}
-    return HostFacts(networks, lambda name: known.get(name, BridgeFacts()), own)
+    return HostFacts(networks, AllRead(known), own, answers=Answering())
 
 
 def made(
@@ -61,8 +60,8 @@ def made(
     before: Guest | None = None,
 ) -> Guest:
     domain = Domain("web", UUID, nics, declaration)
-    guest = resolve(domain, known, config or Config(), "running", lambda _: [])
-    return locate_known(guest, before, known)
+    endpoints = before.endpoints if before else ()
+    return resolve(domain, known, config or Config(), "running", lambda _: [], known=endpoints)
 
 
 def ips(guest: Guest) -> list[str]:
@@ -117,8 +116,8 @@ def test_sources_are_used_in_order_of_trust(first: int) -> None:
             BRIDGE: BridgeFacts(
                 HOST,
                 tuple(lease(ip) for ip in have(3)),
-                lambda: tuple(lease(ip) for ip in have(4)),
-                lambda: Neighbours(tuple(map(lease, have(5))), tuple(map(lease, have(6)))),
+                tuple(lease(ip) for ip in have(4)),
+                Neighbours(tuple(map(lease, have(5))), tuple(map(lease, have(6)))),
             )
         },
     )
@@ -363,7 +362,7 @@ def test_attachments_are_nics_on_host_bridges() -> None:
 def seen(confirmed: list[str], others: list[str]) -> HostFacts:
     """Return facts of a host that has the guest in its neighbour table only."""
     table = Neighbours(tuple(map(lease, confirmed)), tuple(map(lease, others)))
-    return facts(bridges={BRIDGE: BridgeFacts(HOST, neighbours=lambda: table)})
+    return facts(bridges={BRIDGE: BridgeFacts(HOST, neighbours=table)})
 
 
 OLD, NEW = "198.51.100.30", "198.51.100.31"
@@ -399,12 +398,6 @@ def test_known_endpoint_on_another_bridge_is_dropped() -> None:
 
 
 def test_bridge_facts_are_read_only_if_needed() -> None:
-    def unasked() -> tuple[Reservation, ...]:
-        raise AssertionError("leases were read")
-
-    def unseen() -> Neighbours:
-        raise AssertionError("neighbours were read")
-
     reserved = (lease("198.51.100.13"), lease("2001:db8:10::13"))
-    known = facts(bridges={BRIDGE: BridgeFacts(HOST, reserved, unasked, unseen)})
+    known = facts(bridges={BRIDGE: BridgeFacts(HOST, reserved, None, None)})
     assert ips(made(Declaration(WEB), known)) == ["198.51.100.13", "2001:db8:10::13"]

@@ -8,12 +8,22 @@ import socket
 import sys
 from collections.abc import Iterator
 from ipaddress import ip_address
+from typing import Any
 
 import pytest
 
 from unit.build import forward
 from virt_forward import ports
-from virt_forward.claims.sockets import Details, Listener, Reach, against, autobound, parse, parse_sctp
+from virt_forward.claims.sockets import (
+    Details,
+    Listener,
+    Reach,
+    SocketFacts,
+    against,
+    autobound,
+    parse,
+    parse_sctp,
+)
 from virt_forward.host import hostports, sockdiag
 from virt_forward.model import Forward
 
@@ -139,8 +149,10 @@ def stands_against(
     found: list[Listener],
     wanted: Forward,
     reach: Reach = Reach(),  # noqa: B008
+    **facts: Any,
 ) -> list[Listener]:
-    return list(against(ports.by_port(found), wanted, reach))
+    read = SocketFacts(ports.by_port(found), Details())._replace(**facts)
+    return list(against(read, wanted, reach))
 
 
 GATEWAY = "10.10.0.1"
@@ -212,9 +224,8 @@ V6ONLY, BOTH = 25002, 25003
     ],
 )
 def test_a_socket_that_takes_ipv6_alone_leaves_ipv4(inode: int, wanted: Forward, taken: bool) -> None:
-    listening = [listener("tcp", "::", 80, inode)]
-    reach = Reach(details=lambda: Details(v6only=frozenset({V6ONLY})))
-    assert bool(stands_against(listening, wanted, reach)) == taken
+    details = Details(v6only=frozenset({V6ONLY}))
+    assert bool(stands_against([listener("tcp", "::", 80, inode)], wanted, details=details)) == taken
 
 
 def test_the_kernel_tells_which_sockets_take_ipv6_alone() -> None:
@@ -260,7 +271,7 @@ def test_a_client_that_only_sent_is_autobound() -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
         client.sendto(b"", ("127.0.0.1", 9))
         (found,) = [item for item in hostports.listeners() if item.port == client.getsockname()[1]]
-        assert autobound(found, Reach(details=sockdiag.details))
+        assert autobound(found, SocketFacts(details=sockdiag.details()))
 
 
 def test_the_kernel_tells_to_which_device_a_socket_is_bound() -> None:
@@ -328,8 +339,11 @@ def test_kernel_without_sock_diag_has_no_details(how: str, monkeypatch: pytest.M
 def test_a_socket_that_is_bound_to_another_device_loses_nothing(
     bound: int, wanted: Forward, taken: bool
 ) -> None:
-    reach = Reach(details=lambda: Details(devices={26001: bound}), devices=lambda _: frozenset({2, 9}))
-    assert bool(stands_against([listener("tcp", "0.0.0.0", 80, 26001)], wanted, reach)) == taken
+    facts: dict[str, Any] = {
+        "details": Details(devices={26001: bound}),
+        "devices": {"enp1s0": frozenset({2, 9})},
+    }
+    assert bool(stands_against([listener("tcp", "0.0.0.0", 80, 26001)], wanted, **facts)) == taken
 
 
 @pytest.mark.parametrize(
@@ -347,8 +361,9 @@ def test_a_socket_that_is_bound_to_another_device_loses_nothing(
 def test_a_listener_loses_nothing_to_a_guest_of_the_other_family(
     address: str, inode: int, families: set[int], taken: bool
 ) -> None:
-    reach = Reach(families=frozenset(families), details=lambda: Details(v6only=frozenset({V6ONLY})))
-    assert bool(stands_against([listener("tcp", address, 80, inode)], EVERYWHERE, reach)) == taken
+    reach, details = Reach(families=frozenset(families)), Details(v6only=frozenset({V6ONLY}))
+    found = [listener("tcp", address, 80, inode)]
+    assert bool(stands_against(found, EVERYWHERE, reach, details=details)) == taken
     # An address or source says itself which family is meant, whether the guest has it yet or not.
     assert stands_against([listener("tcp", "2001:db8::1", 80)], AT_UPLINK6, reach)
 

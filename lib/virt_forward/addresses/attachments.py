@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable
+from collections.abc import Iterable, Mapping
 from ipaddress import IPv4Interface, IPv6Interface
 
 from virt_forward import text
 from virt_forward.addresses.leases import Neighbours
+from virt_forward.claims.sockets import NO_INTERFACES, Interfaces, SocketFacts
 from virt_forward.config import Learn
+from virt_forward.errors import Question, UnreadError
 from virt_forward.metadata import values
 from virt_forward.model import Address, Network, Nic, Reservation, Sighting, Subnet
 from virt_forward.namedtuple import NamedTuple
@@ -17,34 +19,41 @@ class BridgeFacts(NamedTuple):
     """The host's facts about a bridge.
 
     ``addresses`` are the host's own on it, with their prefix; ``reservations`` are networkd's static
-    leases. ``leases`` (of DHCP servers) and ``neighbours`` are read only when called. ``sightings``
+    leases. ``leases`` (of DHCP servers) and ``neighbours`` are None where they were not read. ``sightings``
     are recent ones, the newest first. ``uplink`` tells whether a default route is through the bridge.
     """
 
     addresses: tuple[IPv4Interface | IPv6Interface, ...] = ()
     reservations: tuple[Reservation, ...] = ()
-    leases: Callable[[], tuple[Reservation, ...]] = tuple
-    neighbours: Callable[[], Neighbours] = Neighbours
+    leases: tuple[Reservation, ...] | None = ()
+    neighbours: Neighbours | None = Neighbours()
     sightings: tuple[Sighting, ...] = ()
     uplink: bool = False
 
 
 class HostFacts(NamedTuple):
-    """The host's facts that resolving a guest needs.
+    """The host's facts that a change needs, as far as they have been read.
 
-    ``networks`` are libvirt's; ``bridges`` returns the facts about a bridge by its name;
-    ``own_addresses`` are all addresses of the host. ``learn`` is the setting ``learn`` of the
-    configuration. ``verify`` probes a NIC at some addresses and returns those at which it answers.
+    ``networks`` are libvirt's, ``bridges`` those that were read, by name, and ``own_addresses`` all
+    addresses of the host. ``learn`` is the setting ``learn`` of the configuration. ``answers`` tells by
+    bridge, MAC and address whether the NIC has answered a probe there.
+
+    A function that needs what was not read raises UnreadError.
     """
 
     networks: tuple[Network, ...] = ()
-    bridges: Callable[[str], BridgeFacts] = lambda _: BridgeFacts()
+    bridges: Mapping[str, BridgeFacts] = {}
     own_addresses: frozenset[Address] = frozenset()
     learn: Learn = "derived"
-    verify: Verify = lambda _, addresses: addresses
+    answers: Mapping[tuple[str, str, Address], bool] = {}
+    interfaces: Interfaces = NO_INTERFACES
+    sockets: SocketFacts = SocketFacts()
 
-
-Verify = Callable[["Attachment", tuple[Address, ...]], Container[Address]]
+    def bridge(self, name: str) -> BridgeFacts:
+        """Return the facts about a bridge."""
+        if name not in self.bridges:
+            raise UnreadError(Question("bridge", name))
+        return self.bridges[name]
 
 
 class Attachment(NamedTuple):
@@ -65,28 +74,55 @@ class Attachment(NamedTuple):
         """Return the host's own addresses on the bridge, without link-local ones."""
         return tuple(address.ip for address in self.facts.addresses if not address.is_link_local)
 
+    def leases(self) -> tuple[Reservation, ...]:
+        """Return the leases of DHCP servers on the bridge."""
+        if self.facts.leases is None:
+            raise UnreadError(Question("leases", self.bridge))
+        return self.facts.leases
+
+    def neighbours(self) -> Neighbours:
+        """Return the neighbour table of the bridge."""
+        if self.facts.neighbours is None:
+            raise UnreadError(Question("neighbours", self.bridge))
+        return self.facts.neighbours
+
+    def answering(self, addresses: tuple[Address, ...], facts: HostFacts) -> frozenset[Address]:
+        """Return those of ``addresses`` at which the NIC has answered a probe."""
+        keys = {ip: (self.bridge, self.nic.mac, ip) for ip in addresses}
+        if not all(key in facts.answers for key in keys.values()):
+            raise UnreadError(Question("answers", self.bridge, self.nic.mac, addresses))
+        return frozenset(ip for ip, key in keys.items() if facts.answers[key])
+
 
 def find_attachments(nics: Iterable[Nic], facts: HostFacts) -> list[Attachment]:
     """Return the NICs that are on a bridge of the host, in the order of ``nics``."""
-    found = []
-    for nic in nics:
-        bridge = _bridge(nic, facts)
-        if values.is_dev(bridge):
-            found.append(Attachment(nic, bridge, network_of(nic, facts.networks), facts.bridges(bridge)))
-    return found
+    found = named_attachments(nics, facts.networks)
+    return [attachment._replace(facts=facts.bridge(attachment.bridge)) for attachment in found]
 
 
-def bridge_name_errors(nics: Iterable[Nic], facts: HostFacts) -> list[str]:
+def named_attachments(nics: Iterable[Nic], networks: Iterable[Network]) -> list[Attachment]:
+    """Return the same, with nothing known of the bridges but their names."""
+    networks = tuple(networks)
+    found = ((nic, _bridge(nic, networks)) for nic in nics)
+    return [
+        Attachment(nic, bridge, network_of(nic, networks), BridgeFacts())
+        for nic, bridge in found
+        if values.is_dev(bridge)
+    ]
+
+
+def bridge_name_errors(nics: Iterable[Nic], networks: Iterable[Network]) -> list[str]:
     """Return an error message for each bridge of a guest whose name nft or this program does not accept."""
+    networks = tuple(networks)
     bridges = dict.fromkeys(
-        bridge for nic in nics if (bridge := _bridge(nic, facts)) and not values.is_dev(bridge)
+        bridge for nic in nics if (bridge := _bridge(nic, networks)) and not values.is_dev(bridge)
     )
     remedy = "rename it to 1 to 15 letters, digits or _.@+-"
     return [f"the name of its bridge, {text.quote(bridge)}, is not supported; {remedy}" for bridge in bridges]
 
 
-def _bridge(nic: Nic, facts: HostFacts) -> str:
-    network = network_of(nic, facts.networks)
+def _bridge(nic: Nic, networks: Iterable[Network]) -> str:
+    network = network_of(nic, networks)
     return network.bridge if network else nic.source if nic.type == "bridge" else ""
 
 

@@ -86,7 +86,7 @@ def _reserved_addresses(guest: Guest, attachment: Attachment) -> Iterator[Addres
     named = [lease.ip for lease in of_network if lease.mac is None and lease.name == guest.name]
     if named:
         # The server gives it to any client with that name, so what counts is which NIC has the lease.
-        elsewhere = {lease.ip for lease in attachment.facts.leases() if lease.mac != mac}
+        elsewhere = {lease.ip for lease in attachment.leases() if lease.mac != mac}
         yield from (ip for ip in named if ip not in elsewhere)
     yield from (lease.ip for lease in attachment.facts.reservations if lease.mac == mac)
 
@@ -160,7 +160,7 @@ class LearnedAddresses:
         origins |= dict(self._sightings()) | dict.fromkeys(self._leases, "leased")
         wanted = [ip for ip, origin in origins.items() if ip not in certain and self._acceptable(ip, origin)]
         to_verify = tuple(sorted(wanted, key=lambda ip: LEARNED.index(origins[ip]))[:MAX_VERIFIED])
-        answered = self.facts.verify(self.attachment, to_verify) if to_verify else ()
+        answered = self.attachment.answering(to_verify, self.facts)
         return frozenset((*certain, *(ip for ip in to_verify if ip in answered)))
 
     @cached_property
@@ -207,11 +207,11 @@ class LearnedAddresses:
 
     @cached_property
     def _neighbours(self) -> Neighbours:
-        return self.attachment.facts.neighbours()
+        return self.attachment.neighbours()
 
     @cached_property
     def _leases(self) -> list[Address]:
-        return self._of_this_nic(self.attachment.facts.leases())
+        return self._of_this_nic(self.attachment.leases())
 
     def _of_this_nic(self, leases: Iterable[Reservation]) -> list[Address]:
         return [lease.ip for lease in leases if lease.mac == self.mac and lease.ip.version == self.version]
@@ -224,7 +224,7 @@ class LearnedAddresses:
         held = (
             *reserved,
             *self.attachment.facts.reservations,
-            *self.attachment.facts.leases(),
+            *self.attachment.leases(),
             *self._neighbours.permanent,
             *self._neighbours.confirmed,
             *self._neighbours.others,

@@ -3,20 +3,20 @@
 from collections.abc import Iterable
 
 from virt_forward import text
-from virt_forward.addresses.attachments import Attachment, HostFacts, bridge_name_errors, find_attachments
+from virt_forward.addresses.attachments import Attachment, bridge_name_errors, named_attachments
 from virt_forward.model import LEARNED, Forward, Guest, Network, fits
 
 
 def reason(guest: Guest, forward: Forward, networks: Iterable[Network]) -> str:
     """Return why no endpoint of ``guest`` serves ``forward``, as one line."""
-    facts = HostFacts(tuple(networks))
+    networks = tuple(networks)
     found = [
         attachment
-        for attachment in find_attachments(guest.nics, facts)
+        for attachment in named_attachments(guest.nics, networks)
         if forward.mac in (None, attachment.nic.mac)
     ]
     if not found:
-        return _no_attachment(guest, forward, facts)
+        return _no_attachment(guest, forward, networks)
     versions = [version for version in (4, 6) if fits(forward, version)]
     served = {(subnet.version, bridge) for subnet, bridge in guest.lans}
     searched = [
@@ -46,14 +46,14 @@ def _untrusted_sources(guest: Guest, attachments: Iterable[Attachment]) -> list[
     ]
 
 
-def _no_attachment(guest: Guest, forward: Forward, facts: HostFacts) -> str:
+def _no_attachment(guest: Guest, forward: Forward, networks: Iterable[Network]) -> str:
     nics = [nic for nic in guest.nics if forward.mac in (None, nic.mac)]
     if forward.mac and not nics:
         return f"the guest has no NIC with the MAC address {forward.mac}"
-    errors = bridge_name_errors(nics, facts)
+    errors = bridge_name_errors(nics, networks)
     if errors:
         return "; ".join(errors)
-    bridges = {network.name: network.bridge for network in facts.networks}
+    bridges = {network.name: network.bridge for network in networks}
     for nic in nics:
         if nic.type == "network":
             why = "has no bridge on this host" if nic.source in bridges else "is not active"

@@ -9,7 +9,7 @@ import struct
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, ip_network
 
-from virt_forward.addresses.attachments import Attachment, HostFacts, find_attachments
+from virt_forward.addresses.attachments import Attachment, named_attachments
 from virt_forward.model import Address, Guest, Network, Sighting, Subnet, fits
 from virt_forward.namedtuple import NamedTuple
 
@@ -61,7 +61,7 @@ def probes(guest: Guest, networks: Iterable[Network]) -> Iterator[Probe]:
     has no address.
     """
     located = {(endpoint.mac, endpoint.bridge, endpoint.ip.version) for endpoint in guest.endpoints}
-    for attachment in find_attachments(guest.nics, HostFacts(tuple(networks))):
+    for attachment in named_attachments(guest.nics, networks):
         subnets = dict.fromkeys(subnet for subnet, bridge in guest.lans if bridge == attachment.bridge)
         mine = [ip for ip in guest.gateways if any(ip in subnet for subnet in subnets)]
         for subnet in subnets:

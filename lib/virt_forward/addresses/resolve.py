@@ -1,6 +1,6 @@
 """From a domain and the host's facts to a Guest: its endpoints, and its forwards."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from virt_forward import ports, text
 from virt_forward.addresses.attachments import (
@@ -9,32 +9,36 @@ from virt_forward.addresses.attachments import (
     belongs,
     bridge_name_errors,
     find_attachments,
+    named_attachments,
     network_of,
 )
 from virt_forward.addresses.endpoints import endpoints
 from virt_forward.config import Config
 from virt_forward.errors import VirtForwardError
-from virt_forward.model import Declaration, Domain, Guest, Phase, PortForward, Span
+from virt_forward.model import Declaration, Domain, Endpoint, Guest, Network, Phase, PortForward, Span
 
 DIRECT = ("bridge", "private", "vepa", "passthrough", "hostdev")
 """Modes of libvirt networks without a bridge of their own (formatnetwork.html)."""
 
 
-def resolve(
+def resolve(  # noqa: PLR0913 - each is another part of the answer
     domain: Domain,
     facts: HostFacts,
     config: Config,
     phase: Phase,
     excluded: Callable[[PortForward], list[Span]],
+    *,
+    known: Iterable[Endpoint] = (),
 ) -> Guest:
     """Return the guest of a domain that declares forwards.
 
-    ``excluded`` returns the ports that a ``<portForward>`` leaves to the host. Raises
+    ``excluded`` returns the ports that a ``<portForward>`` leaves to the host. Endpoints that are
+    ``known`` remain where no source contradicts them. Raises
     VirtForwardError with all reasons why the declaration cannot be served.
     """
     declaration = domain.declaration or Declaration()
     found = find_attachments(domain.nics, facts)
-    errors = [*_unserved(domain, found, facts), *_not_allowed(declaration, config)]
+    errors = [*_unserved(domain, found, facts.networks), *_not_allowed(declaration, config)]
     errors += _host_address_errors(declaration, found, facts)
     if errors:
         raise VirtForwardError(f"guest {text.quote(domain.name)}: {error}" for error in errors)
@@ -43,11 +47,11 @@ def resolve(
         name=domain.name,
         phase=phase,
         isolate=declaration.isolate,
-        forwards=ports.expand(declaration, excluded),
         nics=domain.nics,
         hosts=declaration.hosts,
+        endpoints=tuple(known),
     )
-    return locate(guest, facts)
+    return locate(guest, facts)._replace(forwards=ports.expand(declaration, excluded))
 
 
 def locate(guest: Guest, facts: HostFacts) -> Guest:
@@ -62,22 +66,18 @@ def locate(guest: Guest, facts: HostFacts) -> Guest:
     )
 
 
-def locate_known(guest: Guest, known: Guest | None, facts: HostFacts) -> Guest:
-    """Return ``guest`` located; endpoints of ``known`` remain where no source contradicts them."""
-    return locate(guest._replace(endpoints=known.endpoints), facts) if known else guest
-
-
-def unserved(domain: Domain, facts: HostFacts) -> list[str]:
+def unserved(domain: Domain, networks: Iterable[Network]) -> list[str]:
     """Return why a domain has no attachment that forwards can lead to; empty if it has one."""
-    return list(_unserved(domain, find_attachments(domain.nics, facts), facts))
+    networks = tuple(networks)
+    return list(_unserved(domain, named_attachments(domain.nics, networks), networks))
 
 
-def _unserved(domain: Domain, found: list[Attachment], facts: HostFacts) -> Iterator[str]:
-    networks = {nic.source: network_of(nic, facts.networks) for nic in domain.nics if nic.type == "network"}
+def _unserved(domain: Domain, found: list[Attachment], known: tuple[Network, ...]) -> Iterator[str]:
+    networks = {nic.source: network_of(nic, known) for nic in domain.nics if nic.type == "network"}
     # A network that is unknown or has no bridge yet may have one when the guest runs.
     if found:
         return
-    errors = bridge_name_errors(domain.nics, facts)
+    errors = bridge_name_errors(domain.nics, known)
     if errors:
         yield from errors
         return

@@ -73,7 +73,7 @@ def table_missing(facts: Facts) -> Iterator[Problem]:
     known = {guest.uuid for guest in facts.guests}
     for domain in facts.running or ():
         if domain.uuid not in known:
-            unserved = resolve.unserved(domain, attachments.HostFacts(facts.networks))
+            unserved = resolve.unserved(domain, facts.networks)
             message = "the guest is running and declares forwards, but none is open"
             message, fix = (
                 (f"{message}: {'; '.join(unserved)}", edit(domain.name, domain.uuid))
@@ -193,7 +193,7 @@ def no_address(facts: Facts) -> Iterator[Problem]:
 
 
 def _address_fix(guest: Guest, forward: Forward, facts: Facts) -> str:
-    found = attachments.find_attachments(guest.nics, attachments.HostFacts(facts.networks))
+    found = attachments.named_attachments(guest.nics, facts.networks)
     if not any(forward.mac in (None, item.nic.mac) for item in found):
         return f"correct its interfaces, or mac= in its metadata ({edit(guest.name, guest.uuid)})"
     # The service sees the lease by itself.

@@ -4,22 +4,24 @@ import glob
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator
-from functools import cache
+from functools import cache, partial
 
-from virt_forward.addresses import attachments
+from virt_forward.addresses.attachments import HostFacts, find_attachments
+from virt_forward.addresses.portchecks import PortChecks
 from virt_forward.check import bridges, includes, reach
 from virt_forward.check.clone import run as run_clone
 from virt_forward.check.clone.verdict import Asked, Report
 from virt_forward.check.facts import Facts, Flush, Forwarding, Hook, Veto
 from virt_forward.config import Config
 from virt_forward.errors import VirtForwardError
-from virt_forward.host import collect, hostports, nft
+from virt_forward.host import collect, nft
+from virt_forward.host.collect import Reader
 from virt_forward.host.files import read_text
 from virt_forward.host.process import run
 from virt_forward.libvirtd import api
 from virt_forward.libvirtd.api import DomainState
 from virt_forward.metadata.domain import MetadataError, parse_domain
-from virt_forward.model import Domain, Guest, Network
+from virt_forward.model import Domain, Forward, Guest, Network
 from virt_forward.ruleset import table
 from virt_forward.state.store import Store
 
@@ -111,14 +113,17 @@ def _follow(
 def _vetoes(guests: Iterable[Guest], config: Config, networks: Iterable[Network]) -> Iterator[Veto]:
     """Yield the host's vetoes against open forwards: their reasons are newer than the forwards."""
     running = [guest for guest in guests if guest.phase == "running"]
-    names = {name for guest in running for name in guest.networks}
-    facts = collect.host_facts(config, networks, names)
-    sockets = hostports.socket_facts()
+    reader = Reader(config, lambda: networks)
     for guest in running:
-        nics = attachments.find_attachments(guest.nics, facts)
-        veto, _ = hostports.port_checks(config, nics, sockets, hosts=guest.hosts)
-        found = ((forward, veto(forward)) for forward in guest.forwards)
+        found = reader.complete(partial(_reasons, guest, config), guest.nics)
         yield from (Veto(guest.uuid, forward, reason) for forward, reason in found if reason)
+
+
+def _reasons(guest: Guest, config: Config, facts: HostFacts) -> list[tuple[Forward, str | None]]:
+    """Return the forwards of a guest, each with what the host has against it."""
+    attachments = find_attachments(guest.nics, facts)
+    checks = PortChecks(config, attachments, facts, hosts=guest.hosts)
+    return [(forward, checks.veto(forward)) for forward in guest.forwards]
 
 
 def domains(config: Config) -> list[DomainState]:

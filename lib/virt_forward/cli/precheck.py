@@ -16,8 +16,7 @@ from virt_forward.metadata.domain import foreign_macs, parse_domain
 from virt_forward.metadata.edit import Document
 from virt_forward.metadata.forwards import NAMESPACE
 from virt_forward.model import Forward, Guest
-from virt_forward.reconcile import plan
-from virt_forward.reconcile.apply import context
+from virt_forward.reconcile.apply import context, make_plan
 from virt_forward.reconcile.wants import Present
 from virt_forward.state.store import Store
 
@@ -42,7 +41,7 @@ def check(
         want = Present(domain, "running" if target.active else "prepared")
         store = Store()
         with store.open(create=False) as state:
-            planned = plan.make(state, context(store, state, config).host, [want])
+            planned = make_plan(context(store, state, config), [want])
         for error in planned.errors.values():
             raise error
         guest = planned.after[domain.uuid]

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Literal, NamedTuple
 
 from virt_forward import names, ports, text
-from virt_forward.addresses import attachments, explain, resolve
+from virt_forward.addresses import explain, resolve
 from virt_forward.claims import absent
 from virt_forward.model import Domain, Forward, Guest, Listen, Network, Span
 from virt_forward.ruleset import guest as guest_block
@@ -162,7 +162,7 @@ def _missing_reason(domain: Domain, record: Guest | None, networks: tuple[Networ
     """Return why a declared forward of a running guest is not open."""
     if record:
         return "declared since the guest started; run virt-forward sync to open it"
-    unserved = resolve.unserved(domain, attachments.HostFacts(networks))
+    unserved = resolve.unserved(domain, networks)
     return "; ".join(unserved) or (
         "declared since the guest started, or the state was lost; run virt-forward sync to open it"
     )

@@ -16,7 +16,7 @@ from virt_forward.hooks.prefilter import known, uuid_of
 from virt_forward.host import log, process
 from virt_forward.model import Domain, Guest
 from virt_forward.reconcile import plan
-from virt_forward.reconcile.apply import Context, apply, context, empty_chains, make_plan, reconcile
+from virt_forward.reconcile.apply import Context, apply, context, empty_chains, located, make_plan, reconcile
 from virt_forward.reconcile.plan import Plan
 from virt_forward.reconcile.wants import Absent, Present, Replugged, Restoring
 from virt_forward.state.config_file import load_config, load_config_or_last
@@ -228,9 +228,12 @@ def _queue(want: Present, store: Store) -> None:
         if state is None:
             return
         work = context(store, state, load_config_or_last(state))
-        guest = plan.wanted_guest(want, state.guest(want.uuid), work.host)
-        store.mark([want.uuid])
-        state.queue(want.uuid, plan.resolve_one((), guest, None, work.host().veto(guest)))
+        found = located(work, [want])[want.uuid]
+        if found.error:
+            raise found.error
+        if found.guest:
+            store.mark([want.uuid])
+            state.queue(want.uuid, plan.resolve_one((), found.guest, found.before, found.vetoed.get))
 
 
 def _replug(domain: Domain, store: Store) -> None:

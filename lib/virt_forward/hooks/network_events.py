@@ -6,8 +6,7 @@ from virt_forward.hooks.events import Action
 from virt_forward.metadata import values
 from virt_forward.metadata.network import NetworkPort, parse_network
 from virt_forward.model import Guest, Network, Nic
-from virt_forward.reconcile import plan
-from virt_forward.reconcile.apply import Context, apply, context
+from virt_forward.reconcile.apply import Context, apply, context, make_plan
 from virt_forward.reconcile.wants import Replugged
 from virt_forward.state.config_file import load_config_or_last
 from virt_forward.state.snapshot import Snapshot
@@ -69,7 +68,7 @@ def _context(network: Network, action: Action, store: Store, state: Snapshot) ->
 
 
 def _follow(work: Context, wants: list[Replugged]) -> None:
-    planned = plan.make(work.state, work.host, wants)
+    planned = make_plan(work, wants)
     if planned.before != planned.after:
         apply(work, planned)
     else:

@@ -1,67 +1,171 @@
-"""Reading the host's facts: interfaces, networkd's files, libvirt's networks. Nothing is changed."""
+"""Reading the host's facts, each once a change and when it is first needed. Nothing is changed."""
+
+from __future__ import annotations
 
 import json
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping
-from functools import cache
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from functools import cached_property
 from ipaddress import IPv4Interface, IPv6Interface, ip_interface
 from types import MappingProxyType
 
+from virt_forward import ports
 from virt_forward.addresses import leases, networkd, probe
 from virt_forward.addresses.attachments import Attachment, BridgeFacts, HostFacts
 from virt_forward.addresses.probe import Sightings
 from virt_forward.claims import absent
+from virt_forward.claims.sockets import Interfaces, SocketFacts
 from virt_forward.config import Config
-from virt_forward.errors import VirtForwardError
+from virt_forward.errors import Question, UnreadError, VirtForwardError
 from virt_forward.host import libvirt_networks
 from virt_forward.host.files import list_directory, read_text
 from virt_forward.host.process import run
-from virt_forward.model import Address, Endpoint, Network, Reservation, Sighting
+from virt_forward.model import Address, Endpoint, Network, Nic, Reservation, Sighting
+from virt_forward.namedtuple import TYPE_CHECKING
 from virt_forward.text import output
+
+if TYPE_CHECKING:
+    from typing import TypeVar
+
+    T = TypeVar("T")
 
 NO_SIGHTINGS: Sightings = MappingProxyType({})
 
 VERIFY_SECONDS = 0.1
 """How long a NIC may take to answer a probe that verifies an address."""
 
-Interfaces = dict[str, list[IPv4Interface | IPv6Interface]]
 
+class Reader:
+    """The host as one change sees it, however many guests the change is about.
 
-def host_facts(
-    config: Config,
-    recorded: Iterable[Network],
-    names: Iterable[str] = (),
-    sightings: Sightings = NO_SIGHTINGS,
-) -> HostFacts:
-    """Return the facts that resolving a guest needs.
-
-    ``recorded`` are the networks that we have records of; of those in ``names``, libvirt's own status
-    files count more (libvirt_networks.current). Raises VirtForwardError where the interfaces cannot
-    be read.
+    ``recorded`` returns the libvirt networks of our records, which libvirt's own status files override. In
+    an event of a network, ``current`` is that network as the event has it (libvirt writes the status
+    file of a network after its ``started`` hook), or ``without`` names it where it was stopped.
     """
+
+    def __init__(
+        self,
+        config: Config,
+        recorded: Callable[[], Iterable[Network]],
+        sightings: Sightings = NO_SIGHTINGS,
+        *,
+        current: Network | None = None,
+        without: Collection[str] = (),
+    ) -> None:
+        self.config = config
+        self._recorded = recorded
+        self._sightings = sightings
+        self._current = {current.name: current} if current else {}
+        self._without = without
+        self._networks: dict[str, Network] = {}
+        self._names: set[str] = set()
+        self._facts: HostFacts | VirtForwardError | None = None
+
+    def own_addresses(self) -> frozenset[Address]:
+        """Return all addresses of the host. Raises VirtForwardError where they cannot be read."""
+        return self.facts(()).own_addresses
+
+    def facts(self, nics: Iterable[Nic]) -> HostFacts:
+        """Return what has been read, the libvirt networks of some NICs included.
+
+        Raises VirtForwardError where the host's addresses cannot be read. What fails once is not tried
+        again for the next guest: each attempt may take its full time.
+        """
+        if self._facts is None:
+            try:
+                self._facts = host_facts(self.config)
+            except VirtForwardError as error:
+                self._facts = error
+        if isinstance(self._facts, VirtForwardError):
+            raise self._facts
+        names = {nic.source for nic in nics if nic.type == "network"} - self._names
+        if names:
+            self._facts = self._facts._replace(networks=self._with_networks(names))
+        return self._facts
+
+    def complete(self, decide: Callable[[HostFacts], T], nics: Iterable[Nic]) -> T:
+        """Return what a pure function makes of the facts, with all that it turns out to need of them.
+
+        ``nics`` are those of the guest that it is about. Raises VirtForwardError as ``facts`` does.
+        """
+        facts = self.facts(nics)
+        asked: set[Question] = set()
+        while True:
+            try:
+                return decide(facts)
+            except UnreadError as error:
+                if error.question in asked:
+                    raise
+                asked.add(error.question)
+                self._facts = facts = self._answered(facts, error.question)
+
+    def _with_networks(self, names: set[str]) -> tuple[Network, ...]:
+        """Return the networks that are known once the status files of those in ``names`` have been read."""
+        known = self._networks.values() if self._names else self._recorded()
+        self._networks = libvirt_networks.current(known, names) | self._current
+        self._names |= names
+        return tuple(network for name, network in self._networks.items() if name not in self._without)
+
+    @cached_property
+    def _networkd_files(self) -> dict[str, str]:
+        return networkd_files()
+
+    def _answered(self, facts: HostFacts, question: Question) -> HostFacts:
+        """Return the facts with the answer to a question."""
+        name = question.name
+        if question.kind == "bridge":
+            seen = self._sightings.get(name, ())
+            found = bridge_facts(name, facts.interfaces, self._networkd_files, seen)
+            return _with_bridge(facts, name, found)
+        if question.kind == "leases":
+            return _with_bridge(facts, name, facts.bridges[name]._replace(leases=dhcp_leases(name)))
+        if question.kind == "neighbours":
+            known = neighbours(name)
+            return _with_bridge(facts, name, facts.bridges[name]._replace(neighbours=known))
+        if question.kind == "answers":
+            attachment = Attachment(Nic(question.mac, "bridge", name), name, None, facts.bridges[name])
+            answered = verify_addresses(attachment, question.addresses)
+            found_at = {(name, question.mac, ip): ip in answered for ip in question.addresses}
+            return facts._replace(answers={**facts.answers, **found_at})
+        return facts._replace(sockets=socket_facts(facts.sockets, question))
+
+
+def _with_bridge(facts: HostFacts, name: str, found: BridgeFacts) -> HostFacts:
+    return facts._replace(bridges={**facts.bridges, name: found})
+
+
+def host_facts(config: Config) -> HostFacts:
+    """Return the host's addresses. Raises VirtForwardError where the interfaces cannot be read."""
     interfaces = read_interfaces()
-    files = cache(networkd_files)
-    return HostFacts(
-        tuple(libvirt_networks.current(recorded, names).values()),
-        cache(lambda name: bridge_facts(name, interfaces, files(), sightings.get(name, ()))),
-        _own_addresses(interfaces),
-        config.learn,
-        verify_addresses,
-    )
+    return HostFacts((), {}, _own_addresses(interfaces), config.learn, interfaces=interfaces)
+
+
+def socket_facts(known: SocketFacts, question: Question) -> SocketFacts:
+    """Return facts about listening sockets with the answer to a question about them."""
+    from virt_forward.host import hostports
+
+    if question.kind == "sockets":
+        return known._replace(listening=ports.by_port(hostports.listeners()))
+    if question.kind == "details":
+        return known._replace(details=hostports.socket_details())
+    if question.kind == "owners":
+        return known._replace(owners=hostports.socket_owners())
+    indexes = hostports.device_indexes(question.name)
+    return known._replace(devices={**known.devices, question.name: indexes})
 
 
 def bridge_facts(
     name: str, interfaces: Interfaces, files: Mapping[str, str], sightings: tuple[Sighting, ...] = ()
 ) -> BridgeFacts:
-    """Return what the kernel and networkd's configuration have about a bridge."""
+    """Return what the kernel and networkd's configuration have about a bridge, without what is learned."""
     configured = networkd.bridge_config(files, name, read_text(f"/sys/class/net/{name}/address").strip())
-    addresses = dict.fromkeys([*interfaces.get(name, []), *configured.addresses])
+    addresses = dict.fromkeys([*interfaces.get(name, ()), *configured.addresses])
     return BridgeFacts(
         tuple(addresses),
         configured.leases,
-        cache(lambda: dhcp_leases(name)),
-        cache(lambda: neighbours(name)),
+        None,
+        None,
         tuple(reversed(sightings)),
         uplink=name in default_route_devices(),
     )
@@ -137,14 +241,14 @@ def read_interfaces() -> Interfaces:
         raise VirtForwardError(
             f"ip: {output(result.stderr) or result.status}", "install the package iproute2"
         )
-    found: Interfaces = {}
+    found: dict[str, list[IPv4Interface | IPv6Interface]] = {}
     # ip does not escape control characters in the name of an interface.
     for link in json.loads(result.stdout or "[]", strict=False):
         for item in link.get("addr_info", []):
             if "local" in item:
                 address = ip_interface(f"{item['local']}/{item['prefixlen']}")
                 found.setdefault(link["ifname"], []).append(address)
-    return found
+    return {name: tuple(addresses) for name, addresses in found.items()}
 
 
 def networkd_files() -> dict[str, str]:

@@ -16,7 +16,7 @@ the recovery.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache, cached_property
 
 from virt_forward import names, text
@@ -28,40 +28,43 @@ from virt_forward.effects import converge
 from virt_forward.effects.item import Change
 from virt_forward.errors import NftError, NftUnusableError, StateError, VirtForwardError
 from virt_forward.host import conntrack, log, nft, starter
-from virt_forward.model import Address, Guest
+from virt_forward.model import Address, Guest, Guests
 from virt_forward.namedtuple import TYPE_CHECKING, NamedTuple
 from virt_forward.reconcile import plan as plans
-from virt_forward.reconcile.plan import Host, Plan
-from virt_forward.reconcile.wants import Absent, Want
+from virt_forward.reconcile.plan import Located, Plan
+from virt_forward.reconcile.wants import Absent, Lasting, Readdressed, Want
 from virt_forward.ruleset import guest as guest_block
 from virt_forward.ruleset import static, table
 from virt_forward.state.include import IncludeFile
-from virt_forward.state.snapshot import Commit, Guests, Snapshot
+from virt_forward.state.snapshot import Commit, Snapshot
 from virt_forward.state.store import Store
 
 if TYPE_CHECKING:
     from typing import Any
 
-    from virt_forward.reconcile.view import HostView
+    from virt_forward.host.collect import Reader
 
 
 class Context(NamedTuple):
-    """What every step works with: the open state, the configuration, and the host where it is needed."""
+    """What every step works with: the open state, the configuration, and the host.
+
+    The host is read, and what reads it loaded, only for guests that need something of it.
+    """
 
     store: Store
     state: Snapshot
     config: Config
-    host: Host
+    host: Callable[[], Reader]
 
 
 def context(store: Store, state: Snapshot, config: Config, **about_host: Any) -> Context:
-    """Return the context of one change; ``about_host`` are arguments of HostView."""
+    """Return the context of one change; ``about_host`` are arguments of Reader."""
 
     @cache
-    def host() -> HostView:
-        from virt_forward.reconcile.view import HostView
+    def host() -> Reader:
+        from virt_forward.host.collect import Reader
 
-        return HostView(config, state.networks, **about_host)
+        return Reader(config, state.networks, **about_host)
 
     return Context(store, state, config, host)
 
@@ -79,7 +82,38 @@ def make_plan(context: Context, wants: Sequence[Want]) -> Plan:
     # Whoever only goes claims nothing that such a guest could have.
     starts = _lost_starts(context.state) if not all(isinstance(want, Absent) for want in wants) else ()
     lost = [Absent(uuid) for uuid in starts if uuid not in about]
-    return plans.make(context.state, context.host, [*wants, *lost])
+    wanted = located(context, [*wants, *lost])
+    plan = plans.make(context.state, wanted)
+    if not plan.waiting:
+        return plan
+    waiting = located(context, map(Readdressed, plan.waiting))
+    for item in waiting.values():
+        if item.error:
+            log.error(str(item.error))
+    return plans.make(context.state, wanted, waiting)
+
+
+def located(context: Context, wants: Iterable[Want]) -> dict[str, Located]:
+    """Return the guests of some wants as the host has them; whoever only goes needs nothing of the host."""
+    found = {}
+    for want in wants:
+        before = context.state.guest(want.uuid)
+        found[want.uuid] = Located(before) if isinstance(want, Absent) else _located(context, want, before)
+    return found
+
+
+def _located(context: Context, want: Lasting, before: Guest | None) -> Located:
+    from virt_forward.reconcile import located
+
+    nics = located.nics(want, before)
+    if nics is None:
+        return located.without_host(want, before)
+    try:
+        return context.host().complete(
+            lambda facts: located.locate(want, before, facts, context.config), nics
+        )
+    except VirtForwardError as error:
+        return Located(before, error=error)
 
 
 def _lost_starts(state: Snapshot) -> Iterator[str]:
@@ -189,7 +223,11 @@ class _Application:
     def all(self) -> dict[str, Guest]:
         """All guests as they are after the change; read only where the table is rebuilt."""
         found: Guests = {**self.state.all_recorded(), **self.plan.after}
-        return plans.without_clashes(filter(None, found.values()))
+        guests = {uuid: guest for uuid, guest in found.items() if guest}
+        resolved = plans.without_clashes(guests.values())
+        if resolved != guests:
+            log.error("records of different guests claim the same; the later ones are kept out")
+        return resolved
 
     @cached_property
     def whole(self) -> table.Include:
@@ -308,7 +346,7 @@ class _Application:
         if not any(forward.proto == "udp" for forward, _ in opened):
             return frozenset()
         try:
-            return self.host().own
+            return self.host().own_addresses()
         except VirtForwardError as error:
             log.warning(str(error))
             return frozenset()

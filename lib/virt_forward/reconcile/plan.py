@@ -1,29 +1,70 @@
-"""From wants to a plan: which guests change, from what to what. Nothing is changed here, and no kernel asked.
+"""From guests as they are wanted to a plan: which guests change, from what to what.
 
-The state is read through a Snapshot and the host through a HostView, each as far as the wants need it:
-a guest that stops needs nothing of the host.
+Pure: nothing is changed here, and nothing asked of the host. What matters of the other guests is searched for
+in the state, which is all that a plan looks at besides its arguments (``State``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 
 from virt_forward.claims import index as claims
 from virt_forward.errors import VirtForwardError
-from virt_forward.host import log
-from virt_forward.model import Guest
+from virt_forward.model import Forward, Guest, Guests
 from virt_forward.namedtuple import TYPE_CHECKING, NamedTuple
-from virt_forward.reconcile.wants import Absent, Lasting, Present, Replugged, Restoring, Want
-from virt_forward.state.snapshot import Guests, Snapshot
 
 if TYPE_CHECKING:
-    from virt_forward.reconcile.view import HostView
+    # A protocol takes long to make, and is nothing to a program that runs.
+    from typing import Protocol
 
-Host = Callable[[], "HostView"]
-"""Returns the host, which is read, and even loaded, only for guests that need something of it."""
+    class Queued(Protocol):
+        """A queued change: what a guest is to be (None: absent)."""
+
+        @property
+        def number(self) -> int:
+            """Return its number."""
+
+        @property
+        def guest(self) -> Guest | None:
+            """Return the guest."""
+
+    class State(Protocol):
+        """What a plan asks of the state; see state/snapshot.py."""
+
+        @property
+        def queued(self) -> Mapping[str, Queued]:
+            """Return the queued changes by UUID."""
+
+        def recorded(self, uuid: str) -> Guest | None:
+            """Return a guest's record."""
+
+        def all_recorded(self) -> Mapping[str, Guest]:
+            """Return all records by UUID."""
+
+        def near(self, touching: Iterable[claims.Row], without: Collection[str]) -> claims.Index:
+            """Return the claims of guests but some that may matter to ``touching``."""
+
 
 MANY = 50
 """From so many guests on, the claims of all others are read at once."""
+
+
+class Located(NamedTuple):
+    """A guest as a want and the host have it (reconcile/located.py), before claims are looked at.
+
+    ``before`` is what is known of it, ``guest`` what it is to be; ``vetoed`` are the forwards that the host
+    has something against, and what. ``error`` is why it cannot be what is wanted: it becomes ``guest``
+    instead, or stays what it is where that is None.
+    """
+
+    before: Guest | None
+    guest: Guest | None = None
+    vetoed: Mapping[Forward, str] = {}
+    error: VirtForwardError | None = None
+
+    def changes(self) -> bool:
+        """Tell whether the guest is part of the change."""
+        return self.guest is not None or self.error is None
 
 
 class Plan(NamedTuple):
@@ -32,6 +73,9 @@ class Plan(NamedTuple):
     ``wanted`` are those that wants are about. ``others`` are the claims of guests that do not change, as
     far as they matter. ``queued`` are the numbers of the queued changes that are part of it. ``errors``
     tell which guests could not be planned as they were wanted, and why.
+
+    Where there are ``waiting`` guests, it is not complete: these were kept out by a claim that goes with
+    it, and are to be located for another one.
     """
 
     before: Guests
@@ -40,6 +84,7 @@ class Plan(NamedTuple):
     others: claims.Index = ()
     queued: Mapping[str, int] = {}
     errors: Mapping[str, VirtForwardError] = {}
+    waiting: Mapping[str, Guest] = {}
 
     def only_wanted(self) -> Plan:
         """Return the plan without the guests that no want is about, which stay what they are."""
@@ -52,111 +97,45 @@ class Plan(NamedTuple):
         return Plan(before, after, self.wanted, others)
 
 
-def make(state: Snapshot, host: Host, wants: Sequence[Want]) -> Plan:
-    """Return the plan for some wants, with all queued changes.
+def make(state: State, wanted: Mapping[str, Located], waiting: Mapping[str, Located] | None = None) -> Plan:
+    """Return the plan for guests that are wanted, with all queued changes.
 
     Conflicts are resolved in one place: what a running guest has is not taken from it, and of two guests
-    that have learned one address the stronger origin has it. Guests that were kept out by a claim that
-    now goes are part of the plan. A guest that is to run and cannot be served as it is declared keeps
-    what it has, but none of it at NICs that it has no more.
+    that have learned one address the stronger origin has it. ``waiting`` are the guests that a first plan
+    has found waiting for a claim that goes; None asks for them. A guest that is to run and cannot be served
+    as it is declared keeps what it has, but none of it at NICs that it has no more.
     """
-    known = {want.uuid: state.guest(want.uuid) for want in wants}
-    wanted, errors = _wanted(wants, known, host)
+    located = {uuid: item for uuid, item in {**wanted, **(waiting or {})}.items() if item.changes()}
     queued = {uuid: item.guest for uuid, item in state.queued.items()}
-    known |= {uuid: state.recorded(uuid) for uuid in queued if uuid not in wanted}
-    changes = {**queued, **wanted}
+    known = {uuid: item.before for uuid, item in {**wanted, **(waiting or {})}.items()}
+    known |= {uuid: state.recorded(uuid) for uuid in queued if uuid not in located}
+    changes = {**queued, **{uuid: item.guest for uuid, item in located.items()}}
     vetoes = {
-        uuid: host().veto(guest) if uuid in wanted else dict(guest.conflicts).get
+        uuid: (located[uuid].vetoed if uuid in located else dict(guest.conflicts)).get
         for uuid, guest in changes.items()
         if guest
     }
     before = {uuid: state.recorded(uuid) if uuid in queued else known[uuid] for uuid in changes}
     others = _near(state, changes, before)
     after = _resolve(changes, known, others, vetoes)
-    waiting = _waiting(state, before, after, others)
-    if waiting:
-        known, before = {**known, **waiting}, {**before, **waiting}
-        again = {uuid: _located(guest, host) for uuid, guest in waiting.items()}
-        changes = {**changes, **again}
-        vetoes |= {uuid: host().veto(guest) for uuid, guest in again.items()}
-        others = _near(state, changes, before)
-        after = _resolve(changes, known, others, vetoes)
-        after = {
-            uuid: guest for uuid, guest in after.items() if uuid not in waiting or guest != waiting[uuid]
-        }
+    if waiting is None:
+        found = _waiting(state, before, after, others)
+        if found:
+            return Plan(before, after, waiting=found)
+    waits = {uuid: item.before for uuid, item in (waiting or {}).items()}
+    after = {uuid: guest for uuid, guest in after.items() if uuid not in waits or guest != waits[uuid]}
     lost = claims.endpoints_lost(others, filter(None, after.values()))
     overruled = {uuid: guest for uuid in sorted(lost) if (guest := state.recorded(uuid))}
     after |= {uuid: claims.without_endpoints(guest, lost[uuid]) for uuid, guest in overruled.items()}
     before = {uuid: overruled.get(uuid) or before[uuid] for uuid in after}
-    if waiting or overruled:
+    if waits or overruled:
         others = _near(state, after, before)
     numbers = {uuid: item.number for uuid, item in state.queued.items()}
-    return Plan(before, after, frozenset(want.uuid for want in wants), others, numbers, errors)
+    errors = {uuid: item.error for uuid, item in wanted.items() if item.error}
+    return Plan(before, after, frozenset(wanted), others, numbers, errors)
 
 
-def _wanted(wants: Sequence[Want], known: Guests, host: Host) -> tuple[Guests, dict[str, VirtForwardError]]:
-    """Return the guests that wants ask for, before claims are looked at, and what is wrong with some."""
-    wanted: Guests = {}
-    errors: dict[str, VirtForwardError] = {}
-    for want in wants:
-        if isinstance(want, Absent):
-            wanted[want.uuid] = None
-            continue
-        try:
-            wanted[want.uuid] = _guest(want, known[want.uuid], host)
-        except VirtForwardError as error:
-            errors[want.uuid] = error
-            before = known[want.uuid]
-            if isinstance(want, Present) and want.phase == "running" and before:
-                wanted[want.uuid] = _located(before._replace(nics=want.domain.nics), host, before)
-    return wanted, errors
-
-
-def _guest(want: Lasting, before: Guest | None, host: Host) -> Guest | None:
-    """Return the guest that a want asks for.
-
-    ``before`` is what is known of it. Raises VirtForwardError, with every reason, where the
-    declaration cannot be served as it is.
-    """
-    from virt_forward.addresses import resolve
-
-    if isinstance(want, Present):
-        return wanted_guest(want, before, host)
-    if isinstance(want, Restoring):
-        return Guest(want.uuid, want.name, "restoring")
-    if before is None or before.phase == "restoring":
-        return before
-    moved = before._replace(nics=want.nics) if isinstance(want, Replugged) else before
-    return resolve.locate(moved, host().facts(moved.nics))
-
-
-def wanted_guest(want: Present, before: Guest | None, host: Host) -> Guest:
-    """Return the guest of a domain as it is to be, before claims are looked at; raises VirtForwardError."""
-    from virt_forward.addresses import resolve
-
-    domain = want.domain
-    runs = want.phase == "running"
-    hosts = domain.declaration.hosts if domain.declaration else ()
-    held = before.forwards if before and runs else ()
-    _, excluded = host().port_checks(domain.nics, hosts, held)
-    facts = host().facts(domain.nics)
-    guest = resolve.resolve(domain, facts, host().config, want.phase, excluded)
-    # A libvirtd that restarts is no reason to forget an address that only the guest's traffic told.
-    return resolve.locate_known(guest, before, facts) if runs else guest
-
-
-def _located(guest: Guest, host: Host, otherwise: Guest | None = None) -> Guest:
-    """Return a guest with its endpoints as the host has them now, or as it was where that is not known."""
-    from virt_forward.addresses import resolve
-
-    try:
-        return resolve.locate(guest, host().facts(guest.nics))
-    except VirtForwardError as error:
-        log.error(str(error))
-        return otherwise or guest
-
-
-def _near(state: Snapshot, changes: Guests, before: Guests) -> claims.Index:
+def _near(state: State, changes: Guests, before: Guests) -> claims.Index:
     """Return the claims of guests that do not change, as far as they matter to those that do."""
     guests = [guest for guest in (*changes.values(), *before.values()) if guest]
     if len(changes) < MANY:
@@ -165,7 +144,7 @@ def _near(state: Snapshot, changes: Guests, before: Guests) -> claims.Index:
     return tuple(row for uuid, guest in recorded.items() if uuid not in changes for row in claims.rows(guest))
 
 
-def _waiting(state: Snapshot, before: Guests, after: Guests, others: claims.Index) -> dict[str, Guest]:
+def _waiting(state: State, before: Guests, after: Guests, others: claims.Index) -> dict[str, Guest]:
     """Return the guests that were kept out by a claim that goes with this change."""
     freed = [row for uuid in before for row in _lost(before[uuid], after.get(uuid))]
     out = [row for row in others if isinstance(row, claims.PortRow | claims.EndpointRow) and not row.holds]
@@ -263,7 +242,6 @@ def without_clashes(guests: Iterable[Guest]) -> dict[str, Guest]:
     found = sorted(guests, key=lambda guest: (guest.phase != "running", guest.uuid))
     if not claims.clash(row for guest in found for row in claims.rows(guest)):
         return {guest.uuid: guest for guest in found}
-    log.error("records of different guests claim the same; the later ones are kept out")
     index: claims.Index = ()
     resolved: dict[str, Guest] = {}
     for guest in found:

@@ -1,7 +1,9 @@
 """Following addresses: the guests that run are located again from the present leases and neighbours."""
 
+from functools import partial
+
 from virt_forward.addresses import resolve
-from virt_forward.addresses.attachments import find_attachments
+from virt_forward.addresses.attachments import HostFacts, find_attachments
 from virt_forward.addresses.endpoints import doubtful_endpoints
 from virt_forward.addresses.probe import Sightings
 from virt_forward.claims import index as claims
@@ -9,6 +11,7 @@ from virt_forward.config import Config
 from virt_forward.effects import converge
 from virt_forward.effects.item import Change
 from virt_forward.host import collect, nft
+from virt_forward.host.collect import Reader
 from virt_forward.model import Endpoint, Guest, Network
 from virt_forward.reconcile.apply import context, reconcile
 from virt_forward.reconcile.wants import Readdressed
@@ -46,17 +49,19 @@ def _look(
     running = [guest for guest in known if guest.phase == "running"]
     if not running:
         return [], []
-    names = {name for guest in running for name in guest.networks}
-    facts = collect.host_facts(config, networks, names, sightings)
-    now = claims.without_weaker_endpoints(
-        resolve.locate(g, facts) if g.phase == "running" else g for g in known
-    )
+    reader = Reader(config, lambda: networks, sightings)
+    found = {guest.uuid: reader.complete(partial(_located, guest), guest.nics) for guest in running}
+    here = (found[guest.uuid][0] if guest.uuid in found else guest for guest in known)
+    now = claims.without_weaker_endpoints(here)
     moved = [guest for before, guest in zip(known, now, strict=True) if guest != before]
-    return [guest for guest in moved if guest.phase == "running"], [
-        endpoint
-        for guest in running
-        for endpoint in doubtful_endpoints(guest, find_attachments(guest.nics, facts), facts)
-    ]
+    doubted = [endpoint for _, endpoints in found.values() for endpoint in endpoints]
+    return [guest for guest in moved if guest.phase == "running"], doubted
+
+
+def _located(guest: Guest, facts: HostFacts) -> tuple[Guest, list[Endpoint]]:
+    """Return a guest where it is now, and those of its endpoints that are in doubt."""
+    attachments = find_attachments(guest.nics, facts)
+    return resolve.locate(guest, facts), [*doubtful_endpoints(guest, attachments, facts)]
 
 
 def verify(store: Store) -> None:

@@ -15,7 +15,7 @@ from virt_forward import text
 from virt_forward.claims.rows import Index, Row
 from virt_forward.errors import StateError
 from virt_forward.host import log, process
-from virt_forward.model import Guest, Network
+from virt_forward.model import Guest, Guests, Network
 from virt_forward.namedtuple import TYPE_CHECKING, NamedTuple
 from virt_forward.state import database, index, records
 from virt_forward.state.database import Connection
@@ -25,9 +25,6 @@ if TYPE_CHECKING:
     from typing import Any
 
     from virt_forward.state.upgrade import Old
-
-Guests = dict[str, Guest | None]
-"""Guests by UUID; None for one that is absent."""
 
 
 class Queued(NamedTuple):

@@ -51,11 +51,10 @@ class RunningGuests:
     def update(self, guests: Iterable[Guest], networks: Iterable[Network]) -> None:
         """Make ``guests`` the running guests, on these libvirt networks."""
         guests, networks = tuple(guests), tuple(networks)
-        facts = attachments.HostFacts(networks)
         bridges = {
             attachment.bridge
             for guest in guests
-            for attachment in attachments.find_attachments(guest.nics, facts)
+            for attachment in attachments.named_attachments(guest.nics, networks)
         }
         self.any_running = bool(guests)
         self.probes = [item for guest in guests for item in probe.probes(guest, networks)]

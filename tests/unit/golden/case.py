@@ -20,6 +20,7 @@ from ipaddress import ip_address, ip_interface
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from unit.build import Answering
 from unit.simulation import Event, Simulation
 from virt_forward import ports
 from virt_forward.addresses.attachments import BridgeFacts, HostFacts
@@ -73,7 +74,7 @@ class Case:
     def facts(self) -> HostFacts:
         bridges = json.loads(self._text("facts.json") or "{}").get("bridges", {"virbr0": USUAL})
         made = {name: _bridge(fields) for name, fields in bridges.items()}
-        return HostFacts(bridges=made.__getitem__)
+        return HostFacts(bridges=made, answers=Answering())
 
     def excluded(self, item: PortForward) -> list[Span]:
         if not ports.names_no_port(item):
@@ -128,7 +129,7 @@ def _bridge(fields: dict[str, Any]) -> BridgeFacts:
     return BridgeFacts(
         tuple(map(ip_interface, fields.get("addresses", []))),
         tuple(_reservations(fields.get("reservations", []))),
-        lambda: tuple(_reservations(fields.get("leases", []))),
+        tuple(_reservations(fields.get("leases", []))),
     )
 
 

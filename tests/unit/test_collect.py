@@ -12,8 +12,8 @@ from unit.build import MAC, uuid_of
 from virt_forward.config import Config
 from virt_forward.errors import VirtForwardError
 from virt_forward.host import collect, libvirt_networks
+from virt_forward.host.collect import Reader
 from virt_forward.model import Network, Nic
-from virt_forward.reconcile.view import HostView
 
 NIC = Nic(MAC, "network", "default")
 
@@ -31,25 +31,25 @@ def status(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "default.xml"
 
 
-def subnets(host: HostView) -> list[str]:
+def subnets(host: Reader) -> list[str]:
     return [str(subnet) for one in host.facts([NIC]).networks for subnet in one.subnets]
 
 
 def test_status_file_of_libvirt_overrides_our_record_of_a_network(status: Path) -> None:
     """The event that would have updated the record may have timed out."""
-    host = HostView(Config(), lambda: [network(1)])
+    host = Reader(Config(), lambda: [network(1)])
     assert subnets(host) == ["192.168.1.0/24"]
     text = xml.Network(ip4="192.168.2.1").xml()
     status.write_text(f"<networkstatus>{text}</networkstatus>")
-    assert subnets(HostView(Config(), lambda: [network(1)])) == ["192.168.2.0/24"]
-    assert subnets(HostView(Config(), lambda: [])) == ["192.168.2.0/24"]
+    assert subnets(Reader(Config(), lambda: [network(1)])) == ["192.168.2.0/24"]
+    assert subnets(Reader(Config(), lambda: [])) == ["192.168.2.0/24"]
 
 
 def test_event_of_a_network_overrides_its_status_file(status: Path) -> None:
     """libvirt writes the file after the hook."""
     status.write_text(f"<networkstatus>{xml.Network(ip4='192.168.2.1').xml()}</networkstatus>")
-    assert subnets(HostView(Config(), lambda: [network(1)], current=network(3))) == ["192.168.3.0/24"]
-    assert subnets(HostView(Config(), lambda: [network(1)], without={"default"})) == []
+    assert subnets(Reader(Config(), lambda: [network(1)], current=network(3))) == ["192.168.3.0/24"]
+    assert subnets(Reader(Config(), lambda: [network(1)], without={"default"})) == []
 
 
 def test_host_that_cannot_be_read_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -61,7 +61,7 @@ def test_host_that_cannot_be_read_is_read_once(monkeypatch: pytest.MonkeyPatch) 
         raise VirtForwardError("ip not found")
 
     monkeypatch.setattr(collect, "read_interfaces", fail)
-    host = HostView(Config(), lambda: [])
+    host = Reader(Config(), lambda: [])
     for _ in range(3):
         with pytest.raises(VirtForwardError, match="ip not found"):
             host.facts([NIC])
