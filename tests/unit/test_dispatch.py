@@ -221,6 +221,16 @@ def test_guest_at_an_address_does_not_overtake_another_guest_with_its_claim_on_a
     assert {"198.51.100.20 80", "198.51.100.21 80"} <= set(outcomes(simulation))
 
 
+@pytest.mark.parametrize("edge", [1, 600])
+def test_narrowed_wide_range_has_its_first_and_last_port_before_a_plain_forward(edge: int) -> None:
+    simulation = Simulation()
+    wide = guest("wide", forward(1, 600, dev="enp1s0"), endpoints=[endpoint("198.51.100.20")])
+    one = guest("one", forward(edge), endpoints=[endpoint("198.51.100.21")])
+    for number, item in enumerate((wide, one)):
+        simulation.change(Event(number, item))
+    assert {f"198.51.100.20 {edge}", f"198.51.100.21 {edge}"} <= set(outcomes(simulation))
+
+
 def test_restricted_port_precedes_a_less_restricted_wide_range() -> None:
     simulation = Simulation()
     wide = guest("wide", forward(1, 1000, dev="enp1s0"), endpoints=[endpoint("198.51.100.20")])
