@@ -25,7 +25,7 @@ def ns() -> Iterator[netns.Ns]:
 
 
 @pytest.fixture(autouse=True)
-def _nft_runs_there(place: netns.Ns, monkeypatch: pytest.MonkeyPatch) -> None:
+def _nft_runs_there(ns: netns.Ns, monkeypatch: pytest.MonkeyPatch) -> None:
     def run(argv: Sequence[str], *more: Any, **named: Any) -> process.Result:
         return process.run(["ip", "netns", "exec", ns.name, *argv], *more, **named)
 
