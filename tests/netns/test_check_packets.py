@@ -407,8 +407,10 @@ def test_nothing_of_the_host_is_changed(served: Served) -> None:
     assert state(served.host) == before
 
 
+# A shell that starts the tests in the background has them ignore SIGINT.
 SLEEPS = """
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)
 from virt_forward.check.clone import namespace
 def work():
     print(open("/proc/self/stat").read().split()[0], flush=True)
