@@ -17,8 +17,10 @@ if TYPE_CHECKING:
     from typing import Any
 
 TIMEOUT = 20.0
-"""Seconds; the largest tables load in a second or two."""
+"""Seconds, for what does not depend on the size of the table."""
 
+TIMEOUT_PER_CHARACTER = 1e-5
+"""Seconds for each character of commands: 100,000 forwards are 25 million, and take a minute or two."""
 
 MAX_WATCHED = 1 << 16
 """Up to how many characters of commands the kernel's word of the commit is waited for, and not nft's end."""
@@ -34,7 +36,7 @@ class Parts(NamedTuple):
 def apply(commands: str) -> None:
     """Run commands in one transaction: all of them, or none. Raises NftError with the output of nft."""
     watch = _commit_watch(commands)
-    result = run(["nft", "-f", "-"], commands, TIMEOUT, watch)
+    result = run(["nft", "-f", "-"], commands, TIMEOUT + len(commands) * TIMEOUT_PER_CHARACTER, watch)
     if watch:
         watch.close()
     if result.status:
