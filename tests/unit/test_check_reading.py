@@ -17,7 +17,7 @@ from virt_forward.check.clone.verdict import Obstacle, Report, Result
 from virt_forward.check.facts import Clash, Facts, Unanswered
 from virt_forward.cli import check
 from virt_forward.errors import VirtForwardError
-from virt_forward.host import collect, libvirt_networks, nft, process
+from virt_forward.host import collect, libvirt_networks, nft, process, systemd
 from virt_forward.model import Declaration, Domain, Forward, PortForward, Range
 
 NETWORK = "<network><name>{name}</name><uuid>{uuid}</uuid>{forward}<bridge name='{bridge}'/></network>"
@@ -45,7 +45,7 @@ def etc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("network", "libvirt", "active", "links"):
         (tmp_path / name).mkdir()
     monkeypatch.setattr(networkd, "DIRECTORIES", (str(tmp_path / "network"),))
-    monkeypatch.setattr(bridges, "NETWORKS", str(tmp_path / "libvirt"))
+    monkeypatch.setattr(libvirt_networks, "DEFINED", str(tmp_path / "libvirt"))
     monkeypatch.setattr(libvirt_networks, "DIRECTORY", str(tmp_path / "active"))
     monkeypatch.setattr(bridges, "SYSFS", str(tmp_path / "links"))
     return tmp_path
@@ -102,7 +102,7 @@ def test_ipforward_is_ignored_since_systemd_256(
     monkeypatch: pytest.MonkeyPatch, version: int, told: list[str]
 ) -> None:
     files = {"98.network": "[Network]\n IPForward=yes\n", "99.network": "#IPForward=yes\n"}
-    monkeypatch.setattr(reading, "systemd_version", lambda: version)
+    monkeypatch.setattr(systemd, "version", lambda: version)
     monkeypatch.setattr(collect, "networkd_files", lambda: files)
     assert [*reading._ignored_ipforward()] == told
 

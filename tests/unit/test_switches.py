@@ -14,7 +14,7 @@ from virt_forward.check import reading
 from virt_forward.config import Config
 from virt_forward.effects import converge
 from virt_forward.effects.item import Change
-from virt_forward.host import switches
+from virt_forward.host import nftables_service, switches
 from virt_forward.model import Guest
 from virt_forward.state.snapshot import Snapshot
 from virt_forward.state.store import Store
@@ -143,7 +143,7 @@ def test_without_settings_no_switch_is_read(state: Snapshot, monkeypatch: pytest
 
 def test_ruleset_of_fedora_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fedora, debian = tmp_path / "sysconfig", tmp_path / "nftables.conf"
-    monkeypatch.setattr(reading, "RULESETS", (str(fedora), str(debian)))
+    monkeypatch.setattr(nftables_service, "RULESETS", (str(fedora), str(debian)))
     store = Store(str(tmp_path / "run"))
     assert reading._flush(store).path == str(debian)
     fedora.write_text(f'flush ruleset\ninclude "{store.include_path}"\n')

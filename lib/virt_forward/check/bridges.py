@@ -4,18 +4,12 @@ import os
 import re
 from collections.abc import Iterable, Iterator
 
-from virt_forward.addresses import networkd
 from virt_forward.check.facts import Clash
 from virt_forward.config import Config
 from virt_forward.effects import hairpin_port
-from virt_forward.errors import VirtForwardError
-from virt_forward.host import libvirt_networks, switches
+from virt_forward.host import collect, libvirt_networks, switches
 from virt_forward.host.files import list_directory, read_text
-from virt_forward.metadata.network import parse_network
-from virt_forward.model import Guest, Network
-
-NETWORKS = "/etc/libvirt/qemu/networks"
-"""Where libvirt keeps the definitions of its networks, as NAME.xml."""
+from virt_forward.model import Guest
 
 SYSFS = "/sys/class/net"
 
@@ -30,7 +24,7 @@ def ports() -> dict[str, str]:
 def clashes() -> Iterator[Clash]:
     """Yield the libvirt networks that want a bridge of networkd, or one that exists and is not theirs."""
     made = _netdevs()
-    for network in _defined():
+    for network in libvirt_networks.in_directory(libvirt_networks.DEFINED):
         active = os.path.exists(f"{libvirt_networks.DIRECTORY}/{network.name}.xml")
         if network.mode == "bridge" or not network.bridge:
             continue
@@ -40,30 +34,13 @@ def clashes() -> Iterator[Clash]:
             yield Clash(network.name, network.bridge, "the host, which exists already")
 
 
-def _defined() -> Iterator[Network]:
-    for name in sorted(list_directory(NETWORKS)):
-        text = read_text(f"{NETWORKS}/{name}") if name.endswith(".xml") else ""
-        try:
-            if text:
-                yield parse_network(text.encode())[0]
-        except VirtForwardError:
-            continue
-
-
 _KIND = re.compile(r"^\s*Kind\s*=\s*bridge\s*$", re.MULTILINE | re.IGNORECASE)
 _NAME = re.compile(r"^\s*Name\s*=\s*(\S+)\s*$", re.MULTILINE)
 
 
 def _netdevs() -> dict[str, str]:
     """Return the bridges that networkd makes, each with the path of its file (systemd.netdev(5))."""
-    files: dict[str, str] = {}
-    for directory in reversed(networkd.DIRECTORIES):
-        files |= {
-            name: os.path.join(directory, name)
-            for name in list_directory(directory)
-            if name.endswith(".netdev")
-        }
-    texts = {path: read_text(path) for path in files.values()}
+    texts = {path: read_text(path) for path in collect.networkd_paths(".netdev").values()}
     return {
         found[1]: path for path, text in texts.items() if _KIND.search(text) and (found := _NAME.search(text))
     }

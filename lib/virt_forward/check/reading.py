@@ -4,7 +4,7 @@ import glob
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator
-from functools import cache, partial
+from functools import partial
 
 from virt_forward.addresses.attachments import HostFacts, find_attachments
 from virt_forward.addresses.portchecks import PortChecks
@@ -14,7 +14,7 @@ from virt_forward.check.clone.verdict import Asked, Report
 from virt_forward.check.facts import Facts, Flush, Forwarding, Hook, Veto
 from virt_forward.config import Config
 from virt_forward.errors import VirtForwardError
-from virt_forward.host import collect, nft
+from virt_forward.host import collect, nft, nftables_service, starter, systemd
 from virt_forward.host.collect import Reader
 from virt_forward.host.files import read_text
 from virt_forward.host.process import run
@@ -27,9 +27,6 @@ from virt_forward.state.store import Store
 
 HOOKS = "/etc/libvirt/hooks"
 MARK = "# virt-forward hook"
-RULESETS = ("/etc/sysconfig/nftables.conf", "/etc/nftables.conf")
-"""The ruleset that nftables.service loads: the first on Fedora and derivatives, the second elsewhere."""
-
 INCLUDES = "/etc"
 """The directory of relative includes (nft(8), --includepath)."""
 
@@ -87,7 +84,7 @@ def read_facts(
         bridges.ports(),
         tuple(bridges.clashes()),
         tuple(bridges.without_hairpin(guests, config)),
-        systemd_version(),
+        systemd.version(),
         frozenset(state.uuid for state in domains or () if state.paused),
     )
 
@@ -181,15 +178,15 @@ def _loaded_at(driver: str, store: Store) -> float:
 def _started(daemon: str) -> float:
     """Return when a daemon was started, in seconds since the epoch; 0 without one (proc_pid_stat(5))."""
     pid = read_text(f"/run/{daemon}.pid").strip()
-    fields = read_text(f"/proc/{pid}/stat").rpartition(")")[2].split() if pid.isdigit() else []
-    if len(fields) < 20:
+    ticks = starter.start_ticks(read_text(f"/proc/{pid}/stat")) if pid.isdigit() else ""
+    if not ticks:
         return 0.0
     boot = next(
         (line for line in read_text("/proc/stat").splitlines() if line.startswith("btime ")),
         "btime 0",
     )
     # Rounded up: a file changed in the same second counts as older.
-    return int(boot.split()[1]) + int(fields[19]) / os.sysconf("SC_CLK_TCK") + 1
+    return int(boot.split()[1]) + int(ticks) / os.sysconf("SC_CLK_TCK") + 1
 
 
 def _reloaded(daemon: str) -> float:
@@ -201,7 +198,7 @@ def _reloaded(daemon: str) -> float:
 
 
 def _flush(store: Store) -> Flush:
-    path = next(filter(os.path.exists, RULESETS), RULESETS[-1])
+    path = nftables_service.ruleset_path()
     text = read_text(path)
     return Flush(
         path,
@@ -236,15 +233,8 @@ def _switches(device: str, version: int) -> tuple[str, ...]:
     return ("ipv6/conf/all/forwarding", f"ipv6/conf/{device}/force_forwarding")
 
 
-@cache
-def systemd_version() -> int:
-    """Return the version of systemd, 0 where it is not known."""
-    words = run(["systemctl", "--version"]).stdout.split()
-    return int(words[1]) if len(words) > 1 and words[1].isdigit() else 0
-
-
 def _ignored_ipforward() -> Iterator[str]:
-    if systemd_version() < 256:
+    if systemd.version() < 256:
         return
     for name, text in collect.networkd_files().items():
         if any(line.strip().startswith("IPForward=") for line in text.splitlines()):

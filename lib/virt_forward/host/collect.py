@@ -26,7 +26,7 @@ from virt_forward.namedtuple import TYPE_CHECKING
 from virt_forward.text import output
 
 if TYPE_CHECKING:
-    from typing import TypeVar
+    from typing import Any, TypeVar
 
     T = TypeVar("T")
 
@@ -224,26 +224,35 @@ def _own_addresses(interfaces: Interfaces) -> frozenset[Address]:
 
 def listen_targets() -> absent.Host:
     """Return the addresses, local subnets and devices that a forward can listen on."""
-    import socket
-
     words = ["route", "show", "table", "local", "type", "local"]
     routes = (absent.parse_local_routes(run(["ip", "-j", family, *words]).stdout) for family in ("-4", "-6"))
-    devices = frozenset(name for _, name in socket.if_nameindex())
-    return absent.Host(
-        _own_addresses(read_interfaces()), tuple(subnet for found in routes for subnet in found), devices
-    )
+    subnets = tuple(subnet for found in routes for subnet in found)
+    return absent.Host(_own_addresses(read_interfaces()), subnets, device_names())
 
 
-def read_interfaces() -> Interfaces:
-    """Return the addresses of each interface, from ip-address(8). Raises VirtForwardError where it fails."""
-    result = run(["ip", "-j", "address", "show"])
+def device_names() -> frozenset[str]:
+    """Return the names of all interfaces."""
+    import socket
+
+    return frozenset(name for _, name in socket.if_nameindex())
+
+
+def read_ip(*words: str) -> list[dict[str, Any]]:
+    """Return the objects that ``ip -j`` prints (ip(8)). Raises VirtForwardError where it fails."""
+    result = run(["ip", "-j", *words])
     if result.status:
         raise VirtForwardError(
             f"ip: {output(result.stderr) or result.status}", "install the package iproute2"
         )
-    found: dict[str, list[IPv4Interface | IPv6Interface]] = {}
     # ip does not escape control characters in the name of an interface.
-    for link in json.loads(result.stdout or "[]", strict=False):
+    found: list[dict[str, Any]] = json.loads(result.stdout or "[]", strict=False)
+    return found
+
+
+def read_interfaces() -> Interfaces:
+    """Return the addresses of each interface, from ip-address(8). Raises VirtForwardError where it fails."""
+    found: dict[str, list[IPv4Interface | IPv6Interface]] = {}
+    for link in read_ip("address", "show"):
         for item in link.get("addr_info", []):
             if "local" in item:
                 address = ip_interface(f"{item['local']}/{item['prefixlen']}")
@@ -253,22 +262,21 @@ def read_interfaces() -> Interfaces:
 
 def networkd_files() -> dict[str, str]:
     """Return by name the text of each .network file in use, its drop-ins appended (systemd.network(5))."""
-    paths: dict[str, str] = {}
-    for directory in reversed(networkd.DIRECTORIES):
-        paths |= {
-            name: os.path.join(directory, name)
-            for name in list_directory(directory)
-            if name.endswith(".network")
-        }
-    return {name: "\n".join(_with_dropins(name, path)) for name, path in paths.items()}
+    return {name: "\n".join(_with_dropins(name, path)) for name, path in networkd_paths(".network").items()}
 
 
 def _with_dropins(name: str, path: str) -> Iterator[str]:
     yield read_text(path)
+    yield from (read_text(dropin) for _, dropin in sorted(networkd_paths(".conf", f"{name}.d").items()))
+
+
+def networkd_paths(suffix: str, folder: str = "") -> dict[str, str]:
+    """Return by name the path of each of networkd's files with a suffix, or of those in a folder beside them.
+
+    A file in /etc replaces one of the same name in /run, and that one those in /usr (systemd.network(5)).
+    """
     paths: dict[str, str] = {}
-    for directory in reversed(networkd.DIRECTORIES):
-        folder = os.path.join(directory, f"{name}.d")
-        paths |= {
-            item: os.path.join(folder, item) for item in list_directory(folder) if item.endswith(".conf")
-        }
-    yield from (read_text(paths[item]) for item in sorted(paths))
+    for directory in (os.path.join(each, folder) for each in reversed(networkd.DIRECTORIES)):
+        names = (name for name in list_directory(directory) if name.endswith(suffix))
+        paths |= {name: os.path.join(directory, name) for name in names}
+    return paths

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator
 from ipaddress import ip_interface, ip_network
 
 from virt_forward.addresses import networkd
 from virt_forward.errors import NftError, VirtForwardError
-from virt_forward.host import collect, nft
+from virt_forward.host import collect, libvirt_networks, nft, nftables_service, systemd
 from virt_forward.host.files import list_directory, read_text
 from virt_forward.host.process import run
 from virt_forward.metadata import values
@@ -18,17 +17,12 @@ from virt_forward.namedtuple import TYPE_CHECKING
 from virt_forward.setup.chains import base_chains
 from virt_forward.setup.facts import Chain, LibvirtNetwork, Link, Manager, SetupFacts
 from virt_forward.setup.routed import MARK
-from virt_forward.text import output
 
 if TYPE_CHECKING:
     from typing import Any
 
 NETWORKD_STATE = "/run/systemd/netif"
 INTERFACES = "/sys/class/net"
-NETWORKS = ("/etc/libvirt/qemu/networks", "/run/libvirt/network")
-"""Where libvirt keeps the networks that are defined, and those that are active."""
-
-RULESETS = ("/etc/sysconfig/nftables.conf", "/etc/nftables.conf")
 
 
 def read_facts() -> SetupFacts:
@@ -36,7 +30,7 @@ def read_facts() -> SetupFacts:
     links = tuple(_links())
     uplinks = tuple(sorted(collect.default_route_devices()))
     netdevs, marked = _netdevs()
-    conf = next(filter(os.path.exists, RULESETS), RULESETS[-1])
+    conf = nftables_service.ruleset_path()
     return SetupFacts(
         systemd=_systemd_version(),
         networkd=_networkd_runs(),
@@ -58,12 +52,12 @@ def read_facts() -> SetupFacts:
 
 
 def _systemd_version() -> int:
-    words = run(["systemctl", "--version"]).stdout.split()
-    if len(words) < 2 or not words[1].isdigit():
+    version = systemd.version()
+    if not version:
         raise VirtForwardError(
             "the version of systemd cannot be read", "init needs systemd-networkd; see systemctl --version"
         )
-    return int(words[1])
+    return version
 
 
 def _networkd_runs() -> bool:
@@ -72,21 +66,13 @@ def _networkd_runs() -> bool:
     return os.path.exists(f"{NETWORKD_STATE}/state")
 
 
-def _json(*words: str) -> list[dict[str, Any]]:
-    result = run(["ip", "-j", *words])
-    if result.status:
-        raise VirtForwardError(
-            f"ip: {output(result.stderr) or result.status}", "install the package iproute2"
-        )
-    # ip does not escape control characters in the name of an interface.
-    found: list[dict[str, Any]] = json.loads(result.stdout or "[]", strict=False)
-    return found
-
-
 def _links() -> Iterator[Link]:
-    routes = [*_json("-4", "route", "show", "default"), *_json("-6", "route", "show", "default")]
+    routes = [
+        *collect.read_ip("-4", "route", "show", "default"),
+        *collect.read_ip("-6", "route", "show", "default"),
+    ]
     ifupdown = _ifupdown()
-    for item in _json("-d", "address", "show"):
+    for item in collect.read_ip("-d", "address", "show"):
         name = item["ifname"]
         if not values.is_dev(name) or item.get("link_type") == "loopback":
             continue
@@ -148,7 +134,7 @@ def _ifupdown() -> set[str]:
 
 def _routes() -> Iterator[tuple[Subnet, str]]:
     for family in ("-4", "-6"):
-        for route in _json(family, "route", "show", "table", "all"):
+        for route in collect.read_ip(family, "route", "show", "table", "all"):
             kind = route.get("type", "unicast")
             if route["dst"] == "default" or kind in ("local", "broadcast", "multicast", "anycast"):
                 continue
@@ -171,16 +157,8 @@ def _netdevs() -> tuple[dict[str, str], tuple[str, ...]]:
 
 
 def _libvirt_networks() -> Iterator[LibvirtNetwork]:
-    from virt_forward.metadata.network import parse_network
-
-    for directory in NETWORKS:
-        for file in sorted(list_directory(directory)):
-            if not file.endswith(".xml"):
-                continue
-            try:
-                network, _ = parse_network(read_text(os.path.join(directory, file)).encode())
-            except VirtForwardError:
-                continue
+    for directory in (libvirt_networks.DEFINED, libvirt_networks.DIRECTORY):
+        for network in libvirt_networks.in_directory(directory):
             yield LibvirtNetwork(network.name, network.bridge, network.subnets)
 
 

@@ -34,6 +34,10 @@ def has_status(name: str) -> bool:
 
 
 def _started(pid: int) -> str:
-    """Return when a process was started, in ticks after boot (proc_pid_stat(5)); empty without one."""
-    fields = read_text(f"/proc/{pid}/stat").rpartition(")")[2].split()
+    return start_ticks(read_text(f"/proc/{pid}/stat"))
+
+
+def start_ticks(stat: str) -> str:
+    """Return when a process was started, in ticks after boot, from proc_pid_stat(5); empty without one."""
+    fields = stat.rpartition(")")[2].split()
     return fields[19] if len(fields) > 19 else ""

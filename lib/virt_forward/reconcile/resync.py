@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Collection, Iterable, Iterator
 
 from virt_forward.addresses import probe
 from virt_forward.addresses.probe import Probe
 from virt_forward.errors import VirtForwardError
-from virt_forward.host import collect, probe_socket
+from virt_forward.host import collect, libvirt_networks, probe_socket
 from virt_forward.libvirtd import api
 from virt_forward.libvirtd.api import DomainState
 from virt_forward.metadata.domain import MetadataError, parse_domain
-from virt_forward.metadata.network import parse_network
 from virt_forward.model import Guest, Network
 from virt_forward.namedtuple import NamedTuple
 from virt_forward.reconcile.apply import apply, context, make_plan
@@ -107,15 +105,10 @@ def _probes(planned: Plan, networks: list[Network]) -> list[Probe]:
 
 def _remember_networks(texts: Iterable[bytes], store: Store) -> None:
     """Make the records of networks what libvirt says is active: the hook may not have run for them."""
-    active = {network.uuid: network for network in _networks(texts)}
+    found = (network for xml in texts for network in libvirt_networks.parsed(xml))
+    active = {network.uuid: network for network in found}
     with store.open() as state:
         known = {network.uuid: network for network in state.networks()}
         changed = {u: active.get(u) for u in {*active, *known} if active.get(u) != known.get(u)}
         if changed:
             state.put_networks(changed)
-
-
-def _networks(texts: Iterable[bytes]) -> Iterator[Network]:
-    for text in texts:
-        with contextlib.suppress(VirtForwardError):
-            yield parse_network(text)[0]
