@@ -3,7 +3,6 @@
 import argparse
 import json
 import os
-import signal
 import sys
 import textwrap
 from collections.abc import Iterable
@@ -15,6 +14,7 @@ from virt_forward.check.facts import Facts
 from virt_forward.check.problem import Problem
 from virt_forward.check.steps import Step
 from virt_forward.cli.listing import choose
+from virt_forward.cli.progress import Progress
 from virt_forward.config import Config
 from virt_forward.errors import VirtForwardError
 from virt_forward.libvirtd.api import DomainState
@@ -55,13 +55,10 @@ def run(options: argparse.Namespace) -> int:
     config = load_config()
     domains = _domains(options, config)
     chosen = choose(domains or [], options.domains) if options.domains else []
-    progress = _Progress()
-    try:
+    with Progress(sys.stderr) as progress:
         facts = reading.read_facts(
             config, Store(), domains, frozenset(state.uuid for state in chosen), progress.tell
         )
-    finally:
-        progress.end()
     wanted = {state.name for state in chosen} or None
     found = findings.problems(facts)
     shown = [item for item in found if wanted is None or item.domain is None or item.domain in wanted]
@@ -74,35 +71,6 @@ def run(options: argparse.Namespace) -> int:
         if not shown and domains is not None:
             _print_success(facts)
     return 1 if shown or domains is None else 0
-
-
-class _Progress:
-    """The line on a terminal that says what takes longer than a second."""
-
-    def __init__(self) -> None:
-        self._part, self._shown = "", False
-        self._on = sys.stderr.isatty()
-        if self._on:
-            signal.signal(signal.SIGALRM, lambda *_: self._show())
-            signal.setitimer(signal.ITIMER_REAL, 1.0)
-
-    def tell(self, part: str) -> None:
-        """Remember what is done now, and show it if a second has passed."""
-        self._part = part
-        if self._shown:
-            self._show()
-
-    def _show(self) -> None:
-        self._shown = True
-        # Back to the start of the line, and delete it (ECMA-48, EL).
-        print(f"\r\x1b[K{self._part} ...", end="", file=sys.stderr, flush=True)
-
-    def end(self) -> None:
-        """Take the line away."""
-        if self._on:
-            signal.setitimer(signal.ITIMER_REAL, 0.0)
-        if self._shown:
-            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
 
 
 def _domains(options: argparse.Namespace, config: Config) -> list[DomainState] | None:

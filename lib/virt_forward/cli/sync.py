@@ -3,13 +3,13 @@
 import argparse
 import gc
 import sys
-import threading
 from collections.abc import Iterable
-from typing import NamedTuple, TextIO
+from typing import NamedTuple
 
 from virt_forward import cli, text
 from virt_forward.addresses import explain
 from virt_forward.claims import vetoes
+from virt_forward.cli.progress import Progress
 from virt_forward.model import Guest, Network
 from virt_forward.portspec import host_part
 from virt_forward.reconcile.resync import sync
@@ -24,53 +24,6 @@ class Count(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.number} {self.noun}{'' if self.number == 1 else 's'}"
-
-
-PROGRESS_SECONDS = 1.0
-"""How long a sync takes before it tells what it does."""
-
-
-class Progress:
-    """Shows on a terminal what is being done, once it has taken PROGRESS_SECONDS; nothing elsewhere."""
-
-    def __init__(self, stream: TextIO, seconds: float = PROGRESS_SECONDS) -> None:
-        self._stream = stream
-        self._step = ""
-        self._is_shown = False
-        self._lock = threading.Lock()
-        self._timer = threading.Timer(seconds, self._begin)
-        self._timer.daemon = True
-
-    def __enter__(self) -> "Progress":
-        if self._stream.isatty():
-            self._timer.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._timer.cancel()
-        with self._lock:
-            if self._is_shown:
-                self._show("")
-            self._is_shown = False
-            self._step = ""
-
-    def tell(self, step: str) -> None:
-        """Show what is done next, in the place of what was shown before."""
-        with self._lock:
-            self._step = step
-            if self._is_shown:
-                self._show(step)
-
-    def _begin(self) -> None:
-        with self._lock:
-            if self._step:
-                self._is_shown = True
-                self._show(self._step)
-
-    def _show(self, step: str) -> None:
-        # ECMA-48: to the beginning of the line, and erase it.
-        self._stream.write(f"\r\x1b[K{step}{' …' if step else ''}")
-        self._stream.flush()
 
 
 def add_to(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:

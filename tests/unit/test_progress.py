@@ -1,9 +1,9 @@
-"""What a sync shows of its progress: on a terminal, and only when it takes long."""
+"""What a command shows of its progress: on a terminal, and only when it takes long."""
 
 import io
 import threading
 
-from virt_forward.cli.sync import Progress
+from virt_forward.cli.progress import Progress
 
 
 class Terminal(io.StringIO):
