@@ -228,6 +228,11 @@ class Forward(NamedTuple):
         """The host's ports."""
         return Span(self.start, self.end)
 
+    @property
+    def guest_span(self) -> Span:
+        """The guest's ports."""
+        return Span(self.to, self.end + self.offset)
+
     @classmethod
     def of(cls, listen: Listen, span: Span, offset: int, mac: str | None = None) -> Forward:
         """Return the forward of ``span`` to the guest's ports ``offset`` above, on the NIC with ``mac``."""

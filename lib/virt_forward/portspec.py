@@ -1,11 +1,6 @@
 """Forwards as text, in the syntax of Docker and Podman: ``[address:]port[:guestport][/proto]``."""
 
-from virt_forward.model import Forward, Span
-
-
-def span(start: int, end: int) -> str:
-    """Return ``80`` for one port and ``80-90`` for a range."""
-    return str(Span(start, end))
+from virt_forward.model import Forward
 
 
 def host_part(forward: Forward) -> str:
@@ -20,8 +15,7 @@ def host_part(forward: Forward) -> str:
 def render(forward: Forward) -> str:
     """Return the SPEC of a forward, as ``8080:80/tcp``."""
     _, _, host = host_part(forward).partition("/")
-    last = forward.to + forward.end - forward.start
-    guest = f":{span(forward.to, last)}" if forward.shifted else ""
+    guest = f":{forward.guest_span}" if forward.shifted else ""
     return f"{host}{guest}/{forward.proto}"
 
 

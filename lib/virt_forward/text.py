@@ -43,6 +43,11 @@ def is_word(value: str) -> bool:
     return bare.isascii() and bare.isalnum() and value[0] not in "-.:" and len(value) <= MAX_VALUE
 
 
+def domain_argument(name: str, uuid: str) -> str:
+    """Return what names a domain in a command: its name if it needs no quotes, or else its UUID."""
+    return name if is_word(name) else uuid
+
+
 def output(printed: str) -> str:
     """Return the output of another program or library as one line."""
     return plain(" ".join(printed.split()), MAX_OUTPUT)

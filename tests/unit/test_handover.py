@@ -16,7 +16,7 @@ import pytest
 from support.proc import REPO, eventually
 from unit.build import domain_xml, forwards_xml
 from virt_forward.hooks import handover
-from virt_forward.watch import hook_process
+from virt_forward.watch import child, hook_process
 
 EVENT = ("qemu", ["web", "prepare", "begin", "-"], b"<domain/>\0\xff")
 
@@ -218,7 +218,7 @@ def answers() -> bool:
 
 @contextlib.contextmanager
 def real_process() -> Iterator[subprocess.Popen[bytes]]:
-    argv = ["/usr/bin/python3", "-I", "-c", hook_process._PROGRAM, str(REPO / "lib")]
+    argv = ["/usr/bin/python3", *child.argv(hook_process.__name__)[1:]]
     with subprocess.Popen(argv, stdin=subprocess.PIPE) as process:
         eventually(
             lambda: handover.ask_service("qemu", ["web", "start", "begin", "-"], b"") == 0, "it answers"

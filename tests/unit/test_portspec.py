@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from unit.build import forward
-from virt_forward.model import Forward
-from virt_forward.portspec import host_part, qualifiers, render, span
+from virt_forward.model import Forward, Span
+from virt_forward.portspec import host_part, qualifiers, render
 
 
 @pytest.mark.parametrize(
@@ -26,8 +26,8 @@ def test_render_and_host_part(shown: str, item: Forward, host: str) -> None:
 
 
 def test_span_of_one_port_is_a_number() -> None:
-    assert span(80, 80) == "80"
-    assert span(80, 81) == "80-81"
+    assert str(Span(80, 80)) == "80"
+    assert str(Span(80, 81)) == "80-81"
 
 
 @pytest.mark.parametrize(

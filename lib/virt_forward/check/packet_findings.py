@@ -22,7 +22,7 @@ def few(shown: Sequence[str]) -> str:
 
 def edit(name: str, uuid: str) -> str:
     """Return the command that edits a domain."""
-    return f"virsh edit {name if text.is_word(name) else uuid}"
+    return f"virsh edit {text.domain_argument(name, uuid)}"
 
 
 def stopped(facts: Facts) -> Iterator[Problem]:
@@ -158,7 +158,7 @@ def guest_unreachable(facts: Facts) -> Iterator[Problem]:
     silent: set[tuple[str, str]] = set()
     for uuid in dict.fromkeys(item.uuid for item in facts.unanswered if item.uuid in facts.paused):
         name = guests[uuid].name
-        fix = f"virsh resume {name if text.is_word(name) else uuid}"
+        fix = f"virsh resume {text.domain_argument(name, uuid)}"
         yield Problem("guest-unreachable", "warning", name, "the guest is paused and answers nothing", fix)
     for item in facts.unanswered:
         if item.uuid in facts.paused:

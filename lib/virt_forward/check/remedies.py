@@ -5,7 +5,7 @@ import shlex
 from collections.abc import Iterable, Sequence
 from typing import Literal, NamedTuple
 
-from virt_forward import names, portspec, text
+from virt_forward import names, text
 from virt_forward.check.clone.probes import Probe
 from virt_forward.check.clone.verdict import Obstacle
 
@@ -119,8 +119,7 @@ def _ufw(obstacle: Obstacle, probes: Sequence[Probe]) -> str:
 
 
 def _ufw_line(probe: Probe) -> str:
-    first, last = probe.forward.to, probe.forward.to + probe.forward.end - probe.forward.start
-    ports = str(first) if first == last else f"{first}:{last}"
+    ports = str(probe.forward.guest_span).replace("-", ":")
     return f"ufw route allow proto {probe.forward.proto} to {probe.endpoint.ip} port {ports}"
 
 
@@ -164,21 +163,16 @@ def priority(words: str) -> int:
 
 
 def _entry_match(probe: Probe) -> str:
-    ports = portspec.span(probe.forward.start, probe.forward.end)
-    return f"iifname {probe.device} {probe.forward.proto} dport {ports}"
+    return f"iifname {probe.device} {probe.forward.proto} dport {probe.forward.span}"
 
 
 def _bare_match(probe: Probe, obstacle: Obstacle) -> str:
     family = "ip" if probe.endpoint.ip.version == 4 else "ip6"
     if obstacle.answer:
-        return f"{family} saddr {probe.endpoint.ip} {probe.forward.proto} sport {_guest_ports(probe)}"
+        return f"{family} saddr {probe.endpoint.ip} {probe.forward.proto} sport {probe.forward.guest_span}"
     if obstacle.family == "netdev":
-        return f"{probe.forward.proto} dport {portspec.span(probe.forward.start, probe.forward.end)}"
-    return f"{family} daddr {probe.endpoint.ip} {probe.forward.proto} dport {_guest_ports(probe)}"
-
-
-def _guest_ports(probe: Probe) -> str:
-    return portspec.span(probe.forward.to, probe.forward.to + probe.forward.end - probe.forward.start)
+        return f"{probe.forward.proto} dport {probe.forward.span}"
+    return f"{family} daddr {probe.endpoint.ip} {probe.forward.proto} dport {probe.forward.guest_span}"
 
 
 def _iptables(obstacle: Obstacle, probes: Sequence[Probe]) -> str:
@@ -197,9 +191,8 @@ def _iptables(obstacle: Obstacle, probes: Sequence[Probe]) -> str:
 
 
 def _iptables_match(probe: Probe) -> str:
-    forward = probe.forward
-    ports = str(forward.start) if forward.start == forward.end else f"{forward.start}:{forward.end}"
-    return f"-i {probe.device} -p {forward.proto} --dport {ports}"
+    ports = str(probe.forward.span).replace("-", ":")
+    return f"-i {probe.device} -p {probe.forward.proto} --dport {ports}"
 
 
 def _iptables_program(obstacle: Obstacle) -> str:

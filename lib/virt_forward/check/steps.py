@@ -10,6 +10,7 @@ from virt_forward.check.clone.verdict import Obstacle, Result
 from virt_forward.check.facts import Facts
 from virt_forward.check.packet_findings import few
 from virt_forward.model import Domain, Guest
+from virt_forward.ruleset.guest import nat_chain
 
 Name = Literal["declared", "state", "endpoint", "claims", "rules", "path", "guest"]
 
@@ -68,7 +69,7 @@ def _claims(guest: Guest) -> Iterator[Step]:
 
 
 def _rules(guest: Guest, facts: Facts) -> Step:
-    chain = f"guest-{names.suffix(guest.name, guest.uuid)}"
+    chain = nat_chain(names.suffix(guest.name, guest.uuid))
     actual = listing.parse(facts.table or "").get(f"chain {chain}")
     expected = listing.parse(facts.expected_table or "").get(f"chain {chain}")
     if actual is None:

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple, get_args
 
-from virt_forward import __version__, cli, portspec
+from virt_forward import __version__, cli
 from virt_forward.check import listing
 from virt_forward.cli import report
 from virt_forward.cli.listing import lines
@@ -182,6 +182,6 @@ def _labels(line: report.Line) -> Labels:
         ("uuid", line.uuid),
         ("proto", forward.proto),
         *((name, str(value)) for name, value in limits if value is not None),
-        ("port", portspec.span(forward.start, forward.end)),
-        ("to", portspec.span(forward.to, forward.to + forward.end - forward.start)),
+        ("port", str(forward.span)),
+        ("to", str(forward.guest_span)),
     )

@@ -15,8 +15,8 @@ from virt_forward.libvirtd.metadata import Target
 from virt_forward.metadata.domain import foreign_macs, parse_domain
 from virt_forward.metadata.edit import Document
 from virt_forward.metadata.forwards import NAMESPACE
-from virt_forward.model import Forward, Guest
-from virt_forward.reconcile.apply import context, make_plan
+from virt_forward.model import Domain, Forward, Guest
+from virt_forward.reconcile.apply import Context, context, make_plan
 from virt_forward.reconcile.wants import Present
 from virt_forward.state.store import Store
 
@@ -32,23 +32,26 @@ def check(
     declared = claims.conflicts(_declared_claims(opened, target.uuid), added)
     # A guest that does not run has taken nothing yet. Its name comes last.
     _refuse(reason.replace(" is taken by ", " is declared by ", 1) for reason in declared.values())
-    for document in documents:
-        domain = document.domain()
-        wrong = foreign_macs(domain) if any(forward.mac for forward in added) else None
-        if wrong:
-            shown = f"virsh domiflist {text.word(target.name)} shows its NICs"
-            raise VirtForwardError(wrong.messages, shown)
-        want = Present(domain, "running" if target.active else "prepared")
-        store = Store()
-        with store.open(create=False) as state:
-            planned = make_plan(context(store, state, config), [want])
-        for error in planned.errors.values():
-            raise error
-        guest = planned.after[domain.uuid]
-        conflicts = guest.conflicts if guest else ()
-        _refuse(
-            reason for forward, reason in conflicts if any(ports.collide(forward, mine) for mine in added)
-        )
+    store = Store()
+    with store.open(create=False) as state:
+        # The state and the host are the same for each definition.
+        work = context(store, state, config)
+        for document in documents:
+            _check_start(added, document.domain(), target, work)
+
+
+def _check_start(added: Collection[Forward], domain: Domain, target: Target, work: Context) -> None:
+    """Raise VirtForwardError for what would refuse the start of a domain for one of the forwards."""
+    wrong = foreign_macs(domain) if any(forward.mac for forward in added) else None
+    if wrong:
+        shown = f"virsh domiflist {text.word(target.name)} shows its NICs"
+        raise VirtForwardError(wrong.messages, shown)
+    planned = make_plan(work, [Present(domain, "running" if target.active else "prepared")])
+    for error in planned.errors.values():
+        raise error
+    guest = planned.after[domain.uuid]
+    conflicts = guest.conflicts if guest else ()
+    _refuse(reason for forward, reason in conflicts if any(ports.collide(forward, mine) for mine in added))
 
 
 def _refuse(reasons: Iterable[str]) -> None:
@@ -72,7 +75,7 @@ def _declared_claims(opened: Any, besides: str) -> Iterator[claims.Row]:
 
 
 def _check_devices(added: Iterable[Forward]) -> None:
-    devices = collect.listen_targets().devices
+    devices = collect.device_names()
     for dev in dict.fromkeys(forward.dev for forward in added):
         if dev and dev not in devices:
             near = get_close_matches(dev, devices, 1)

@@ -103,8 +103,7 @@ def width(cell: str) -> int:
 
 def _row(line: Line, addresses: Sequence[str]) -> tuple[str, ...]:
     where = " ".join(filter(None, (portspec.host_part(line.forward), portspec.qualifiers(line.forward))))
-    first, last = line.forward.to, line.forward.to + line.forward.end - line.forward.start
-    guest = f"{', '.join(addresses) or '?'} {portspec.span(first, last)}"
+    guest = f"{', '.join(addresses) or '?'} {line.forward.guest_span}"
     shown = map(text.line, (where, guest))
     return (text.plain(line.domain), line.state, *shown, str(line.packets), str(line.bytes))
 

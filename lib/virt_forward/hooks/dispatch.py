@@ -252,7 +252,7 @@ def _conflicting(guest: Guest) -> VirtForwardError | None:
     if not guest.conflicts:
         return None
     remedies = dict.fromkeys(vetoes.remedy(reason) for _, reason in guest.conflicts)
-    name = guest.name if text.is_word(guest.name) else guest.uuid
+    name = text.domain_argument(guest.name, guest.uuid)
     # The copy that virt-clone makes of a guest has its forwards, too.
     removal = f"virt-forward remove {name} --all --config removes this guest's forwards"
     return VirtForwardError(_reasons(guest), "; ".join([*[*remedies][:3], removal]))

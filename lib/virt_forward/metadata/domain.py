@@ -11,7 +11,7 @@ class MetadataError(VirtForwardError):
     """The domain is known, but its ``<forwards>`` are wrong; ``domain`` says which one it is."""
 
     def __init__(self, domain: Domain, messages: tuple[str, ...]) -> None:
-        name = domain.name if text.is_word(domain.name) else domain.uuid
+        name = text.domain_argument(domain.name, domain.uuid)
         super().__init__(messages, f"correct it with: virsh edit {name}")
         self.domain = domain
 

@@ -27,7 +27,10 @@ def read() -> str:
 
 def load_config() -> Config:
     """Return the configuration; raises VirtForwardError with every error in it."""
-    text = read()
+    return _parsed(read())
+
+
+def _parsed(text: str) -> Config:
     return parse_config(text, path()) if text.strip() else Config()
 
 
@@ -38,7 +41,8 @@ def load_config_or_last(state: Snapshot | None) -> Config:
     half-way through an edit; and the defaults would be looser than what stood there.
     """
     try:
-        config, text = load_config(), read()
+        text = read()
+        config = _parsed(text)
     except VirtForwardError as error:
         log.error(f"{error}; the last valid configuration stays in force")
         last = state.value("config") if state else ""

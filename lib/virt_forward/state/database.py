@@ -91,6 +91,24 @@ class DamagedStateError(StateError):
     """The file is no database, or not one of ours, or SQLite finds it malformed."""
 
 
+def insertion(table: str) -> str:
+    """Return the statement that inserts a row into a table, unless it has one with that key."""
+    return f"INSERT OR IGNORE INTO {table} VALUES ({', '.join('?' * _COLUMNS[table])})"
+
+
+_COLUMNS = {
+    "state": 2,
+    "claim": 10,
+    "endpoint": 7,
+    "part": 4,
+    "network": 3,
+    "queued": 3,
+    "previous": 2,
+    "effect": 3,
+}
+"""How many columns a table has."""
+
+
 def connect(directory: str) -> sqlite3.Connection | None:
     """Return a connection to the database in a directory, or None where there is none yet.
 

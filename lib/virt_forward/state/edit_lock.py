@@ -5,16 +5,14 @@ that waits for it.
 """
 
 import contextlib
-import fcntl
 import os
 import time
 from collections.abc import Iterator
 
-from virt_forward.errors import LockTimeout, StateError
-from virt_forward.state.store import Store
+from virt_forward.errors import StateError
+from virt_forward.state.store import Store, wait_for_lock
 
 SECONDS = 30.0
-PAUSE = 0.02
 
 
 @contextlib.contextmanager
@@ -29,18 +27,8 @@ def edit_lock(store: Store, seconds: float = SECONDS) -> Iterator[None]:
     except OSError as error:
         raise StateError(f"{store.path} cannot be used: {error.strerror}") from None
     try:
-        _lock(fd, time.monotonic() + seconds)
+        message = "another virt-forward add or remove does not come to its end"
+        wait_for_lock(fd, time.monotonic() + seconds, message)
         yield
     finally:
         os.close(fd)
-
-
-def _lock(fd: int, until: float) -> None:
-    while True:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return
-        except BlockingIOError:
-            if time.monotonic() > until:
-                raise LockTimeout("another virt-forward add or remove does not come to its end") from None
-            time.sleep(PAUSE)

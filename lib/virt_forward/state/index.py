@@ -168,11 +168,7 @@ def insert(connection: Connection, guest: Guest) -> None:
         ("endpoint", (_endpoint(row, is_open) for row in found if isinstance(row, EndpointRow))),
         ("part", ((row.uuid, *part) for row in found if (part := _part(row)))),
     ):
-        places = ", ".join("?" * _COLUMNS_OF[table])
-        connection.executemany(f"INSERT OR IGNORE INTO {table} VALUES ({places})", values_)
-
-
-_COLUMNS_OF = {"claim": 10, "endpoint": 7, "part": 4}
+        connection.executemany(database.insertion(table), values_)
 
 
 def _claim(number: int, row: PortRow) -> tuple[object, ...]:

@@ -265,7 +265,7 @@ class Snapshot:
         """Record other effects in the place of those that are recorded."""
         with self.transaction() as connection:
             connection.execute("DELETE FROM effect")
-            connection.executemany("INSERT OR IGNORE INTO effect VALUES (?, ?, ?)", effects)
+            connection.executemany(database.insertion("effect"), effects)
 
     # Changes.
 
@@ -298,7 +298,7 @@ class Snapshot:
             for number, (uuid, guest) in enumerate(old.guests.items(), 1):
                 _put(connection, uuid, guest, number, "")
             for table, rows_ in found.items():
-                connection.executemany(f"INSERT OR IGNORE INTO {table} VALUES ({_PLACES[table]})", rows_)
+                connection.executemany(database.insertion(table), rows_)
 
     def queue(self, uuid: str, guest: Guest | None) -> None:
         """Queue a change of a guest in the place of an earlier one; without the lock, see Store.peek."""
@@ -329,13 +329,6 @@ def _put(connection: Connection, uuid: str, guest: Guest | None, sequence: int, 
     )
     connection.execute("INSERT INTO guest VALUES (?, ?, ?, ?, ?, ?, ?)", row)
     index.insert(connection, guest)
-
-
-_PLACES = {
-    table: ", ".join("?" * number)
-    for table, number in (*(("queued", 3), ("previous", 2), ("network", 3), ("effect", 3), ("state", 2)),)
-}
-"""The values of a row of each table."""
 
 
 def _dump(guest: Guest | None) -> str | None:

@@ -173,7 +173,8 @@ class Store:
         while True:
             fd = self._open_lock()
             try:
-                _flock(fd, limit, until)
+                message = f"another virt-forward process has held the lock for {limit:.2g} seconds"
+                wait_for_lock(fd, until, message)
                 if self._is_lock(fd):
                     return fd
             except BaseException:
@@ -210,11 +211,14 @@ class Store:
             raise database.unusable(error.filename or self.path, error) from None
 
 
-def _flock(fd: int, limit: float, until: float) -> None:
-    """Wait for the lock in the kernel's queue, which is fair, for a bounded time."""
+def wait_for_lock(fd: int, until: float, message: str) -> None:
+    """Lock an open file (flock(2)): wait in the kernel's queue, which is fair, up to a monotonic time.
+
+    Raises LockTimeout with ``message`` after that.
+    """
 
     def expired(_signal: int, _frame: FrameType | None) -> None:
-        raise LockTimeout(f"another virt-forward process has held the lock for {limit:.2g} seconds")
+        raise LockTimeout(message)
 
     before = signal.signal(signal.SIGALRM, expired)
     # Zero would switch the timer off; one that rings just before the wait begins has to ring again.

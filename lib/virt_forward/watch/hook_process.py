@@ -21,6 +21,7 @@ from typing import NoReturn
 from virt_forward.hooks import dispatch, handover
 from virt_forward.host import log, process
 from virt_forward.state.store import Store
+from virt_forward.watch import child
 from virt_forward.watch.backoff import Backoff
 
 MAX_EVENTS = 64
@@ -37,12 +38,6 @@ STABLE_SECONDS = 60.0
 
 CHECK_SECONDS = 10.0
 """How often to check that the socket is still there: somebody may have removed the run directory."""
-
-_PACKAGE = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-_PROGRAM = (
-    "import sys; sys.path.insert(0, sys.argv.pop(1)); "
-    "from virt_forward.watch.hook_process import main; sys.exit(main())"
-)
 
 
 class HookProcess:
@@ -62,10 +57,11 @@ class HookProcess:
     def start(self) -> None:
         """Start the process; after a failure, ``next_at`` returns when to try again."""
         self._started = time.monotonic()
-        argv = [sys.executable, "-I", "-c", _PROGRAM, _PACKAGE]
         try:
             # It ends when its standard input is closed, as the kernel does if the service is killed.
-            self._child = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
+            self._child = subprocess.Popen(
+                child.argv(__name__), stdin=subprocess.PIPE, stdout=subprocess.DEVNULL
+            )
         except OSError as error:
             self._schedule_restart(str(error.strerror))
             return

@@ -8,25 +8,19 @@ import math
 import os
 import select
 import subprocess
-import sys
 import time
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from typing import NamedTuple
 
 from virt_forward.errors import VirtForwardError
 from virt_forward.host import log
+from virt_forward.watch import child
 
 SYNC_SECONDS = 60.0
 """How long a sync may take; with thousands of guests it takes a few seconds."""
 
 FAILED = 3
 """The exit status if nothing was done; the output is the error message."""
-
-_PACKAGE = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-_PROGRAM = (
-    "import sys; sys.path.insert(0, sys.argv.pop(1)); "
-    "from virt_forward.watch.sync_process import main; sys.exit(main(sys.argv[1:]))"
-)
 
 
 class SyncResult(NamedTuple):
@@ -60,7 +54,7 @@ class SyncProcess:
         self._output = os.memfd_create("sync")
         try:
             self._child = subprocess.Popen(
-                [sys.executable, "-I", "-c", _PROGRAM, _PACKAGE, *(self._only or ())],
+                child.argv(__name__, *(self._only or ())),
                 stdin=subprocess.DEVNULL,
                 stdout=self._output,
                 stderr=self._output,
@@ -110,7 +104,7 @@ def _print_line(error: Exception) -> None:
     print(" ".join(str(error).split()))
 
 
-def main(uuids: Iterable[str]) -> int:
+def main(*uuids: str) -> int:
     """Run a sync of all domains or of some UUIDs; print each error as one line. Returns the exit status."""
     from virt_forward.reconcile.resync import sync
 
