@@ -1,4 +1,4 @@
-"""A host for whole hook events without root: nft, ip, conntrack and the journal are replaced, files are real.
+"""A host for whole hook events without root: addresses, programs and the journal are fakes, files are real.
 
 The layout is that of support.netns: uplink enp1s0 and bridge virbr0, both with an address of each family.
 """
@@ -9,12 +9,12 @@ import _sqlite3
 import contextlib
 import functools
 import importlib
-import json
 import os
 import pkgutil
 import sqlite3
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from ipaddress import ip_interface
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +26,9 @@ from support import xml
 from support.fake_nft import FakeNft
 from support.netns import BRIDGE, GATEWAY4, GATEWAY6, HOST4, HOST6, UPLINK
 from virt_forward.addresses import networkd
+from virt_forward.claims.sockets import Interfaces
 from virt_forward.hooks import dispatch, prefilter
-from virt_forward.host import conntrack, hostports, log, nft, process
+from virt_forward.host import conntrack, hostports, interfaces, log, nft, process
 
 # What a hook imports late must not keep a replaced function after its test.
 for _package in (virt_forward.host, virt_forward.effects):
@@ -108,8 +109,6 @@ class FakeHost:
         """Stand in for virt_forward.host.process.run."""
         self.programs.append(tuple(argv))
         match argv:
-            case ["ip", "-j", "address", "show"]:
-                return process.Result(0, self._ip_address_show(), "")
             case ["ip", "-j", *_]:
                 return process.Result(0, "[]", "")
             case ["conntrack", "-L"]:
@@ -121,13 +120,9 @@ class FakeHost:
                 return process.Result(0, "", "")
         raise AssertionError(f"nobody expected {argv} to be run")
 
-    def _ip_address_show(self) -> str:
-        links = []
-        for dev, addresses in self.addresses.items():
-            pairs = [address.split("/") for address in addresses]
-            info = [{"local": local, "prefixlen": int(length)} for local, length in pairs]
-            links.append({"ifname": dev, "addr_info": info})
-        return json.dumps(links)
+    def read_interfaces(self) -> Interfaces:
+        """Stand in for virt_forward.host.interfaces.read_interfaces."""
+        return {dev: tuple(map(ip_interface, addresses)) for dev, addresses in self.addresses.items()}
 
     def _end(self, line: str) -> None:
         """Remove the flows that ``-D -f FAMILY -p PROTO -d ADDRESS -r ADDRESS`` is about."""
@@ -165,7 +160,8 @@ def fake_host(directory: Path) -> Iterator[FakeHost]:
         for name in ("apply", "delete_table", "parts", "revision", "dispatches", "listing", "plain_listing"):
             patch.setattr(nft, name, getattr(host.nft, name))
         patch.setattr(nft, "scratch_listing", host.nft.scratch_listing)
-        _replace_run(patch, host)
+        _replace(patch, process.run, host.run)
+        _replace(patch, interfaces.read_interfaces, host.read_interfaces)
         for name in ("error", "warning", "info"):
             patch.setattr(log, name, host.messages.append)
         for name in ("rename", "replace", "unlink"):
@@ -179,11 +175,11 @@ def fake_host(directory: Path) -> Iterator[FakeHost]:
         yield host
 
 
-def _replace_run(patch: pytest.MonkeyPatch, host: FakeHost) -> None:
-    real = process.run
-    for name, module in [*sys.modules.items()]:
-        if name.startswith("virt_forward.") and getattr(module, "run", None) is real:
-            patch.setattr(module, "run", host.run)
+def _replace(patch: pytest.MonkeyPatch, real: Callable[..., Any], fake: Callable[..., Any]) -> None:
+    """Replace a function in all modules that have it."""
+    for module in [module for name, module in sys.modules.items() if name.startswith("virt_forward.")]:
+        if getattr(module, real.__name__, None) is real:
+            patch.setattr(module, real.__name__, fake)
 
 
 def _stepping_connections(host: FakeHost) -> Callable[..., sqlite3.Connection]:

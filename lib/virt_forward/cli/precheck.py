@@ -9,7 +9,7 @@ from virt_forward.claims import index as claims
 from virt_forward.claims import vetoes
 from virt_forward.config import Config
 from virt_forward.errors import VirtForwardError
-from virt_forward.host import collect
+from virt_forward.host import interfaces
 from virt_forward.libvirtd import metadata
 from virt_forward.libvirtd.metadata import Target
 from virt_forward.metadata.domain import foreign_macs, parse_domain
@@ -75,7 +75,7 @@ def _declared_claims(opened: Any, besides: str) -> Iterator[claims.Row]:
 
 
 def _check_devices(added: Iterable[Forward]) -> None:
-    devices = collect.device_names()
+    devices = interfaces.device_names()
     for dev in dict.fromkeys(forward.dev for forward in added):
         if dev and dev not in devices:
             near = get_close_matches(dev, devices, 1)

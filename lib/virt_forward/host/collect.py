@@ -7,7 +7,6 @@ import os
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from functools import cached_property
-from ipaddress import IPv4Interface, IPv6Interface, ip_interface
 from types import MappingProxyType
 
 from virt_forward import ports
@@ -20,6 +19,7 @@ from virt_forward.config import Config
 from virt_forward.errors import Question, UnreadError, VirtForwardError
 from virt_forward.host import libvirt_networks
 from virt_forward.host.files import list_directory, read_text
+from virt_forward.host.interfaces import device_names, read_interfaces
 from virt_forward.host.process import run
 from virt_forward.model import Address, Endpoint, Network, Nic, Reservation, Sighting
 from virt_forward.namedtuple import TYPE_CHECKING
@@ -230,13 +230,6 @@ def listen_targets() -> absent.Host:
     return absent.Host(_own_addresses(read_interfaces()), subnets, device_names())
 
 
-def device_names() -> frozenset[str]:
-    """Return the names of all interfaces."""
-    import socket
-
-    return frozenset(name for _, name in socket.if_nameindex())
-
-
 def read_ip(*words: str) -> list[dict[str, Any]]:
     """Return the objects that ``ip -j`` prints (ip(8)). Raises VirtForwardError where it fails."""
     result = run(["ip", "-j", *words])
@@ -247,17 +240,6 @@ def read_ip(*words: str) -> list[dict[str, Any]]:
     # ip does not escape control characters in the name of an interface.
     found: list[dict[str, Any]] = json.loads(result.stdout or "[]", strict=False)
     return found
-
-
-def read_interfaces() -> Interfaces:
-    """Return the addresses of each interface, from ip-address(8). Raises VirtForwardError where it fails."""
-    found: dict[str, list[IPv4Interface | IPv6Interface]] = {}
-    for link in read_ip("address", "show"):
-        for item in link.get("addr_info", []):
-            if "local" in item:
-                address = ip_interface(f"{item['local']}/{item['prefixlen']}")
-                found.setdefault(link["ifname"], []).append(address)
-    return {name: tuple(addresses) for name, addresses in found.items()}
 
 
 def networkd_files() -> dict[str, str]:

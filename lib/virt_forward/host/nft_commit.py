@@ -6,10 +6,10 @@ tells all who listen, with the port of the socket that the transaction came by: 
 The socket that listens would have to wait as well when it is closed. So nft inherits it, and closes it.
 """
 
-import struct
-
 # The module socket takes 5 ms to import, and builds on this one.
 from _socket import AF_NETLINK, MSG_DONTWAIT, SOCK_CLOEXEC, SOCK_RAW, socket
+
+from virt_forward.host.netlink import messages
 
 NETLINK_NETFILTER = 12
 SOL_NETLINK, NETLINK_ADD_MEMBERSHIP = 270, 1
@@ -17,7 +17,6 @@ NFNLGRP_NFTABLES = 7
 NEWGEN = 10 << 8 | 15
 """NFNL_SUBSYS_NFTABLES and NFT_MSG_NEWGEN: linux/netlink.h, linux/netfilter/nfnetlink.h, nf_tables.h."""
 
-_HEADER = struct.Struct("=IHHII")
 _CHUNK = 1 << 16
 
 
@@ -39,21 +38,9 @@ class CommitWatch:
 
     def is_done(self, pid: int) -> bool:
         """Tell whether a transaction of process ``pid`` was committed. Raises OSError if events are lost."""
-        data = self._socket.recv(_CHUNK, MSG_DONTWAIT)
-        return any(kind == NEWGEN and port == pid for kind, port in messages(data))
+        found = messages(self._socket.recv(_CHUNK, MSG_DONTWAIT))
+        return any(message.kind == NEWGEN and message.port == pid for message in found)
 
     def close(self) -> None:
         """Close the socket, which does not wait as long as nft has it open, too."""
         self._socket.close()
-
-
-def messages(data: bytes) -> list[tuple[int, int]]:
-    """Return type and port of each netlink message in a buffer (netlink(7)), up to a damaged one."""
-    found = []
-    while len(data) >= _HEADER.size:
-        length, kind, _, _, port = _HEADER.unpack_from(data)
-        if not _HEADER.size <= length <= len(data):
-            break
-        found.append((kind, port))
-        data = data[(length + 3) & ~3 :]
-    return found

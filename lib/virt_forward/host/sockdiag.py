@@ -13,17 +13,15 @@ from __future__ import annotations
 import struct
 
 # The module socket takes 5 ms to import, and builds on this one.
-from _socket import AF_INET, AF_INET6, AF_NETLINK, IPPROTO_TCP, IPPROTO_UDP, SOCK_CLOEXEC, SOCK_RAW, socket
-from collections.abc import Iterator
+from _socket import AF_INET, AF_INET6, IPPROTO_TCP, IPPROTO_UDP
 from ipaddress import ip_address
 
 from virt_forward.claims.sockets import Details, Listener, unmapped
+from virt_forward.host import netlink
 from virt_forward.namedtuple import NamedTuple
 
 NETLINK_SOCK_DIAG = 4
 SOCK_DIAG_BY_FAMILY = 20
-NLM_F_REQUEST_DUMP = 0x301
-NLMSG_ERROR, NLMSG_DONE = 2, 3
 INET_DIAG_SKV6ONLY = 11
 LISTENING = 1 << 7 | 1 << 10
 """TCP_CLOSE, which an unconnected UDP socket shows, and TCP_LISTEN."""
@@ -31,11 +29,8 @@ LISTENING = 1 << 7 | 1 << 10
 AUTOBOUND = struct.pack("=HHBBH", 8, 1, 6, 4, 8)
 """INET_DIAG_REQ_BYTECODE with INET_DIAG_BC_AUTO: only sockets without SOCK_BINDPORT_LOCK."""
 
-_HEADER = struct.Struct("=IHHII")
 _MESSAGE = struct.Struct("=4x2s2x16s16xI24xI")
 """struct inet_diag_msg: of all its fields, idiag_sport, idiag_src, idiag_if and idiag_inode."""
-
-TIMEOUT = 5.0
 
 
 class _Socket(NamedTuple):
@@ -78,41 +73,14 @@ def details() -> Details:
 def _dump(family: int, protocol: int, bytecode: bytes = b"") -> list[_Socket] | None:
     """Return the sockets that listen or are not connected; None on an error."""
     request = struct.pack("=BBBxI48x", family, protocol, 0, LISTENING) + bytecode
-    header = _HEADER.pack(_HEADER.size + len(request), SOCK_DIAG_BY_FAMILY, NLM_F_REQUEST_DUMP, 1, 0)
     try:
-        kernel = socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, NETLINK_SOCK_DIAG)
-    except OSError:
+        return [_socket(message) for message in netlink.dump(NETLINK_SOCK_DIAG, SOCK_DIAG_BY_FAMILY, request)]
+    except (OSError, struct.error):
         return None
-    try:
-        kernel.settimeout(TIMEOUT)
-        kernel.send(header + request)
-        return list(_receive(kernel))
-    except OSError:
-        return None
-    finally:
-        kernel.close()
-
-
-def _receive(kernel: socket) -> Iterator[_Socket]:
-    while True:
-        data = kernel.recv(1 << 16)
-        while data:
-            length, kind, *_ = _HEADER.unpack_from(data)
-            if kind == NLMSG_DONE:
-                return
-            if kind == NLMSG_ERROR or length < _HEADER.size + _MESSAGE.size:
-                raise OSError("the kernel has no sock_diag for this protocol")
-            yield _socket(data[_HEADER.size : length])
-            data = data[length + 3 & ~3 :]
 
 
 def _socket(message: bytes) -> _Socket:
     port, address, device, inode = _MESSAGE.unpack_from(message)
-    attributes = message[_MESSAGE.size :]
-    v6only = False
-    while len(attributes) >= 4:
-        length, kind = struct.unpack_from("=HH", attributes)
-        if kind == INET_DIAG_SKV6ONLY:
-            v6only = attributes[4:5] != b"\0"
-        attributes = attributes[max(length, 4) + 3 & ~3 :]
+    attributes = dict(netlink.attributes(message[_MESSAGE.size :]))
+    v6only = attributes.get(INET_DIAG_SKV6ONLY, b"\0")[:1] != b"\0"
     return _Socket(port, address, device, inode, v6only)

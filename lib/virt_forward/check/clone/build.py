@@ -10,7 +10,7 @@ from virt_forward.check.clone.plan import Plan
 from virt_forward.check.clone.tables import Segment
 from virt_forward.check.rules import Chain
 from virt_forward.errors import VirtForwardError
-from virt_forward.host import collect, nft
+from virt_forward.host import interfaces, nft
 from virt_forward.host.files import read_text
 from virt_forward.host.process import run
 from virt_forward.text import output
@@ -29,11 +29,11 @@ def wire(built: Plan) -> list[str]:
             failed += write(path, value)
     where = namespace.outside_path()
     _ip([words.replace("@outside@", where) for words, _ in built.links])
-    present = collect.device_names()
+    present = interfaces.device_names()
     again = [rest for _, rest in built.links if rest.split()[2] not in present]
     failed += _ip([words.replace("@outside@", where) for words in again])
     with namespace.outside():
-        _ip([f"link set {name} up" for name in collect.device_names()])
+        _ip([f"link set {name} up" for name in interfaces.device_names()])
     for path, value in built.sysctls:
         failed += write(path, value)
     failed += _ip(built.configure)

@@ -1,0 +1,111 @@
+"""Messages of netlink(7), and what the kernel answers to a request for all objects of a kind (NLM_F_DUMP)."""
+
+from __future__ import annotations
+
+import errno
+import os
+import struct
+import sys
+import time
+
+# The module socket takes 5 ms to import, and builds on this one.
+from _socket import AF_NETLINK, MSG_TRUNC, SOCK_CLOEXEC, SOCK_RAW, socket
+from collections.abc import Iterator
+
+from virt_forward.host import process
+from virt_forward.namedtuple import NamedTuple
+
+NLMSG_ERROR, NLMSG_DONE = 2, 3
+NLM_F_REQUEST, NLM_F_DUMP, NLM_F_DUMP_INTR = 0x1, 0x300, 0x10
+NLA_TYPE_MASK = 0x3FFF
+"""linux/netlink.h."""
+
+SECONDS = 5.0
+"""How long a dump may take."""
+
+_HEADER = struct.Struct("=IHHII")
+_ATTRIBUTE = struct.Struct("=HH")
+_BUFFER = 1 << 16
+"""The kernel makes no message of a dump larger than 32 KiB (netlink_dump in net/netlink/af_netlink.c)."""
+
+
+class Message(NamedTuple):
+    """A message; ``port`` is that of the socket which caused it, for a program its process number."""
+
+    kind: int
+    flags: int
+    port: int
+    payload: bytes
+
+
+def messages(data: bytes) -> Iterator[Message]:
+    """Yield the messages in a buffer. Raises OSError at one that is not whole."""
+    while data:
+        length = int.from_bytes(data[:4], sys.byteorder)
+        if not _HEADER.size <= length <= len(data):
+            raise OSError(errno.EBADMSG, os.strerror(errno.EBADMSG))
+        _, kind, flags, _, port = _HEADER.unpack_from(data)
+        yield Message(kind, flags, port, data[_HEADER.size : length])
+        data = data[_aligned(length) :]
+
+
+def attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
+    """Yield type and payload of each attribute in a buffer, up to one that is not whole."""
+    while len(data) >= _ATTRIBUTE.size:
+        length, kind = _ATTRIBUTE.unpack_from(data)
+        if not _ATTRIBUTE.size <= length <= len(data):
+            return
+        yield kind & NLA_TYPE_MASK, data[_ATTRIBUTE.size : length]
+        data = data[_aligned(length) :]
+
+
+def _aligned(length: int) -> int:
+    return length + 3 & ~3
+
+
+def dump(protocol: int, kind: int, request: bytes) -> list[bytes]:
+    """Return the payloads of the kernel's answers to a request for all objects of a kind.
+
+    The request is repeated if objects have changed meanwhile. Raises OSError where the kernel refuses it,
+    or has not answered within SECONDS or what is left of this process's time.
+    """
+    until = time.monotonic() + process.left(SECONDS)
+    while time.monotonic() < until:
+        found = _dump(protocol, kind, request, until)
+        if found is not None:
+            return found
+    raise TimeoutError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT))
+
+
+def _dump(protocol: int, kind: int, request: bytes, until: float) -> list[bytes] | None:
+    """Return one answer; None if it may be inconsistent."""
+    kernel = socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, protocol)
+    try:
+        length = _HEADER.size + len(request)
+        kernel.send(_HEADER.pack(length, kind, NLM_F_REQUEST | NLM_F_DUMP, 1, 0) + request)
+        return _receive(kernel, until)
+    finally:
+        kernel.close()
+
+
+def _receive(kernel: socket, until: float) -> list[bytes] | None:
+    found: list[bytes] = []
+    changed = False
+    while True:
+        kernel.settimeout(max(until - time.monotonic(), 0.001))
+        data, _, flags, _ = kernel.recvmsg(_BUFFER)
+        if flags & MSG_TRUNC:
+            raise OSError(errno.EMSGSIZE, os.strerror(errno.EMSGSIZE))
+        for message in messages(data):
+            changed = changed or bool(message.flags & NLM_F_DUMP_INTR)
+            if message.kind in (NLMSG_ERROR, NLMSG_DONE):
+                _check(message)
+                return None if changed else found
+            found.append(message.payload)
+
+
+def _check(last: Message) -> None:
+    """Raise OSError where a dump has failed. Its last message has a negative error number, or 0."""
+    number = -int.from_bytes(last.payload[:4], sys.byteorder, signed=True)
+    if last.kind == NLMSG_ERROR or number:
+        raise OSError(number, os.strerror(number))
