@@ -67,13 +67,12 @@ if concerns_us(sys.argv, data):
     from virt_forward.host import process
     if sys.argv[1] in ("prepare", "started"):
         from virt_forward.metadata import domain
-        from virt_forward.reconcile import view
         wrap(domain, "parse_domain", "parsing")
     from virt_forward.state import database, include, snapshot, store
     for module in [found for name, found in sys.modules.items() if name.startswith("virt_forward.host")]:
         if getattr(module, "run", None) is process.run and module is not process:
             wrap(module, "run", lambda args: args[0][0])
-    wrap(store, "_flock", "lock")
+    wrap(store, "wait_for_lock", "lock")
     for name in ("connect", "create"):
         wrap(database, name, "state")
     for name in ("_all", "_one", "commit", "fill", "queue", "set_effects", "close"):
