@@ -31,6 +31,7 @@ from fuzz.invariants import (
 )
 from unit.build import domain_xml
 from unit.test_nft_text import resolved
+from unit.test_plain import assert_same
 from unit.test_probe import ECHO_ID, GATEWAYS
 from unit.test_schema import assert_agreement
 from virt_forward import config, ports, portspec
@@ -87,6 +88,11 @@ def domain(data: bytes) -> None:
     guest = resolved(data)
     if guest:
         is_guest(guest)
+
+
+def plain(data: bytes) -> None:
+    """What is read without lxml is what lxml reads, errors included."""
+    assert_same(data)
 
 
 def declared(document: Document) -> tuple[Forward, ...]:
@@ -322,6 +328,7 @@ TARGETS = (
     Target("ip-neighbour", neighbour_table, seeds.NEIGHBOURS),
     Target("networkd", network_files, seeds.NETWORK_FILES),
     Target("domain", domain, seeds.DOMAINS),
+    Target("plain", plain, seeds.DOMAINS),
     Target("forwards", forwards, seeds.FORWARDS),
     Target("network", network, seeds.NETWORKS),
     Target("hook-arguments", arguments, seeds.ARGUMENTS),

@@ -101,20 +101,37 @@ def test_lxml_is_imported_without_inspect_and_without_a_word() -> None:
     assert (done.out.split(), done.err) == (["False", "True"], "")
 
 
+def loaded_without_kernel(operation: str, sub: str, data: bytes, directory: Path) -> set[str]:
+    """Run the hook where all programs do nothing and succeed, and return all modules that it has loaded."""
+    programs = directory / "bin"
+    programs.mkdir()
+    for tool in ("nft", "conntrack", "ip"):
+        (programs / tool).symlink_to("/bin/true")
+    env = {"PATH": str(programs), "LC_ALL": "C", "VIRT_FORWARD_RUN_DIR": str(directory / "run")}
+    argv = [PYTHON, "-I", "-c", HOOK, str(REPO / "hooks/qemu"), "web", operation, sub, "-"]
+    return set(run(argv, stdin=data.decode(), env=env).out.split())
+
+
+@pytest.mark.parametrize("operation", ["started", "reconnect"])
+def test_a_guest_that_has_started_needs_no_lxml(operation: str, tmp_path: Path) -> None:
+    """Its metadata are plain, and nothing has to be said about them: metadata/plain.py."""
+    found = loaded_without_kernel(operation, "begin", domain_xml(OURS), tmp_path)
+    assert {"pyexpat", "virt_forward.reconcile.located"} <= found
+    assert not found & {"lxml", "lxml.etree", "tomllib", *SLOW}
+    assert (tmp_path / "run" / "guests" / UUID).exists()
+
+
+def test_the_start_of_a_guest_is_decided_by_lxml(tmp_path: Path) -> None:
+    found = loaded_without_kernel("prepare", "begin", domain_xml(OURS), tmp_path)
+    assert {"lxml.etree", "virt_forward.reconcile.located"} <= found
+    assert not found & {"tomllib", *SLOW}
+
+
 def test_the_end_of_a_guest_needs_no_xml_parser(tmp_path: Path) -> None:
     """A marker without a guest makes nothing to end, so no kernel is touched here, either."""
     guests = tmp_path / "run" / "guests"
     guests.mkdir(parents=True)
     (guests / UUID).touch()
-    empty = tmp_path / "bin"
-    empty.mkdir()
-    for tool in ("nft", "conntrack", "ip"):
-        (empty / tool).symlink_to("/bin/true")
-    env = {"PATH": str(empty), "LC_ALL": "C", "VIRT_FORWARD_RUN_DIR": str(tmp_path / "run")}
-    hook = str(REPO / "hooks/qemu")
-    done = run(
-        [PYTHON, "-I", "-c", HOOK, hook, "web", "stopped", "end", "-"], stdin=domain_xml().decode(), env=env
-    )
-    found = set(done.out.split())
+    found = loaded_without_kernel("stopped", "end", domain_xml(), tmp_path)
     assert not found & {"lxml", "lxml.etree", "tomllib", *SLOW}
     assert not list(guests.iterdir())

@@ -141,10 +141,10 @@ def _is_restoring(name: str, uuid: str, state: Snapshot) -> bool:
 
 
 def _guest_event(action: Action, data: bytes, store: Store) -> None:
-    from virt_forward.metadata.domain import MetadataError, parse_domain
+    from virt_forward.metadata.domain import MetadataError, parse_domain, parse_known
 
     try:
-        domain = parse_domain(data)
+        domain = parse_domain(data) if action is Action.CLAIM else parse_known(data)
     except MetadataError as error:
         # A guest that runs keeps what it has; one that is to start has nothing to go by.
         if action is Action.OPEN:

@@ -1,10 +1,17 @@
 """A libvirt domain XML to a Domain: its name, NICs and what it declares to us."""
 
+from __future__ import annotations
+
+from collections.abc import Iterator
+
 from virt_forward import text
 from virt_forward.errors import VirtForwardError
-from virt_forward.metadata import forwards, values, xml
-from virt_forward.metadata.etree import etree
+from virt_forward.metadata import forwards, plain, values
 from virt_forward.model import Declaration, Domain, Nic
+from virt_forward.namedtuple import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from virt_forward.metadata.forwards import Element
 
 
 class MetadataError(VirtForwardError):
@@ -22,44 +29,84 @@ def parse_domain(data: bytes) -> Domain:
     Raises MetadataError with every error of our part of it, VirtForwardError where the
     document is no domain XML at all.
     """
-    root = xml.parse(data, "domain XML")
+    from virt_forward.metadata import xml
+
+    return _domain(xml.parse(data, "domain XML"))
+
+
+def parse_known(data: bytes) -> Domain:
+    """Return the same as :func:`parse_domain`, and quickly where the document is plain and nothing is wrong.
+
+    For a guest that has been started, so that ``parse_domain`` has read its XML before.
+    """
+    root = plain.parse(data)
+    if root is None:
+        return parse_domain(data)
+    try:
+        return _domain(root)
+    except VirtForwardError:
+        return parse_domain(data)  # which knows the lines
+
+
+def _domain(root: Element) -> Domain:
     if root.tag == "domstatus":
-        root = _child(root, "domain")
+        root = _only(root, "domain")
     if root.tag != "domain":
         found = text.plain(str(root.tag))
         raise VirtForwardError(f"domain XML: the root element is <{found}>; it should be <domain>")
-    name = xml.text(root.find("name"))
-    domain = Domain(name, _uuid(root), tuple(_nic(element) for element in root.iterfind("devices/interface")))
+    name = _text(root, "name")
+    nics = (
+        _nic(element) for devices in _children(root, "devices") for element in _children(devices, "interface")
+    )
+    domain = Domain(name, _uuid(root), tuple(nics))
     declaration, errors = _declared(root)
     if errors:
         raise MetadataError(domain, tuple(f"guest {text.quote(name)}: {error}" for error in errors))
     return domain._replace(declaration=declaration)
 
 
-def _child(root: etree._Element, name: str) -> etree._Element:
-    child = root.find(name)
+def _children(element: Element, tag: str) -> Iterator[Element]:
+    return (child for child in element if child.tag == tag)
+
+
+def _first(element: Element, tag: str) -> Element | None:
+    return next(_children(element, tag), None)
+
+
+def _only(root: Element, tag: str) -> Element:
+    child = _first(root, tag)
     if child is None:
-        raise VirtForwardError(f"<{text.plain(str(root.tag))}>: has no <{name}> inside")
+        raise VirtForwardError(f"<{text.plain(str(root.tag))}>: has no <{tag}> inside")
     return child
 
 
-def _uuid(root: etree._Element) -> str:
-    found = xml.text(root.find("uuid")).lower()
+def _text(element: Element, tag: str) -> str:
+    child = _first(element, tag)
+    return "" if child is None else (child.text or "").strip()
+
+
+def _uuid(root: Element) -> str:
+    found = _text(root, "uuid").lower()
     try:
         return values.uuid(found)
     except values.Bad:
         raise VirtForwardError(f"domain XML: <uuid> is {text.quote(found)}, which is no UUID") from None
 
 
-def _nic(element: etree._Element) -> Nic:
-    mac, source = element.find("mac"), element.find("source")
+def _nic(element: Element) -> Nic:
+    mac, source = _first(element, "mac"), _first(element, "source")
     kind = element.get("type", "")
     name = "" if source is None else source.get("network" if kind == "network" else "bridge", "")
     return Nic("" if mac is None else mac.get("address", "").lower(), kind, name)
 
 
-def _declared(root: etree._Element) -> tuple[Declaration | None, tuple[str, ...]]:
-    ours = root.findall(f"metadata/{{{forwards.NAMESPACE}}}*")
+def _declared(root: Element) -> tuple[Declaration | None, tuple[str, ...]]:
+    ours = [
+        element
+        for metadata in _children(root, "metadata")
+        for element in metadata
+        if str(element.tag).startswith(f"{{{forwards.NAMESPACE}}}")
+    ]
     errors = [
         f"line {element.sourceline}: <{forwards.display(element)}>: unknown element; use <forwards>"
         for element in ours

@@ -10,14 +10,17 @@ from collections.abc import Callable, Iterable, Iterator
 
 from virt_forward import ports, portspec, text
 from virt_forward.metadata import values
-from virt_forward.metadata.etree import etree
 from virt_forward.model import MAX_PORT, Declaration, HostAddress, PortForward, Range
 from virt_forward.namedtuple import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from typing import TypeVar
 
+    from virt_forward.metadata import plain
+    from virt_forward.metadata.etree import etree
+
     T = TypeVar("T")
+    Element = etree._Element | plain.Element
 
 NAMESPACE = "urn:virt-forward:1"
 ROOT = f"{{{NAMESPACE}}}forwards"
@@ -28,7 +31,7 @@ XML_SPACE = " \t\r\n"
 class Reader:
     """One element being read: takes its attributes apart and collects what is wrong."""
 
-    def __init__(self, element: etree._Element, errors: list[str]) -> None:
+    def __init__(self, element: Element, errors: list[str]) -> None:
         self.element = element
         self.errors = errors
         self.name = display(element)
@@ -56,7 +59,7 @@ class Reader:
         if self.element.get(attribute) is None:
             self.error(f'attribute {attribute} is missing; add {attribute}="{example}"')
 
-    def children(self, *allowed: str) -> Iterator[tuple[str, etree._Element]]:
+    def children(self, *allowed: str) -> Iterator[tuple[str, Element]]:
         """Yield (local name, element) for known children; complain about all else inside."""
         for child in self.element:
             name = _local_name(child)
@@ -84,18 +87,18 @@ class Reader:
         return f"unknown element inside <{self.name}>; allowed here: {known}"
 
 
-def display(element: etree._Element) -> str:
+def display(element: Element) -> str:
     """Return an element's name for a message, with its prefix."""
     name = _local_name(element)
     return text.plain(f"{element.prefix}:{name}" if element.prefix else name)
 
 
-def _local_name(element: etree._Element) -> str:
+def _local_name(element: Element) -> str:
     # etree.QName() raises ValueError for a name that lxml may let pass by mistake, such as ":".
     return str(element.tag).rpartition("}")[2]
 
 
-def parse_forwards(root: etree._Element) -> tuple[Declaration, tuple[str, ...]]:
+def parse_forwards(root: Element) -> tuple[Declaration, tuple[str, ...]]:
     """Return the declaration of a ``<forwards>`` element and all its errors, in line order."""
     errors: list[str] = []
     reader = Reader(root, errors)
