@@ -177,13 +177,12 @@ def connections(runs: int) -> float:
 
 def track(count: int) -> None:
     """Have the kernel track connections, every fourth of them through a forward of the bench guest."""
-    how = "-I -p tcp --sport 1000 --reply-port-dst 1000 --state ESTABLISHED -t 300 -d 192.0.2.1"
+    how = "-I -p tcp --sport 1000 --state ESTABLISHED -t 300 -d 192.0.2.1"
     lines = []
     for number in range(count):
         source = ipaddress.IPv4Address("198.18.0.0") + number
         port, guest = 30000 + number // 4 % 10, "10.10.255.1" if number % 4 == 0 else "10.10.255.2"
-        ways = f"-s {source} -q {source} -r {guest} --dport {port} --reply-port-src {port - 1000}"
-        lines.append(f"{how} {ways}\n")
+        lines.append(f"{how} -s {source} --dport {port} --dst-nat {guest}:{port - 1000}\n")
     command = ["conntrack", "-R", "-"]
     subprocess.run(command, input="".join(lines).encode(), check=True, timeout=60, capture_output=True)
 

@@ -133,7 +133,7 @@ INCLUDES = texts(table.text(_INCLUDE), table.text(_INCLUDE._replace(paragraphs=(
 PROC_TCP = texts(test_sockets.TCP, test_sockets.TCP6)
 PROC_UDP = texts(test_sockets.UDP)
 PROC_SCTP = texts(test_sockets.SCTP)
-CONNTRACK = texts(test_flows.LISTING)
+CONNTRACK = (*test_flows.CAPTURED,)
 IPTABLES = (*saved("*/*tables-save"), *texts(OURS))
 NFT_CHAINS = saved("*/*.json")
 LISTINGS = (*saved("*/*.nft"), *texts(*(case.saved() for case in CASES[:4])))

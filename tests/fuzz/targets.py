@@ -248,10 +248,14 @@ def network_files(data: bytes) -> None:
 
 
 def connections(data: bytes) -> None:
-    for flow in flows.parse(text_of(data)):
-        for ip in (flow.source, flow.destination, flow.answering):
+    everybody = frozenset(map(ip_address, ("198.51.100.200", "2001:db8:10::200", "192.0.2.1")))
+    for flow, messages in flows.parse([data], everybody).items():
+        assert messages == [data]
+        assert flow.answering in everybody
+        assert flow.source
+        for ip in (flow.source, flow.destination):
             is_wire_address(ip)
-        for port in (flow.source_port, flow.destination_port, flow.answering_port):
+        for port in (flow.destination_port, flow.answering_port):
             is_port(port, 0)
 
 

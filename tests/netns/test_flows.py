@@ -101,6 +101,27 @@ def test_nobody_elses_flows_are_touched(topo: Topology, proto: str) -> None:
         assert [answers(talk) for _, talk in talks] == everybody
 
 
+ZONES = ["--orig-zone 7", "--zone 9", ""]
+
+
+@pytest.mark.parametrize("zone", ZONES, ids=lambda zone: zone or "no zone")
+@both
+def test_flows_in_a_zone_end_in_no_other_zone(topo: Topology, family: Family, zone: str) -> None:
+    """A ruleset may track connections of the same addresses and ports in several zones (nft: ct zone set)."""
+    topo.testbed.start("web", port_forward("8080:80"))
+    web, db = family.guest(200), family.guest(201)
+    for other in ZONES:
+        words = f"-I -p tcp -s {family.client} -d {family.host} --sport 999 --dport 8080 -t 300 {other}"
+        guest = web if other == zone else db
+        nat = f"[{guest}]:80" if family.version == 6 else f"{guest}:80"
+        topo.host.run(["conntrack", *words.split(), "--state", "ESTABLISHED", "--dst-nat", nat])
+    assert tracked(topo, family, "tcp", "--orig-port-dst", "8080") == 3
+    topo.testbed.stop("web")
+    assert tracked(topo, family, "tcp", "--orig-port-dst", "8080") == 2
+    assert tracked(topo, family, "tcp", "--orig-port-dst", "8080", "--reply-src", db) == 2
+    topo.host.run(["conntrack", "-F"])
+
+
 @both
 def test_flows_to_a_service_on_the_gateway_address_stay(topo: Topology, family: Family) -> None:
     with stateful(topo), topo.host.serve("udp", 53, name="gateway", address=family.gateway):

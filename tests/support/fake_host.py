@@ -22,13 +22,13 @@ import pytest
 
 import virt_forward.effects
 import virt_forward.host
-from support import xml
+from support import ctnetlink, xml
 from support.fake_nft import FakeNft
 from support.netns import BRIDGE, GATEWAY4, GATEWAY6, HOST4, HOST6, UPLINK
 from virt_forward.addresses import networkd
 from virt_forward.claims.sockets import Interfaces
 from virt_forward.hooks import dispatch, prefilter
-from virt_forward.host import conntrack, hostports, interfaces, log, nft, process
+from virt_forward.host import conntrack, hostports, interfaces, log, netlink, nft, process
 
 # What a hook imports late must not keep a replaced function after its test.
 for _package in (virt_forward.host, virt_forward.effects):
@@ -44,7 +44,7 @@ class KilledError(BaseException):
 
 
 class FakeHost:
-    """``flows`` are lines of ``conntrack -L``, ``messages`` what went to the journal."""
+    """``connections`` are as support.ctnetlink makes them, ``messages`` what went to the journal."""
 
     def __init__(self, directory: Path) -> None:
         self.run_dir, self.config = directory / "run", directory / "config.toml"
@@ -53,7 +53,8 @@ class FakeHost:
             UPLINK: [f"{HOST4}/24", f"{HOST6}/64"],
             BRIDGE: [f"{GATEWAY4}/24", f"{GATEWAY6}/64"],
         }
-        self.flows: list[str] = []
+        self.connections: list[bytes] = []
+        self.dumps = 0
         self.messages: list[str] = []
         self.programs: list[tuple[str, ...]] = []
         self.listeners: list[Any] = []
@@ -86,7 +87,7 @@ class FakeHost:
     @contextlib.contextmanager
     def killed_before_step(self, number: int) -> Iterator[list[bool]]:
         """Kill the hook before its step ``number``: a file put in place or removed, a transaction's beginning
-        and its commit, nft, conntrack.
+        and its commit, nft, the deletion of connections.
 
         Gives a list that is no longer empty once that has happened.
         """
@@ -111,43 +112,25 @@ class FakeHost:
         match argv:
             case ["ip", "-j", *_]:
                 return process.Result(0, "[]", "")
-            case ["conntrack", "-L"]:
-                return process.Result(0, "".join(f"{line}\n" for line in self.flows), "")
-            case ["conntrack", "-R", "-"]:
-                self.step()
-                for line in stdin.splitlines():
-                    self._end(line)
-                return process.Result(0, "", "")
         raise AssertionError(f"nobody expected {argv} to be run")
 
     def read_interfaces(self) -> Interfaces:
         """Stand in for virt_forward.host.interfaces.read_interfaces."""
         return {dev: tuple(map(ip_interface, addresses)) for dev, addresses in self.addresses.items()}
 
-    def _end(self, line: str) -> None:
-        """Remove the flows that ``-D -f FAMILY -p PROTO -d ADDRESS -r ADDRESS`` is about."""
-        words = line.split()
-        assert words[0] == "-D"
-        given = dict(zip(words[1::2], words[2::2], strict=True))
-        self.flows = [flow for flow in self.flows if not _is_meant(flow, given)]
+    def dump(self, protocol: int, kind: int, request: bytes) -> list[bytes]:
+        """Stand in for virt_forward.host.netlink.dump: of connections, all or those that are translated."""
+        assert (protocol, kind) == (conntrack.NETLINK_NETFILTER, conntrack.CT_GET)
+        self.dumps += 1
+        wanted = ctnetlink.is_translated if len(request) > ctnetlink.NFGENMSG_SIZE else bool
+        return [connection for connection in self.connections if wanted(connection)]
 
-
-def _is_meant(flow: str, given: dict[str, str]) -> bool:
-    proto, *fields = flow.split()
-    _, dst, _, dport, answering, _, answering_port, _ = (
-        field.partition("=")[2] for field in fields if field.startswith(("src", "dst", "sport", "dport"))
-    )
-    known = {"-p": proto, "-d": dst, "--dport": dport, "-r": answering, "--reply-port-src": answering_port}
-    return all(known[option] == value for option, value in given.items() if option != "-f")
-
-
-def flow(source: str, asked: tuple[str, int], answering: tuple[str, int], proto: str = "tcp") -> str:
-    """Return a line of ``conntrack -L``: ``source`` asked one address and port, another answers."""
-    head = {"tcp": "tcp 6 431999 ESTABLISHED", "udp": "udp 17 170"}[proto]
-    return (
-        f"{head} src={source} dst={asked[0]} sport=40000 dport={asked[1]} "
-        f"src={answering[0]} dst={source} sport={answering[1]} dport=40000 [ASSURED] mark=0 use=1"
-    )
+    def send(self, protocol: int, kind: int, requests: Sequence[bytes]) -> set[int]:
+        """Stand in for virt_forward.host.netlink.send: delete connections."""
+        assert (protocol, kind) == (conntrack.NETLINK_NETFILTER, conntrack.CT_DELETE)
+        self.step()
+        self.connections = [connection for connection in self.connections if connection not in requests]
+        return set()
 
 
 @contextlib.contextmanager
@@ -169,6 +152,8 @@ def fake_host(directory: Path) -> Iterator[FakeHost]:
         patch.setattr(_sqlite3, "connect", _stepping_connections(host))
         patch.setattr(process, "_until", None)
         patch.setattr(conntrack, "_nothing_tracked", lambda: False)
+        patch.setattr(netlink, "dump", host.dump)
+        patch.setattr(netlink, "send", host.send)
         patch.setattr(hostports, "listeners", lambda: iter(host.listeners))
         patch.setattr(networkd, "DIRECTORIES", ())
         host.nft.before_apply = lambda _text: host.step()

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from support.fake_host import FakeHost, fake_host, flow
+from support.ctnetlink import connection
+from support.fake_host import FakeHost, fake_host
 from support.netns import CLIENT4, HOST4
 from support.xml import host_ip, port_forward, uuid_of
 from unit.build import forward
@@ -67,11 +68,11 @@ def test_start_and_stop_leave_the_table_of_the_others(host: FakeHost) -> None:
 
 def test_reconnect_with_nothing_new_changes_nothing(host: FakeHost) -> None:
     host.start("web", *WEB_XML)
-    revision, flows = host.nft.revision(), [flow(CLIENT4, (HOST4, 8080), (WEB, 80))]
-    host.flows = [*flows]
+    revision, flows = host.nft.revision(), [connection(CLIENT4, (HOST4, 8080), (WEB, 80))]
+    host.connections = [*flows]
     host.event("web", "reconnect", *WEB_XML)
     assert holds(host, web)
-    assert host.flows == flows
+    assert host.connections == flows
     assert (host.nft.revision() or 0) >= (revision or 0)
 
 
@@ -113,28 +114,28 @@ def test_port_on_which_the_host_listens_is_refused(
 def test_restart_with_another_address_moves_the_rules_and_ends_old_flows(host: FakeHost) -> None:
     host.start("web", *WEB_XML)
     host.start("db", *DB_XML)
-    kept = flow(CLIENT4, (HOST4, 5432), (DB, 5432))
-    host.flows = [flow(CLIENT4, (HOST4, 8080), (WEB, 80)), kept]
+    kept = connection(CLIENT4, (HOST4, 5432), (DB, 5432))
+    host.connections = [connection(CLIENT4, (HOST4, 8080), (WEB, 80)), kept]
     host.stop("web", *WEB_XML)
-    assert host.flows == [kept]
+    assert host.connections == [kept]
     host.start("web", host_ip("10.10.0.210"), port_forward("8080:80"))
     assert holds(host, guest("web", "10.10.0.210", forward(8080, to=80)), db)
 
 
 def test_reconnect_with_another_address_moves_the_rules_and_ends_old_flows(host: FakeHost) -> None:
     host.start("web", *WEB_XML)
-    kept = flow(CLIENT4, (HOST4, 22), (HOST4, 22))
-    host.flows = [flow(CLIENT4, (HOST4, 8080), (WEB, 80)), kept]
+    kept = connection(CLIENT4, (HOST4, 22), (HOST4, 22))
+    host.connections = [connection(CLIENT4, (HOST4, 8080), (WEB, 80)), kept]
     host.event("web", "reconnect", host_ip("10.10.0.210"), port_forward("8080:80"))
     assert holds(host, guest("web", "10.10.0.210", forward(8080, to=80)))
-    assert host.flows == [kept]
+    assert host.connections == [kept]
 
 
 def test_start_ends_udp_flows_that_clients_opened_to_the_host(host: FakeHost) -> None:
-    own = [flow(CLIENT4, (HOST4, port), (HOST4, port), "udp") for port in (53, 54)]
-    host.flows = [*own]
+    own = [connection(CLIENT4, (HOST4, port), (HOST4, port), "udp") for port in (53, 54)]
+    host.connections = [*own]
     host.start("web", host_ip(WEB), port_forward("53", proto="udp"))
-    assert host.flows == own[1:]
+    assert host.connections == own[1:]
 
 
 def edit(host: FakeHost) -> None:
@@ -224,8 +225,8 @@ def test_stop_killed_at_any_step_is_finished_by_the_next_event(tmp_path: Path) -
         with fake_host(directory) as host:
             host.start("web", *WEB_XML)
             host.start("db", *DB_XML)
-            kept = flow(CLIENT4, (HOST4, 5432), (DB, 5432))
-            host.flows = [flow(CLIENT4, (HOST4, 8080), (WEB, 80)), kept]
+            kept = connection(CLIENT4, (HOST4, 5432), (DB, 5432))
+            host.connections = [connection(CLIENT4, (HOST4, 8080), (WEB, 80)), kept]
             with host.killed_before_step(number) as done:
                 host.event("web", "stopped", *WEB_XML)
             killed = bool(done)
@@ -233,7 +234,7 @@ def test_stop_killed_at_any_step_is_finished_by_the_next_event(tmp_path: Path) -
             host.event("db", "reconnect", *DB_XML)
             assert holds(host, db), number
             assert include_loads_the_same(host), number
-            assert host.flows == [kept], number
+            assert host.connections == [kept], number
             host.nft.flush_ruleset()
             host.event("db", "reconnect", *DB_XML)
             assert holds(host, db), number
@@ -296,13 +297,13 @@ def test_lock_timeout_queues_a_start(host: FakeHost) -> None:
 def test_lock_timeout_queues_a_stop_and_a_start_after_it_wins(host: FakeHost) -> None:
     host.start("db", *DB_XML)
     host.start("web", *WEB_XML)
-    host.flows = [flow(CLIENT4, (HOST4, 8080), (WEB, 80))]
+    host.connections = [connection(CLIENT4, (HOST4, 8080), (WEB, 80))]
     with locked(host):
         assert host.event("web", "stopped", *WEB_XML) == 0
     assert holds(host, web, db)
     host.event("db", "reconnect", *DB_XML)
     assert holds(host, db)
-    assert host.flows == []
+    assert host.connections == []
     host.start("web", *WEB_XML)
     with locked(host):
         host.event("web", "stopped", *WEB_XML)
@@ -405,13 +406,13 @@ def test_guest_without_a_known_address_waits_without_rules(host: FakeHost) -> No
 
 def test_range_that_is_made_longer_ends_no_flow(host: FakeHost) -> None:
     host.start("web", host_ip(WEB), port_forward("5000-5010:6000"))
-    host.flows = [flow(CLIENT4, (HOST4, 5005), (WEB, 6005))]
-    before = [*host.flows]
+    host.connections = [connection(CLIENT4, (HOST4, 5005), (WEB, 6005))]
+    before = [*host.connections]
     host.event("web", "reconnect", host_ip(WEB), port_forward("5000-5020:6000"))
     assert holds(host, guest("web", WEB, forward(5000, 5020, 6000)))
-    assert host.flows == before
+    assert host.connections == before
     host.event("web", "reconnect", host_ip(WEB), port_forward("5000-5004:6000"))
-    assert host.flows == []
+    assert host.connections == []
 
 
 def test_isolated_guest_without_forwards_is_in_the_table(host: FakeHost) -> None:

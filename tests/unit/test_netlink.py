@@ -58,7 +58,9 @@ def kernel(monkeypatch: pytest.MonkeyPatch, *answers: list[bytes]) -> Iterator[l
     yield requests
     for end in ends:
         end.setblocking(False)
-        requests.append(end.recv(4096))
+        with suppress(BlockingIOError):
+            while request := end.recv(1 << 16):
+                requests.append(request)
         end.close()
     assert not left
 
@@ -118,6 +120,27 @@ def test_dump_ends_with_the_time_of_the_process(kept_changing: bool, monkeypatch
     monkeypatch.setattr(netlink, "socket", opened)
     with pytest.raises(TimeoutError):
         dump()
+
+
+def test_requests_are_sent_several_at_once_and_their_errors_returned(monkeypatch: pytest.MonkeyPatch) -> None:
+    errors = [message(NLMSG_ERROR, FAILED + b"request!"), message(NLMSG_ERROR, struct.pack("=i", -1)) * 2]
+    count = netlink._AT_ONCE + 1
+    with kernel(monkeypatch, errors) as requests:
+        assert netlink.send(12, KIND, [bytes([number] * 4) for number in range(count)]) == {1, ENOENT}
+    header = struct.pack("=IHHII", 20, KIND, 0x1, 1, 0)
+    sent = [header + bytes([number] * 4) for number in range(count)]
+    assert requests == [b"".join(sent[:-1]), sent[-1]]
+
+
+def test_nothing_to_send_returns_no_errors() -> None:
+    assert netlink.send(12, KIND, []) == set()
+
+
+def test_requests_are_not_sent_once_the_time_of_the_process_is_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process, "_until", 0.0)
+    with kernel(monkeypatch, []) as requests, pytest.raises(TimeoutError):
+        netlink.send(12, KIND, [b"1234"])
+    assert requests == []
 
 
 @given(st.binary(max_size=120))

@@ -1,66 +1,78 @@
-"""Connections that conntrack knows: which of them a change of the table leaves behind."""
+"""Connections that the kernel tracks: which of them a change of the table leaves behind."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import suppress
+from collections.abc import Collection, Iterable, Iterator
 from ipaddress import ip_address
+from struct import Struct
+from struct import error as StructError  # noqa: N812
 
 from virt_forward import ports
-from virt_forward.model import MAX_PORT, ORIGINS, Address, Endpoint, Forward, Guest, Span
+from virt_forward.model import ORIGINS, Address, Endpoint, Forward, Guest, Span
 from virt_forward.namedtuple import NamedTuple
 
 Pair = tuple[Forward, Endpoint]
 
 
 class Flow(NamedTuple):
-    """One connection as conntrack(8) prints it: the original tuple, and who answers."""
+    """What connections have in common that were opened to one port of the host and are answered by one guest.
+
+    ``source`` is who opened them, None where that is of no interest.
+    """
 
     proto: str
-    source: Address
+    source: Address | None
     destination: Address
-    source_port: int
     destination_port: int
     answering: Address
     answering_port: int
 
 
-def parse(text: str, wanted: frozenset[str] = frozenset()) -> Iterator[Flow]:
-    """Yield the flows in the output of ``conntrack -L``; lines without ports are skipped.
+CTA_TUPLE_ORIG, CTA_TUPLE_REPLY = 0x8001, 0x8002
+"""linux/netfilter/nfnetlink_conntrack.h, with NLA_F_NESTED."""
 
-    With ``wanted``, so are lines that have none of these words: conntrack may have 100,000 entries.
+_PROTOS = {6: "tcp", 17: "udp", 132: "sctp"}
+_NFGENMSG_SIZE = 4
+_READ_TUPLE = {
+    2: Struct("=HH8x4s4x4s8xB7x2s6x2s2x").unpack_from,
+    10: Struct("=HH8x16s4x16s8xB7x2s6x2s2x").unpack_from,
+}
+"""What reads a tuple, by AF_INET and AF_INET6: length, type, source, destination, protocol and the two ports,
+as ctnetlink_dump_tuples() in the kernel's nf_conntrack_netlink.c writes them."""
+
+
+def parse(
+    messages: Iterable[bytes], answering: Collection[Address], sources: bool = True
+) -> dict[Flow, list[bytes]]:
+    """Return the flows that one of some addresses answers, with the messages of their connections.
+
+    ``messages`` are payloads of IPCTNL_MSG_CT_NEW: struct nfgenmsg and attributes. Others, and those of
+    connections without ports, are skipped. Without ``sources``, flows are not told apart by who opened them.
     """
-    for line in text.splitlines():
-        words = line.split()
-        if wanted and wanted.isdisjoint(words):
+    wanted = {address.packed for address in answering}
+    found: dict[tuple[int, bytes, bytes, bytes, bytes, bytes], list[bytes]] = {}
+    for message in messages:
+        try:
+            read = _READ_TUPLE[message[0]]
+            length, original, src, dst, proto, _, dport = read(message, _NFGENMSG_SIZE)
+            _, reply, answer, _, _, port, _ = read(message, _NFGENMSG_SIZE + length)
+        except (IndexError, KeyError, StructError):
             continue
-        fields = [
-            word.partition("=")[2] for word in words if word.startswith(("src=", "dst=", "sport=", "dport="))
-        ]
-        # A line that was cut off is skipped, too.
-        if len(fields) == 8:
-            with suppress(ValueError):
-                yield _flow(words[0], fields)
-
-
-def _flow(proto: str, fields: list[str]) -> Flow:
-    src, dst, sport, dport, reply_src, _, reply_sport, _ = fields
-    return Flow(
-        proto,
-        ip_address(src),
-        ip_address(dst),
-        _port(sport),
-        _port(dport),
-        ip_address(reply_src),
-        _port(reply_sport),
-    )
-
-
-def _port(text: str) -> int:
-    port = int(text)
-    if not 0 <= port <= MAX_PORT:
-        raise ValueError(f"{port} is no port")
-    return port
+        # A request to delete a connection without its original tuple would delete all there are.
+        if answer in wanted and proto in _PROTOS and (original, reply) == (CTA_TUPLE_ORIG, CTA_TUPLE_REPLY):
+            way = (proto, src if sources else b"", dst, dport, answer, port)
+            found.setdefault(way, []).append(message)
+    return {
+        Flow(
+            _PROTOS[proto],
+            ip_address(src) if src else None,
+            ip_address(dst),
+            int.from_bytes(dport),
+            ip_address(answer),
+            int.from_bytes(port),
+        ): each
+        for (proto, src, dst, dport, answer, port), each in found.items()
+    }
 
 
 def pairs(guest: Guest | None) -> set[Pair]:
@@ -100,7 +112,7 @@ def _stays(flow: Flow, pairs: _Pairs) -> bool:
 
 
 def _is_from(flow: Flow, forward: Forward) -> bool:
-    return forward.source is None or flow.source in forward.source
+    return forward.source is None or (flow.source is not None and flow.source in forward.source)
 
 
 def _goes_to(flow: Flow, forward: Forward, endpoint: Endpoint) -> bool:

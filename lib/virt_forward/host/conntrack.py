@@ -1,14 +1,31 @@
-"""The only caller of conntrack: ends connections that would continue to the former guest of a forward."""
+"""The only user of ctnetlink: ends tracked connections that would continue to the former guest of a forward.
 
-from collections.abc import Iterable
+Each connection is deleted by its own tuple and ID, never by a filter: a kernel that does not know a filter's
+attributes ignores them, and deletes all connections.
+"""
+
+from errno import EINVAL, ENOENT
+from os import strerror
+from struct import pack
 
 from virt_forward.claims import flows
+from virt_forward.host import netlink
 from virt_forward.host.files import read_text
-from virt_forward.host.process import run
 from virt_forward.model import Address
-from virt_forward.text import output
 
-TIMEOUT = 10.0
+NETLINK_NETFILTER = 12
+CT_GET, CT_DELETE = 0x101, 0x102
+CTA_STATUS, CTA_STATUS_MASK = 3, 26
+IPS_DST_NAT = 0x20
+"""linux/netlink.h, linux/netfilter/nfnetlink.h, nfnetlink_conntrack.h and nf_conntrack_common.h."""
+
+_ALL = bytes(4)
+"""struct nfgenmsg: any family."""
+
+_TRANSLATED = _ALL + b"".join(
+    pack("=HH", 8, kind) + pack(">I", IPS_DST_NAT) for kind in (CTA_STATUS, CTA_STATUS_MASK)
+)
+"""Only connections with another destination than they were opened to; before Linux 5.15, all."""
 
 
 def end_flows(
@@ -22,54 +39,33 @@ def end_flows(
     ``before`` and ``after`` are the pairs of the guests that change, ``own`` the host's addresses.
     Returns an error message, or None.
     """
-    changed = bool(before) and before != after
-    if not changed and not any(forward.proto == "udp" for forward, _ in added):
+    former = {endpoint.ip for _, endpoint in before} if before != after else set()
+    opened = own if any(forward.proto == "udp" for forward, _ in added) else frozenset()
+    if not (former or opened) or _nothing_tracked():
         return None
-    if _nothing_tracked():
-        return None
-    # The kernel walks its whole table for each listing, even a filtered one, so there is only one.
-    listed = run(["conntrack", "-L"], timeout=TIMEOUT)
-    if listed.status == 127:
-        return "conntrack not found; install conntrack-tools so that old connections end with their guest"
-    if listed.status:
-        return f"conntrack: {output(listed.stderr)}"
-    known = tuple(flows.parse(listed.stdout, _words(before, added, own)))
-    doomed = {*(flows.stale(known, before, after) if changed else ()), *flows.predating(known, added, own)}
-    if not doomed:
-        return None
-    # One process for all of them. A flow that has ended meanwhile is an error without consequences.
-    done = run(["conntrack", "-R", "-"], "".join(sorted(_deletions(known, doomed))), TIMEOUT)
-    return f"conntrack: {output(done.stderr)}" if done.status == 124 else None
-
-
-def _words(
-    before: Iterable[flows.Pair], added: Iterable[flows.Pair], own: frozenset[Address]
-) -> frozenset[str]:
-    """Return the words one of which is in each relevant line of the listing."""
-    found = {f"src={endpoint.ip}" for _, endpoint in before}
-    if any(forward.proto == "udp" for forward, _ in added):
-        found |= {f"src={address}" for address in own}
-    return frozenset(found)
+    try:
+        # The kernel walks its whole table for each dump, even a filtered one, so there is only one.
+        listed = netlink.dump(NETLINK_NETFILTER, CT_GET, _ALL if opened else _TRANSLATED)
+        known = flows.parse(listed, former | opened, any(forward.source for forward, _ in after))
+        doomed = {*(flows.stale(known, before, after) if former else ()), *flows.predating(known, added, own)}
+        return _delete([message for flow in doomed for message in known[flow]])
+    except OSError as error:
+        return _not_ended(error.errno)
 
 
 def _nothing_tracked() -> bool:
     return read_text("/proc/sys/net/netfilter/nf_conntrack_count").strip() == "0"
 
 
-def _deletions(known: Iterable[flows.Flow], doomed: set[flows.Flow]) -> set[str]:
-    """Return the commands that end the doomed flows and no other known one.
-
-    The kernel walks its whole table for each command as well, so one command ends all flows from a
-    host address to a guest; where other flows of that kind stay, one for each port.
-    """
-    mixed = {_way(flow) for flow in known if flow not in doomed}
-    return {_way(flow) + (_ports(flow) if _way(flow) in mixed else "") + "\n" for flow in doomed}
+def _delete(messages: list[bytes]) -> str | None:
+    """Delete the connections in messages of a dump: each message names its connection as the kernel does."""
+    # A connection that has ended meanwhile, and one that has taken its tuple, is not found.
+    errors = netlink.send(NETLINK_NETFILTER, CT_DELETE, messages) - {ENOENT}
+    return _not_ended(min(errors)) if errors else None
 
 
-def _way(flow: flows.Flow) -> str:
-    family = f"ipv{flow.destination.version}"
-    return f"-D -f {family} -p {flow.proto} -d {flow.destination} -r {flow.answering}"
-
-
-def _ports(flow: flows.Flow) -> str:
-    return f" --dport {flow.destination_port} --reply-port-src {flow.answering_port}"
+def _not_ended(error: int | None) -> str:
+    reason = strerror(error or 0)
+    if error == EINVAL:
+        reason = "the kernel has no ctnetlink (module nf_conntrack_netlink)"
+    return f"connections through removed or changed forwards are not ended: {reason}"

@@ -10,7 +10,7 @@ import time
 
 # The module socket takes 5 ms to import, and builds on this one.
 from _socket import AF_NETLINK, MSG_TRUNC, SOCK_CLOEXEC, SOCK_RAW, socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from virt_forward.host import process
 from virt_forward.namedtuple import NamedTuple
@@ -28,6 +28,9 @@ _ATTRIBUTE = struct.Struct("=HH")
 _BUFFER = 1 << 16
 """The kernel makes no message of a dump larger than 32 KiB (netlink_dump in net/netlink/af_netlink.c)."""
 
+_AT_ONCE = 64
+"""How many requests are sent together: the kernel refuses more than net.core.wmem_default bytes, 208 KiB."""
+
 
 class Message(NamedTuple):
     """A message; ``port`` is that of the socket which caused it, for a program its process number."""
@@ -40,13 +43,15 @@ class Message(NamedTuple):
 
 def messages(data: bytes) -> Iterator[Message]:
     """Yield the messages in a buffer. Raises OSError at one that is not whole."""
-    while data:
-        length = int.from_bytes(data[:4], sys.byteorder)
-        if not _HEADER.size <= length <= len(data):
+    start = 0
+    while start < len(data):
+        # Checked by its length before it is read: the buffer may end within a header.
+        length = int.from_bytes(data[start : start + 4], sys.byteorder)
+        if not _HEADER.size <= length <= len(data) - start:
             raise OSError(errno.EBADMSG, os.strerror(errno.EBADMSG))
-        _, kind, flags, _, port = _HEADER.unpack_from(data)
-        yield Message(kind, flags, port, data[_HEADER.size : length])
-        data = data[_aligned(length) :]
+        _, kind, flags, _, port = _HEADER.unpack_from(data, start)
+        yield Message(kind, flags, port, data[start + _HEADER.size : start + length])
+        start += _aligned(length)
 
 
 def attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
@@ -81,8 +86,7 @@ def _dump(protocol: int, kind: int, request: bytes, until: float) -> list[bytes]
     """Return one answer; None if it may be inconsistent."""
     kernel = socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, protocol)
     try:
-        length = _HEADER.size + len(request)
-        kernel.send(_HEADER.pack(length, kind, NLM_F_REQUEST | NLM_F_DUMP, 1, 0) + request)
+        kernel.send(_request(kind, NLM_F_REQUEST | NLM_F_DUMP, request))
         return _receive(kernel, until)
     finally:
         kernel.close()
@@ -92,7 +96,7 @@ def _receive(kernel: socket, until: float) -> list[bytes] | None:
     found: list[bytes] = []
     changed = False
     while True:
-        kernel.settimeout(max(until - time.monotonic(), 0.001))
+        kernel.settimeout(_left(until))
         data, _, flags, _ = kernel.recvmsg(_BUFFER)
         if flags & MSG_TRUNC:
             raise OSError(errno.EMSGSIZE, os.strerror(errno.EMSGSIZE))
@@ -106,6 +110,54 @@ def _receive(kernel: socket, until: float) -> list[bytes] | None:
 
 def _check(last: Message) -> None:
     """Raise OSError where a dump has failed. Its last message has a negative error number, or 0."""
-    number = -int.from_bytes(last.payload[:4], sys.byteorder, signed=True)
+    number = _error(last)
     if last.kind == NLMSG_ERROR or number:
         raise OSError(number, os.strerror(number))
+
+
+def _error(message: Message) -> int:
+    return -int.from_bytes(message.payload[:4], sys.byteorder, signed=True)
+
+
+def send(protocol: int, kind: int, requests: Sequence[bytes]) -> set[int]:
+    """Send requests that are answered only where they fail, and return the numbers of these errors.
+
+    The kernel has done all of them when this returns. Raises OSError where they cannot be sent, or not
+    within SECONDS or what is left of this process's time.
+    """
+    until = time.monotonic() + process.left(SECONDS)
+    errors: set[int] = set()
+    kernel = socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, protocol)
+    try:
+        for start in range(0, len(requests), _AT_ONCE):
+            kernel.settimeout(_left(until))
+            some = requests[start : start + _AT_ONCE]
+            kernel.send(b"".join(_request(kind, NLM_F_REQUEST, request) for request in some))
+            errors |= _errors(kernel)
+    finally:
+        kernel.close()
+    return errors
+
+
+def _request(kind: int, flags: int, payload: bytes) -> bytes:
+    return _HEADER.pack(_HEADER.size + len(payload), kind, flags, 1, 0) + payload
+
+
+def _errors(kernel: socket) -> set[int]:
+    """Return the numbers of the errors that are waiting to be read."""
+    kernel.setblocking(False)
+    found: set[int] = set()
+    while True:
+        try:
+            answer = kernel.recv(_BUFFER)
+        except BlockingIOError:
+            return found
+        found |= {_error(message) for message in messages(answer) if message.kind == NLMSG_ERROR}
+
+
+def _left(until: float) -> float:
+    """Return the seconds until a time on the monotonic clock. Raises TimeoutError where there are none."""
+    left = until - time.monotonic()
+    if left <= 0:
+        raise TimeoutError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT))
+    return left

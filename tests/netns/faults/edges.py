@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from virt_forward.host import log
+from virt_forward.host import conntrack, log, netlink
 
 CLONE_NEWNET = 0x40000000
 STEP_COUNT, REASONS = "steps", "reasons"
@@ -92,9 +92,21 @@ class Steps:
 
         counted_connect = functools.partial(sqlite3.connect, factory=_counted_connection(self))
         _sqlite3.connect = counted_connect  # type: ignore[assignment]
+        self._wrap_connections()
         builtins.open = counted_open
         os.posix_spawn = counted_spawn
         fcntl.flock = lambda fd, how: self.step("lock", lambda: really_lock(fd, how))
+
+    def _wrap_connections(self) -> None:
+        really_dump, really_send = netlink.dump, netlink.send
+
+        def counted_dump(protocol: int, kind: int, request: bytes) -> Any:
+            if protocol != conntrack.NETLINK_NETFILTER:
+                return really_dump(protocol, kind, request)
+            return self.step("list connections", lambda: really_dump(protocol, kind, request))
+
+        netlink.dump = counted_dump
+        netlink.send = lambda *args: self.step("delete connections", lambda: really_send(*args))
 
     def _wrap_os(self) -> None:
         def wrap(name: str) -> None:
