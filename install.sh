@@ -287,7 +287,7 @@ libvirt_version() {
 install_all() {
     local place
     list_files
-    if [[ -z $root ]]; then need_packages python3 python3-lxml python3-libvirt nftables conntrack iproute2; fi
+    if [[ -z $root ]]; then need_packages python3 python3-lxml python3-libvirt nftables iproute2; fi
     need_python
     check_install
     if [[ $dry_run == no ]]; then finished=no; fi

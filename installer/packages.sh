@@ -18,8 +18,6 @@ package_manager() {
 # What has the same name everywhere is not listed.
 package_name() {
     case $1:$2 in
-        apt-get:conntrack) echo conntrack ;;
-        *:conntrack) echo conntrack-tools ;;
         dnf:iproute2) echo iproute ;;
         pacman:python3) echo python ;;
         pacman:python3-lxml) echo python-lxml ;;

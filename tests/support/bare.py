@@ -13,7 +13,7 @@ from support.proc import REPO, Done, run
 HERE = Path(__file__).parent
 SUITES = ("bookworm", "trixie")
 # What a test may install is fetched beforehand and waits where apt keeps it; not one of them is installed.
-FETCHED = ("python3", "python3-lxml", "python3-libvirt", "nftables", "conntrack", "iproute2")
+FETCHED = ("python3", "python3-lxml", "python3-libvirt", "nftables", "iproute2")
 FETCH = "apt-get -qq update && apt-get -qq install --download-only --no-install-recommends " + " ".join(
     FETCHED
 )

@@ -9,7 +9,7 @@ from support.machine import SOURCE
 
 pytestmark = pytest.mark.root
 
-ABSENT = ("python3", "sysctl", "ps", "sudo", "nft", "ip", "conntrack", "systemctl")
+ABSENT = ("python3", "sysctl", "ps", "sudo", "nft", "ip", "systemctl")
 STEPS = f"""
 set -eu
 for program in {" ".join(ABSENT)}; do ! command -v $program || exit 9; done
