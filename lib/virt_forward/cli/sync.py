@@ -6,12 +6,10 @@ import sys
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from virt_forward import cli, text
-from virt_forward.addresses import explain
-from virt_forward.claims import vetoes
+from virt_forward import cli
+from virt_forward.cli import unserved
 from virt_forward.cli.progress import Progress
-from virt_forward.model import Guest, Network
-from virt_forward.portspec import host_part
+from virt_forward.model import Network
 from virt_forward.reconcile.resync import sync
 from virt_forward.state.store import Store
 
@@ -51,7 +49,10 @@ def run(_options: argparse.Namespace) -> int:
     print(f"{Count(len(outcome.guests), 'guest')} with {Count(forwards, 'forward')}")
     networks = _networks() if outcome.guests else ()
     for guest in outcome.guests:
-        _print_guest(guest, networks)
+        for line in unserved.kept_out(guest):
+            cli.print_line(line, sys.stderr)
+        for line in unserved.waiting(guest, networks):
+            cli.print_line(line)
     for error in outcome.errors:
         cli.print_error(error)
     return 1 if outcome.errors else 0
@@ -60,14 +61,3 @@ def run(_options: argparse.Namespace) -> int:
 def _networks() -> Iterable[Network]:
     with Store().open(create=False) as state:
         return state.networks()
-
-
-def _print_guest(guest: Guest, networks: Iterable[Network]) -> None:
-    name = text.word(guest.name)
-    for forward, reason in guest.conflicts:
-        cli.print_line(
-            f"{name}: {host_part(forward)} is kept out: {reason}; {vetoes.remedy(reason)}", sys.stderr
-        )
-    for forward in guest.forwards:
-        if not guest.endpoints_for(forward):
-            cli.print_line(f"{name}: {host_part(forward)} waits: {explain.reason(guest, forward, networks)}")
