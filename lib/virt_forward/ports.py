@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     ByPort = Mapping[str, tuple[Sequence[int], Sequence[T]]]
     """By protocol, the ports of items in order, and the items in the same order."""
 
+    S = TypeVar("S", Span, Forward)
+
     class AtPort(Protocol):
         """Anything that has a protocol and a port."""
 
@@ -86,8 +88,8 @@ def merge(spans: Iterable[Span]) -> list[Span]:
     return merged
 
 
-def overlapping(spans: Sequence[Span], span: Span) -> Sequence[Span]:
-    """Return those of merged ``spans`` that overlap ``span``, in order."""
+def overlapping(spans: Sequence[S], span: Span) -> Sequence[S]:
+    """Return those of ``spans`` that overlap ``span``; they are in order, and do not overlap each other."""
     first = bisect_left(spans, span.start, key=lambda each: each.end)
     return spans[first : bisect_right(spans, span.end, key=lambda each: each.start)]
 
@@ -128,6 +130,21 @@ def collide(one: Forward, other: Forward) -> bool:
     that do not listen alike meet, the more specific one gets the packet (``Listen.specificity``).
     """
     return one.listen == other.listen and one.span.overlaps(other.span)
+
+
+def colliding(forwards: Iterable[Forward], others: Iterable[Forward]) -> list[Forward]:
+    """Return those of ``forwards`` that collide with one of ``others``."""
+    groups = spans_by_listen(others)
+    return [
+        forward
+        for forward in forwards
+        if forward.listen in groups and groups[forward.listen].overlapping(forward.span)
+    ]
+
+
+def spans_by_listen(forwards: Iterable[Forward]) -> dict[Listen, Spans]:
+    """Return forwards so that those which collide with another one are found without a look at all."""
+    return {listen: Spans(group) for listen, group in by_listen(forwards).items()}
 
 
 def by_listen(forwards: Iterable[Forward]) -> dict[Listen, list[Forward]]:

@@ -120,10 +120,10 @@ def edit(data: bytes) -> None:
         return
     before, shown = document.forwards(), document.text()
     new = Forward("sctp", 9, 9, 10, ip_address("192.0.2.9"), "fuzz0")
-    assert document.add(new)
+    assert document.add([new])
     assert sorted(map(repr, declared(document))) == sorted(map(repr, (*before, new)))
     assert document.submission().element
-    assert document.remove(Spec("sctp", Span(9, 9), new.address), Where("fuzz0")) == [new]
+    assert document.remove([Spec("sctp", Span(9, 9), new.address)], Where("fuzz0")).forwards == (new,)
     assert document.forwards() == before
     assert document.text() == shown or not before
     document.remove_all()
@@ -139,7 +139,7 @@ def spec(data: bytes) -> None:
     forward = found.forward()
     assert parse_spec(portspec.render(forward)).forward() == forward
     # What a word says, the metadata takes.
-    assert Document(domain_xml()).add(forward)
+    assert Document(domain_xml()).add([forward])
 
 
 def network(data: bytes) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import pytest
 
@@ -17,6 +18,7 @@ from virt_forward.cli import change, listing, precheck, report
 from virt_forward.errors import LockTimeout, VirtForwardError
 from virt_forward.libvirtd import api, metadata
 from virt_forward.libvirtd.metadata import Part, Target
+from virt_forward.metadata import forwards
 from virt_forward.metadata.tree import Submission
 from virt_forward.reconcile.resync import Outcome
 from virt_forward.state.edit_lock import edit_lock
@@ -149,6 +151,19 @@ def web(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeDomain:
     monkeypatch.setattr("os.geteuid", lambda: 0)
     monkeypatch.setenv("VIRT_FORWARD_RUN_DIR", str(tmp_path / "run"))
     return domain
+
+
+def test_metadata_is_parsed_as_often_for_many_forwards_as_for_one(
+    web: FakeDomain, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def parsed(*words: str) -> int:
+        shown = [report.Line("web", UUID, forward(int(port)), (), (), "active") for port in words]
+        monkeypatch.setattr(listing, "lines", lambda *_: shown)
+        with mock.patch.object(forwards, "parse_forwards", side_effect=forwards.parse_forwards) as read:
+            assert cli.main(["add", "web", *words]) == 0
+        return read.call_count
+
+    assert parsed("1000") == parsed(*map(str, range(2000, 2050)))
 
 
 def test_change_is_made_where_it_is_one(web: FakeDomain, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from unittest.mock import Mock
 
 import pytest
 from hypothesis import assume, given
@@ -12,8 +13,9 @@ from unit import strategies
 from unit.build import MAC, domain_xml, forward
 from virt_forward import ports
 from virt_forward.errors import VirtForwardError
+from virt_forward.metadata import forwards
 from virt_forward.metadata.domain import MetadataError, parse_domain
-from virt_forward.metadata.edit import Document, NotDeclaredError, Where
+from virt_forward.metadata.edit import Document, Where
 from virt_forward.metadata.spec import Spec, parse_spec
 from virt_forward.metadata.tree import Submission
 from virt_forward.model import Forward, Span
@@ -64,7 +66,7 @@ def added_lines(before: str, after: str) -> list[str]:
 def test_added_forward_is_all_that_is_new(new: Forward, written: list[str]) -> None:
     edited = document()
     before = edited.text()
-    assert edited.add(new)
+    assert edited.add([new])
     assert added_lines(before, edited.text()) == written
     assert [line for line in lines(before) if line not in lines(edited.text())] == []
     assert new in edited.forwards()
@@ -74,7 +76,7 @@ def test_added_forward_is_all_that_is_new(new: Forward, written: list[str]) -> N
 def test_forward_that_is_declared_is_not_added() -> None:
     edited = document()
     for same in (forward(8080, to=80), forward(5000, 5009, to=6000), forward(5015, to=6015)):
-        assert not edited.add(same)
+        assert not edited.add([same])
     assert not edited.changed
 
 
@@ -90,7 +92,7 @@ def test_forward_that_is_declared_is_not_added() -> None:
 def test_overlapping_forward_is_refused(new: Forward, other: str) -> None:
     edited = document()
     with pytest.raises(VirtForwardError, match="overlaps") as caught:
-        edited.add(new)
+        edited.add([new])
     assert other in caught.value.messages[0]
     assert not edited.changed
 
@@ -124,16 +126,27 @@ def test_overlapping_forward_is_refused(new: Forward, other: str) -> None:
 )
 def test_removed_ports_leave_the_other_ranges(word: str, left: str) -> None:
     edited = document()
-    assert edited.remove(parse_spec(word))
+    assert edited.remove([parse_spec(word)]).forwards
     ranges = [line.strip().partition(" <!--")[0] for line in lines(edited.text()) if "<vf:range" in line]
     assert ranges == left.split(",")
     assert "<!-- the web server -->" in edited.text()
 
 
+def test_several_specs_are_removed_as_if_one_by_one() -> None:
+    at_once, one_by_one = document(), document()
+    specs = [*map(parse_spec, ("8080", "5003", "5005-5012", "5012-5013", "5020", "9"))]
+    removed = at_once.remove(specs)
+    for spec in specs:
+        one_by_one.remove([spec])
+    assert at_once.forwards() == one_by_one.forwards()
+    assert [*removed.absent] == [parse_spec("9")]
+    assert sum(each.end - each.start + 1 for each in removed.forwards) == 11, "5010 was excluded already"
+
+
 def test_last_range_takes_its_port_forward_along() -> None:
     edited = document()
-    edited.remove(parse_spec("8080"))
-    edited.remove(parse_spec("5000-5020"))
+    edited.remove([parse_spec("8080")])
+    edited.remove([parse_spec("5000-5020")])
     assert edited.text() == (
         f'<vf:forwards {NAMESPACE} isolate="yes">\n'
         '      <!-- the web server -->\n      <vf:host ip="10.10.0.200"/>\n    </vf:forwards>'
@@ -162,9 +175,9 @@ WHOLE = f'<vf:forwards {NAMESPACE}><vf:portForward proto="tcp" address="203.0.11
 
 def test_ports_of_a_whole_address_are_excluded() -> None:
     edited = document(WHOLE)
-    edited.remove(parse_spec("203.0.113.8:22"))
+    edited.remove([parse_spec("203.0.113.8:22")])
     assert '<vf:range start="22" exclude="yes"/>' in edited.text()
-    edited.remove(parse_spec("203.0.113.8:1-65535"))
+    edited.remove([parse_spec("203.0.113.8:1-65535")])
     assert edited.text() == ""
 
 
@@ -178,25 +191,47 @@ SEVERAL = f"""<vf:forwards {NAMESPACE}>
 </vf:forwards>"""
 
 
+def test_exclusions_go_only_where_their_ports_were_open() -> None:
+    ssh = '<vf:portForward proto="tcp" address="203.0.113.8"><vf:range start="22"/></vf:portForward>'
+    edited = document(
+        WHOLE.replace(
+            "/></vf:forwards>",
+            '><vf:range start="22" exclude="yes"/></vf:portForward>' + ssh + "</vf:forwards>",
+        )
+    )
+    edited.remove([*map(parse_spec, ("203.0.113.8:22", "203.0.113.8:80"))])
+    assert edited.text().count('start="22"') == 1
+    assert [forward.span for forward in edited.forwards()] == [Span(1, 21), Span(23, 79), Span(81, 65535)]
+
+
+def test_document_is_parsed_once_however_many_forwards_change(monkeypatch: pytest.MonkeyPatch) -> None:
+    edited = document()
+    read = Mock(side_effect=forwards.parse_forwards)
+    monkeypatch.setattr(forwards, "parse_forwards", read)
+    specs = [parse_spec(str(port)) for port in range(10_000, 10_050)]
+    edited.add([spec.forward() for spec in specs])
+    assert len(edited.remove(specs).forwards) == 50
+    assert read.call_count == 2
+
+
 def test_removed_is_the_one_of_several_that_was_named() -> None:
     edited = document(SEVERAL)
     with pytest.raises(VirtForwardError, match=r"more than once: on enp1s0, on enp1s0 from 192\.0\.2\.0/24$"):
-        edited.remove(parse_spec("443"))
+        edited.remove([parse_spec("443")])
     assert not edited.changed
-    (removed,) = edited.remove(parse_spec("443"), Where("enp1s0"))
+    (removed,) = edited.remove([parse_spec("443")], Where("enp1s0")).forwards
     assert removed.source is None
-    (removed,) = edited.remove(parse_spec("443"))
+    (removed,) = edited.remove([parse_spec("443")]).forwards
     assert str(removed.source) == "192.0.2.0/24"
-    with pytest.raises(NotDeclaredError) as caught:
-        edited.remove(parse_spec("443"))
-    assert caught.value.hint == "declared: 203.0.113.7:443:9443/tcp"
-    (removed,) = edited.remove(parse_spec("80"))
+    absent = edited.remove([parse_spec("443")]).absent
+    assert absent[parse_spec("443")].hint == "declared: 203.0.113.7:443:9443/tcp"
+    (removed,) = edited.remove([parse_spec("80")]).forwards
     assert removed.dev == "wlan0"
 
 
 def test_other_guest_port_is_not_what_is_declared() -> None:
-    with pytest.raises(NotDeclaredError, match="8080:81/tcp is not declared; there is 8080:80/tcp"):
-        document().remove(parse_spec("8080:81"))
+    (error,) = document().remove([parse_spec("8080:81")]).absent.values()
+    assert str(error) == "8080:81/tcp is not declared; there is 8080:80/tcp"
 
 
 @pytest.mark.parametrize(
@@ -208,7 +243,7 @@ def test_other_guest_port_is_not_what_is_declared() -> None:
 )
 def test_rest_of_the_domain_is_no_obstacle(metadata: str, nics: str) -> None:
     edited = Document(domain_xml(metadata, nics))
-    assert edited.add(forward(443))
+    assert edited.add([forward(443)])
     assert edited.domain().declaration
     assert edited.text().startswith(f"<vf:forwards {NAMESPACE}>")
 
@@ -243,7 +278,7 @@ SPELLINGS = {
 @pytest.mark.parametrize(("metadata", "begin", "key"), SPELLINGS.values(), ids=SPELLINGS)
 def test_spelling_survives(metadata: str, begin: str, key: str) -> None:
     edited = document(metadata)
-    edited.add(forward(443))
+    edited.add([forward(443)])
     element = edited.submission().element
     assert element
     assert element.startswith(begin)
@@ -259,7 +294,7 @@ def test_libvirt_takes_what_is_submitted(metadata: str, begin: str, key: str) ->
     domain = opened.lookupByName("test")
     for round_ in range(3):  # what it makes of a submission is what the next one is made of
         edited = document(metadata)
-        edited.add(forward(443 + round_))
+        edited.add([forward(443 + round_)])
         element, used = edited.submission()
         domain.setMetadata(libvirt.VIR_DOMAIN_METADATA_ELEMENT, element, used, "urn:virt-forward:1", 1)
         shown = domain.XMLDesc(0)
@@ -289,9 +324,9 @@ def test_add_then_remove_changes_nothing(xml: bytes, item: Forward) -> None:
     edited = valid(xml)
     assume(not any(ports.collide(item, each) for each in edited.forwards()))
     before = edited.text()
-    assert edited.add(item)
+    assert edited.add([item])
     assert item in edited.forwards()
-    assert edited.remove(spec_of(item), where_of(item)) == [item]
+    assert edited.remove([spec_of(item)], where_of(item)).forwards == (item,)
     assert edited.text() == before or not edited.forwards()
 
 
@@ -300,12 +335,12 @@ def test_remove_takes_just_the_ports_that_are_named(items: list[Forward], data: 
     edited = document("")
     for each in items:
         with contextlib.suppress(VirtForwardError):
-            edited.add(each)
+            edited.add([each])
     declared = edited.forwards()
     item = data.draw(st.sampled_from(declared))
     start = data.draw(st.integers(item.start, item.end))
     span = Span(start, data.draw(st.integers(start, item.end)))
-    edited.remove(spec_of(item)._replace(span=span), where_of(item))
+    edited.remove([spec_of(item)._replace(span=span)], where_of(item))
     named = item.listen, item.mac
     expected = [
         each

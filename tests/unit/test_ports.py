@@ -123,6 +123,12 @@ def test_subtract_looks_at_the_holes_of_its_span_only() -> None:
 forwards = st.lists(make.forwards(), min_size=2, max_size=8)
 
 
+@given(forwards, forwards)
+def test_colliding_finds_what_collides_with_any_other(some: list[Forward], others: list[Forward]) -> None:
+    expected = [one for one in some if any(ports.collide(one, other) for other in others)]
+    assert ports.colliding(some, others) == expected
+
+
 @given(forwards)
 def test_collide_is_symmetric_and_specificity_decides_between_all_others(found: list[Forward]) -> None:
     for one, other in combinations(found, 2):

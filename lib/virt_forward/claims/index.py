@@ -68,7 +68,7 @@ def without(index: Iterable[Row], uuids: Iterable[str]) -> Index:
 
 def conflicts(index: Iterable[Row], forwards: Iterable[Forward]) -> dict[Forward, str]:
     """Return which of ``forwards`` collide with a claim in the index, and why."""
-    wanted = {listen: ports.Spans(group) for listen, group in ports.by_listen(forwards).items()}
+    wanted = ports.spans_by_listen(forwards)
     found: dict[Forward, str] = {}
     for row in index if wanted else ():
         if not isinstance(row, PortRow) or not row.holds:

@@ -43,11 +43,8 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _add_to(document: Document, wanted: list[Forward]) -> change.Made:
-    made = [(forward, document.add(forward)) for forward in wanted]
-    return change.Made(
-        added=tuple(forward for forward, new in made if new),
-        unchanged=tuple(forward for forward, new in made if not new),
-    )
+    added = dict.fromkeys(document.add(wanted))
+    return change.Made(tuple(added), unchanged=tuple(forward for forward in wanted if forward not in added))
 
 
 def _forward(word: str, options: argparse.Namespace) -> Forward:

@@ -137,17 +137,17 @@ def _apply(change: Change) -> Result:
             states = api.domains(opened, [uuid])
         lines = listing.lines(states, errors)
         # The service saw an earlier edit, and its change of the guest came in between: it was skipped here.
-        if errors or not any(_is_behind(line, change) for line in lines):
+        if errors or not _is_behind(lines, change):
             break
     return Result(lines, errors)
 
 
-def _is_behind(line: report.Line, change: Change) -> bool:
-    """Tell whether the kernel has not followed a change, by a line of the guest."""
-    if line.state == "missing":
-        return _concerns(line, change.all("added"))
-    gone = line.forward not in change.documents["live"].forwards()
-    return line.state == "active" and gone and _concerns(line, change.all("removed"))
+def _is_behind(lines: Sequence[report.Line], change: Change) -> bool:
+    """Tell whether the kernel has not followed a change, by the lines of the guest."""
+    declared = frozenset(change.documents["live"].forwards())
+    missing = [line for line in lines if line.state == "missing"]
+    undeclared = [line for line in lines if line.state == "active" and line.forward not in declared]
+    return bool(_about(missing, change.all("added")) or _about(undeclared, change.all("removed")))
 
 
 def _declare(change: Change) -> Result:
@@ -156,8 +156,10 @@ def _declare(change: Change) -> Result:
     return Result(report.lines(domain, False, None, report.HostState({})), [])
 
 
-def _concerns(line: report.Line, forwards: Iterable[Forward]) -> bool:
-    return any(ports.collide(line.forward, forward) for forward in forwards)
+def _about(lines: Sequence[report.Line], forwards: Iterable[Forward]) -> list[report.Line]:
+    """Return the lines that have packets of some forwards."""
+    found = frozenset(ports.colliding((line.forward for line in lines), forwards))
+    return [line for line in lines if line.forward in found]
 
 
 def _print_dry_run(options: argparse.Namespace, change: Change) -> int:
@@ -175,7 +177,7 @@ def _print_dry_run(options: argparse.Namespace, change: Change) -> int:
 
 def _print_result(options: argparse.Namespace, change: Change, result: Result) -> int:
     asked = [*change.all("added"), *change.all("unchanged")]
-    lines = [line for line in result.lines if _concerns(line, asked)]
+    lines = _about(result.lines, asked)
     if options.json:
         rows = [report.as_json(line) for line in lines]
         print(json.dumps({**_document(change), "forwards": rows}, indent=2))

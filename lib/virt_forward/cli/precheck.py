@@ -50,8 +50,8 @@ def _check_start(added: Collection[Forward], domain: Domain, target: Target, wor
     for error in planned.errors.values():
         raise error
     guest = planned.after[domain.uuid]
-    conflicts = guest.conflicts if guest else ()
-    _refuse(reason for forward, reason in conflicts if any(ports.collide(forward, mine) for mine in added))
+    conflicts = dict(guest.conflicts) if guest else {}
+    _refuse(conflicts[forward] for forward in ports.colliding(conflicts, added))
 
 
 def _refuse(reasons: Iterable[str]) -> None:

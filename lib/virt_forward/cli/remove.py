@@ -5,9 +5,8 @@ from collections.abc import Sequence
 
 from virt_forward.cli import change
 from virt_forward.errors import UsageError
-from virt_forward.metadata.edit import Document, NotDeclaredError, Where
+from virt_forward.metadata.edit import Document, Where
 from virt_forward.metadata.spec import Spec, parse_spec
-from virt_forward.model import Forward
 
 EXAMPLES = """\
 examples:
@@ -45,28 +44,15 @@ def run(options: argparse.Namespace) -> int:
     def edit(documents: Sequence[Document]) -> list[change.Made]:
         if options.all:
             return [change.Made(removed=tuple(document.remove_all())) for document in documents]
-        removed: list[list[Forward]] = [[] for _ in documents]
-        for spec in specs:
-            for index, found in enumerate(_remove_from(documents, spec, where)):
-                removed[index] += found
-        return [change.Made(removed=tuple(found)) for found in removed]
+        return _remove_from(documents, specs, where)
 
     return change.run(options, edit)
 
 
-def _remove_from(documents: Sequence[Document], spec: Spec, where: Where) -> list[list[Forward]]:
-    """Remove what a SPEC names from every document that has it; return what that was in each.
-
-    Raises NotDeclaredError if none of them has it.
-    """
-    removed: list[list[Forward]] = []
-    errors: list[NotDeclaredError] = []
-    for document in documents:
-        try:
-            removed.append(document.remove(spec, where))
-        except NotDeclaredError as error:
-            removed.append([])
-            errors.append(error)
-    if len(errors) == len(documents):
-        raise errors[0]
-    return removed
+def _remove_from(documents: Sequence[Document], specs: Sequence[Spec], where: Where) -> list[change.Made]:
+    """Remove what SPECs name from every document that has it. Raises NotDeclaredError if none has it."""
+    removed = [document.remove(specs, where) for document in documents]
+    for spec in specs:
+        if all(spec in each.absent for each in removed):
+            raise removed[0].absent[spec]
+    return [change.Made(removed=each.forwards) for each in removed]

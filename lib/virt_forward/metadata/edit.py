@@ -6,7 +6,8 @@ and the order of elements survive.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from bisect import insort
+from collections.abc import Iterable, Iterator, Sequence
 
 from lxml import etree
 
@@ -16,7 +17,7 @@ from virt_forward.metadata import forwards, tree, values, xml
 from virt_forward.metadata.domain import parse_domain
 from virt_forward.metadata.spec import Spec
 from virt_forward.metadata.tree import Submission, submission
-from virt_forward.model import Domain, Forward, PortForward, Range, Span, Subnet
+from virt_forward.model import Domain, Forward, Listen, PortForward, Range, Span, Subnet
 from virt_forward.namedtuple import NamedTuple
 
 _PORT_FORWARD = f"{{{forwards.NAMESPACE}}}portForward"
@@ -34,6 +35,13 @@ class Where(NamedTuple):
 
 class NotDeclaredError(VirtForwardError):
     """Nothing that a SPEC names is declared."""
+
+
+class Removed(NamedTuple):
+    """The forwards that were removed from a document, and by SPEC why there was nothing to remove."""
+
+    forwards: tuple[Forward, ...]
+    absent: dict[Spec, NotDeclaredError]
 
 
 class Document:
@@ -67,12 +75,18 @@ class Document:
         """Return the declared forwards, as they are now."""
         return tuple(forward for _, item in self._items() for forward in ports.expand_one(item))
 
-    def add(self, forward: Forward) -> bool:
-        """Declare a forward; return False if it is declared already.
+    def add(self, wanted: Iterable[Forward]) -> list[Forward]:
+        """Declare forwards; return those that were not declared already.
 
-        Raises VirtForwardError if it overlaps another one.
+        Raises VirtForwardError if one overlaps another one.
         """
-        meeting = [each for each in self.forwards() if ports.collide(each, forward)]
+        items = self._items()
+        declared = _Declared(items)
+        homes = _homes(items)
+        return [forward for forward in wanted if self._add(forward, declared, homes)]
+
+    def _add(self, forward: Forward, declared: _Declared, homes: _Homes) -> bool:
+        meeting = declared.colliding(forward)
         if meeting and _same(meeting, forward):
             return False
         if meeting:
@@ -82,7 +96,8 @@ class Document:
                 f"use another port, or remove {other} first",
             )
         root = self._root if self._root is not None else self._new_root()
-        tree.append(self._parent(root, forward), _written_range(forward, root))
+        tree.append(_parent(root, forward, homes), _written_range(forward, root))
+        declared.add(forward)
         return True
 
     def _new_root(self) -> etree._Element:
@@ -92,23 +107,29 @@ class Document:
         self._root = etree.SubElement(metadata, forwards.ROOT, nsmap={tree.KEY: forwards.NAMESPACE})
         return self._root
 
-    def remove(self, spec: Spec, where: Where = Where()) -> list[Forward]:  # noqa: B008 - it is frozen
-        """Remove the ports of a SPEC from the declaration; return what was removed.
+    def remove(self, specs: Iterable[Spec], where: Where = Where()) -> Removed:  # noqa: B008 - it is frozen
+        """Remove the ports of SPECs from the declaration.
 
         Of forwards that listen alike but for ``dev``, ``source`` and ``mac``, those are meant that have
         exactly what ``where`` says; if there are none, the one that has at least that.
-        Raises NotDeclaredError, or VirtForwardError if it is not clear which one is meant.
+        Raises VirtForwardError if it is not clear which one is meant.
         """
-        meant = self._meant(spec, where)
-        _check_guest_ports(spec, meant)
-        removed: list[Forward] = []
-        for element, item in self._items():
-            pieces = ports.expand_one(item)
-            if any(piece in meant for piece in pieces):
-                removed += [_cut(piece, spec.span) for piece in pieces if piece.span.overlaps(spec.span)]
-                _exclude(element, item, spec.span)
+        items = self._items()
+        declared = _Declared(items)
+        spans: dict[_Kind, list[Span]] = {}
+        absent: dict[Spec, NotDeclaredError] = {}
+        for spec in specs:
+            try:
+                spans.setdefault(_meant(declared, spec, where), []).append(spec.span)
+            except NotDeclaredError as error:
+                absent[spec] = error
+        removed = [
+            forward
+            for element, item in items
+            for forward in _exclude(element, item, ports.merge(spans.get(_kind(item), ())))
+        ]
         self._drop_empty()
-        return removed
+        return Removed(tuple(removed), absent)
 
     def remove_all(self) -> list[Forward]:
         """Remove every ``<portForward>``; ``<host>``, ``isolate`` and comments stay."""
@@ -140,44 +161,91 @@ class Document:
         declaration, _ = forwards.parse_forwards(bare)
         return [*zip(self._root.iterfind(_PORT_FORWARD), declaration.port_forwards, strict=True)]
 
-    def _parent(self, root: etree._Element, forward: Forward) -> etree._Element:
-        """Return the ``<portForward>`` that a new range belongs into: the last one alike, or a new one."""
-        for element, item in reversed(self._items()):
-            excluded = [r.span for r in item.ranges if r.exclude]
-            alike = (item.listen, item.mac) == (forward.listen, forward.mac)
-            if alike and not ports.names_no_port(item) and not any(map(forward.span.overlaps, excluded)):
-                return element
-        element = tree.new_element(_PORT_FORWARD, root)
-        element.set("proto", forward.proto)
-        for name in _ATTRIBUTES:
-            value = getattr(forward, name)
-            if value is not None:
-                element.set(name, _limit(value))
-        tree.append(root, element)
-        return element
-
-    def _meant(self, spec: Spec, where: Where) -> set[Forward]:
-        """Return the declared forwards that a SPEC removes ports of, all of which listen alike."""
-        declared = [each for each in self.forwards() if each.span.overlaps(spec.span)]
-        here = [each for each in declared if (each.proto, each.address) == (spec.proto, spec.address)]
-        found = [each for each in here if _is_narrowed(each, where)]
-        exact = [each for each in found if Where(each.dev, each.source, each.mac) == where]
-        meant = exact or found
-        if not meant:
-            raise _not_declared(spec, declared)
-        if len({(each.listen, each.mac) for each in meant}) > 1:
-            ways = ", ".join(dict.fromkeys(portspec.qualifiers(each) for each in meant))
-            raise VirtForwardError(
-                f"{_host_words(spec)} is declared more than once: {ways}",
-                "say which one is meant with --dev, --source or --mac",
-            )
-        return set(meant)
-
     def _drop_empty(self) -> None:
         """Drop the element if nothing is left in it, not even a comment."""
         if self._root is not None and not len(self._root) and not self._root.attrib:
             tree.remove(self._root)
             self._root = None
+
+
+_Item = tuple[etree._Element, PortForward]
+_Kind = tuple[Listen, str | None]
+"""What the forwards of one ``<portForward>`` have in common."""
+
+_Homes = dict[_Kind, list[tuple[etree._Element, list[Span]]]]
+"""The ``<portForward>``s that ranges can be added to, in order, with the ports that each excludes."""
+
+
+def _kind(item: PortForward | Forward) -> _Kind:
+    return item.listen, item.mac
+
+
+class _Declared:
+    """Declared forwards, by what they listen on and in the order of their ports; none of them collide."""
+
+    def __init__(self, items: Iterable[_Item]) -> None:
+        self._groups = ports.by_listen(piece for _, item in items for piece in ports.expand_one(item))
+        for group in self._groups.values():
+            group.sort(key=_start)
+
+    def add(self, forward: Forward) -> None:
+        insort(self._groups.setdefault(forward.listen, []), forward, key=_start)
+
+    def colliding(self, forward: Forward) -> Sequence[Forward]:
+        return ports.overlapping(self._groups.get(forward.listen, ()), forward.span)
+
+    def overlapping(self, span: Span) -> list[Forward]:
+        """Return those with a port of ``span``, whatever they listen on."""
+        return [forward for group in self._groups.values() for forward in ports.overlapping(group, span)]
+
+
+def _start(forward: Forward) -> int:
+    return forward.start
+
+
+def _homes(items: Iterable[_Item]) -> _Homes:
+    homes: _Homes = {}
+    for element, item in items:
+        if not ports.names_no_port(item):
+            excluded = ports.merge(each.span for each in item.ranges if each.exclude)
+            homes.setdefault(_kind(item), []).append((element, excluded))
+    return homes
+
+
+def _parent(root: etree._Element, forward: Forward, homes: _Homes) -> etree._Element:
+    """Return the ``<portForward>`` that a new range belongs into: the last one alike, or a new one."""
+    alike = homes.setdefault(_kind(forward), [])
+    for element, excluded in reversed(alike):
+        if not ports.overlapping(excluded, forward.span):
+            return element
+    element = tree.new_element(_PORT_FORWARD, root)
+    element.set("proto", forward.proto)
+    for name in _ATTRIBUTES:
+        value = getattr(forward, name)
+        if value is not None:
+            element.set(name, _limit(value))
+    tree.append(root, element)
+    alike.append((element, []))
+    return element
+
+
+def _meant(declared: _Declared, spec: Spec, where: Where) -> _Kind:
+    """Return the kind of the declared forwards that a SPEC removes ports of."""
+    near = declared.overlapping(spec.span)
+    here = [each for each in near if (each.proto, each.address) == (spec.proto, spec.address)]
+    found = [each for each in here if _is_narrowed(each, where)]
+    exact = [each for each in found if Where(each.dev, each.source, each.mac) == where]
+    meant = exact or found
+    if not meant:
+        raise _not_declared(spec, near)
+    if len({_kind(each) for each in meant}) > 1:
+        ways = ", ".join(dict.fromkeys(portspec.qualifiers(each) for each in meant))
+        raise VirtForwardError(
+            f"{_host_words(spec)} is declared more than once: {ways}",
+            "say which one is meant with --dev, --source or --mac",
+        )
+    _check_guest_ports(spec, meant)
+    return _kind(meant[0])
 
 
 def _check_guest_ports(spec: Spec, meant: Iterable[Forward]) -> None:
@@ -221,23 +289,33 @@ def _cut(forward: Forward, span: Span) -> Forward:
     return forward._replace(start=start, end=end, to=start + forward.offset)
 
 
-def _exclude(element: etree._Element, item: PortForward, span: Span) -> None:
-    """Take ports out of a ``<portForward>``; the element goes with its last port."""
+def _exclude(element: etree._Element, item: PortForward, spans: Sequence[Span]) -> list[Forward]:
+    """Take ports out of a ``<portForward>``, which goes with its last port; return what was removed."""
+    pieces = ports.expand_one(item)
+    met = [(piece, span) for piece in pieces for span in ports.overlapping(spans, piece.span)]
+    spans = [*dict.fromkeys(span for _, span in met)]
     if ports.names_no_port(item):
-        tree.append(element, _written_exclusion(element, span))
-        if not ports.expand_one(item, [span]):
+        for span in spans:
+            tree.append(element, _written_exclusion(element, span))
+        if not ports.expand_one(item, spans):
             tree.remove(element)
-        return
+    elif spans:
+        _shorten_ranges(element, item, ports.merge(spans))
+    return [_cut(piece, span) for piece, span in met]
+
+
+def _shorten_ranges(element: etree._Element, item: PortForward, spans: Sequence[Span]) -> None:
     ranges = [*zip(element.iterfind(_RANGE), item.ranges, strict=True)]
     for child, each in ranges:
-        if not each.exclude and each.span.overlaps(span):
-            _shorten(child, each, ports.subtract(each.span, [span]))
-    left = [r for r in _read_ranges(element) if not r.exclude]
+        if not each.exclude and ports.overlapping(spans, each.span):
+            _shorten(child, each, ports.subtract(each.span, spans))
+    left = ports.merge(r.span for r in _read_ranges(element) if not r.exclude)
     for child, each in ranges:
-        if each.exclude and span.contains(each.span) and not any(r.span.overlaps(each.span) for r in left):
+        inside = each.exclude and not ports.subtract(each.span, spans)
+        if inside and not ports.overlapping(left, each.span):
             tree.remove(child)
     excluded = ports.merge(r.span for r in _read_ranges(element) if r.exclude)
-    if not any(ports.subtract(r.span, excluded) for r in left):
+    if not any(ports.subtract(span, excluded) for span in left):
         tree.remove(element)
 
 
