@@ -10,7 +10,7 @@ from support.xml import Nic, domain, forwards, host_ip, port_forward, uuid_of
 pytestmark = pytest.mark.root
 
 
-# There is no installation, the nftables.conf is the machine's own, and most guests are records alone.
+# There is no installation, the nftables.conf is the machine's own, and most guests serve nothing.
 ELSEWHERE = {"hook-missing", "flush-unprotected", "guest-unreachable", "br-netfilter"}
 
 
@@ -21,11 +21,8 @@ def found(lab: Lab) -> set[str]:
 
 
 def test_table_changed_by_hand_is_found(lab: Lab) -> None:
-    metadata = forwards(host_ip("10.10.0.200"), port_forward("8080:80", "9000-9020"))
-    xml = domain("web", metadata, [Nic()])
     assert found(lab) == set()
-    lab.hook("qemu", "web", "prepare", xml=xml)
-    lab.hook("qemu", "web", "started", xml=xml)
+    xml = started(lab, port_forward("8080:80", "9000-9020"))
     assert found(lab) == set()
     lab.host.nft("delete element inet virt-forward ports { tcp . 8080 }")
     assert found(lab) == {"table-differs"}
@@ -35,10 +32,13 @@ def test_table_changed_by_hand_is_found(lab: Lab) -> None:
     assert found(lab) == set()
 
 
-def started(lab: Lab, *children: str) -> None:
-    xml = domain("web", forwards(host_ip("10.10.0.200"), *children), [Nic()])
+def started(lab: Lab, *children: str) -> str:
+    """Start a guest that refuses connections (an answer of none would be waited for), and return its XML."""
+    lab.guest("web")
+    xml = domain("web", forwards(host_ip(GUEST4), *children), [Nic()])
     lab.hook("qemu", "web", "prepare", xml=xml)
     lab.hook("qemu", "web", "started", xml=xml)
+    return xml
 
 
 def test_absent_address_and_device_are_found(lab: Lab) -> None:

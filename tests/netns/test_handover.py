@@ -7,7 +7,6 @@ import fcntl
 import os
 import signal
 import threading
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -25,14 +24,12 @@ from support.xml import domain, forwards, host_ip, port_forward
 pytestmark = pytest.mark.root
 
 WEB = forwards(host_ip(GUEST4), port_forward("8080:80"))
-PATIENCE = 0.5
-"""How long a hook waits for the service here."""
 
 HOOK = f"""
 import os, sys
 sys.path.insert(0, "{REPO}/lib")
 from virt_forward.hooks import handover
-handover.SECONDS = {PATIENCE}
+handover.SECONDS = float(os.environ["PATIENCE"])
 if "LOCK_SECONDS" in os.environ:
     from virt_forward.state import store
     store.LOCK_SECONDS = float(os.environ["LOCK_SECONDS"])
@@ -69,6 +66,7 @@ class HandoverTestbed:
         self.bin = lab.dir / "bin"
         self.bin.mkdir()
         self.env = {**HOOK_ENV, **lab.env, "PATH": f"{self.bin}:{HOOK_ENV['PATH']}"}
+        self.patience = 30.0  # seconds in which a hook is answered even on a loaded machine
         self.slow("")
 
     def slow(self, before: str) -> None:
@@ -98,7 +96,8 @@ class HandoverTestbed:
     def event(self, operation: str, *, env: dict[str, str] | None = None, ns: netns.Ns | None = None) -> Done:
         argv = ["/usr/bin/python3", "-IS", "-c", HOOK, "web", operation, PHASES[operation][0], "-"]
         text = domain("web", WEB, phase=PHASES[operation][1])
-        return (ns or self.lab.host).run(argv, stdin=text, env={**self.env, **(env or {})})
+        patience = {"PATIENCE": str(self.patience)}
+        return (ns or self.lab.host).run(argv, stdin=text, env={**self.env, **patience, **(env or {})})
 
     @contextlib.contextmanager
     def later(self, operation: str, **more: Any) -> Iterator[None]:
@@ -139,10 +138,11 @@ def children(pid: int) -> list[int]:
     return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
-def waiting(server: Background) -> list[int]:
-    """Return the events that wait for the lock (proc_locks(5))."""
-    blocked = {line.split()[5] for line in Path("/proc/locks").read_text().splitlines() if "->" in line}
-    return [pid for pid in children(server.pid) if str(pid) in blocked]
+def waiting(testbed: HandoverTestbed) -> set[int]:
+    """Return the processes that wait for the lock (proc_locks(5))."""
+    inode = (testbed.lab.run_dir / "lock").stat().st_ino
+    lines = [line.split() for line in Path("/proc/locks").read_text().splitlines() if "->" in line]
+    return {int(words[5]) for words in lines if words[6].endswith(f":{inode}")}
 
 
 @contextlib.contextmanager
@@ -172,7 +172,9 @@ def stopped(testbed: HandoverTestbed) -> None:
 
 
 def killed(testbed: HandoverTestbed) -> None:
-    testbed.serve().end()
+    server = testbed.serve()
+    server.process.kill()  # it does not end by SIGTERM
+    server.process.wait()
     assert testbed.inode()
 
 
@@ -198,6 +200,7 @@ def test_hook_works_by_itself_without_a_service_for_it(
     testbed: HandoverTestbed, broken: Callable[[HandoverTestbed], object]
 ) -> None:
     broken(testbed)
+    testbed.patience = 0.5
     testbed.start()
     assert testbed.is_served()
     testbed.event("stopped")
@@ -222,12 +225,13 @@ def test_service_that_hangs_in_an_event_is_overtaken(testbed: HandoverTestbed) -
     server = testbed.serve()
     testbed.event("prepare")
     testbed.who()
+    testbed.patience = 3.0
     pid = testbed.lab.dir / "pid"
     os.mkfifo(pid)
     testbed.slow(HANGS_IN_SERVICE.format(pid))
     with testbed.later("started"):
         nft = int(pid.read_text())
-        time.sleep(PATIENCE * 2)
+        eventually(lambda: waiting(testbed), "the hook waits for the lock")
         assert not testbed.is_served()
         (event,) = children(server.pid)
         os.kill(event, signal.SIGKILL)
@@ -259,13 +263,15 @@ def test_event_that_the_hook_has_given_up_changes_nothing_later(testbed: Handove
     """The service is stopped while its event waits for the lock, and goes on when the guest is gone."""
     server = testbed.serve()
     testbed.event("prepare")
+    testbed.patience = 3.0
     with contextlib.ExitStack() as lock:
         lock.enter_context(locked(testbed))
         with testbed.later("started"):
-            eventually(lambda: waiting(server), "the service waits for the lock")
-            (event,) = waiting(server)
+            eventually(lambda: waiting(testbed), "the service waits for the lock")
+            (event,) = waiting(testbed)
+            assert event in children(server.pid)
             os.kill(event, signal.SIGSTOP)
-            time.sleep(PATIENCE * 2)
+            eventually(lambda: waiting(testbed) - {event}, "the hook waits for the lock")
             lock.close()
     assert testbed.is_served()
     testbed.event("stopped")
@@ -282,6 +288,7 @@ def test_event_that_the_hook_has_given_up_is_queued_once(testbed: HandoverTestbe
     limit = {"LOCK_SECONDS": "1"}
     testbed.serve(env=limit)
     testbed.event("prepare")
+    testbed.patience = 0.5
     with locked(testbed), testbed.later("started", env=limit):
         pass
     assert len(state.rows(testbed.lab.run_dir, "SELECT uuid FROM queued")) == 1
