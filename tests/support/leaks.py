@@ -33,7 +33,7 @@ def traces() -> Traces:
     return frozenset((*_namespaces(), *_processes(), *_threads(), *_mounts(), *_tables(), *_files()))
 
 
-def leaked_since(before: Traces, patience: float = 2) -> list[str]:
+def leaked_since(before: Traces, patience: float = 20) -> list[str]:
     """Return what came since; what is just ending gets a moment to do so."""
     until = time.monotonic() + patience
     while (left := traces() - before) and time.monotonic() < until:

@@ -113,7 +113,7 @@ class Background:
                 self.process.wait(self.grace)
             except subprocess.TimeoutExpired:
                 self.process.kill()
-                self.process.wait(5)
+                self.process.wait(HUNG)
         # The leader's number stays reserved for the group while a member of it lives.
         if group_alive(self.pid):
             os.killpg(self.pid, signal.SIGKILL)
