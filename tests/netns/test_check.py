@@ -136,7 +136,7 @@ def test_fix_for_ipv6_makes_the_kernel_forward(lab: Lab) -> None:
     # With IPv6, the switch of the device does not decide.
     lab.host.sysctl(f"net.ipv6.conf.{UPLINK}.forwarding", 1)
     assert found(lab) == {"ip-forwarding-off"}
-    assert lab.client.ask(HOST6, 8080) is None
+    assert lab.client.unanswered(HOST6, 8080)
     told = json.loads(lab.command("check", "--json", check=False).out)["problems"]
     (fix,) = [problem["fix"] for problem in told if problem["id"] == "ip-forwarding-off"]
     lab.host.run(fix.partition(";")[0].split())

@@ -129,7 +129,7 @@ def test_duplicate_address_detection_is_not_taken_in_by_its_own_echo(calling: To
     calling.web.sysctl("net.ipv6.conf.eth0.accept_dad", 1)
     try:
         calling.web.ip("address add fd10:10::77/64 dev eth0")
-        eventually(lambda: "tentative" not in addresses(calling.web), "the address is the guest's", 5)
+        eventually(lambda: "tentative" not in addresses(calling.web), "the address is the guest's")
         assert "dadfailed" not in addresses(calling.web)
         assert mac_of(200) in calling.web.run(["ip", "link", "show", "dev", "eth0"]).out
     finally:

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from netns.support import ANSWERED, V4, V6, Servers, Topology, silent, who
+from netns.support import V4, V6, Servers, Topology, silent, who
 from support.netns import UPLINK, UPLINK2
-from support.payload import socket_in
+from support.payload import ANSWERED, socket_in
 from support.xml import Nic, domain, forwards, port_forward
 
 pytestmark = pytest.mark.root

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from netns.support import FAMILIES, PROTOS, SILENCE, V4, Servers, Topology, silent, told, who
+from netns.support import FAMILIES, PROTOS, V4, Servers, Topology, silent, told, who
 from support.netns import BRIDGE, Ns
 from support.xml import port_forward
 
@@ -81,7 +81,7 @@ def test_the_guard_keeps_the_hosts_loopback_to_itself(topo: Topology, hostile: s
             if hostile == "db":
                 # Without the guard the same packet does arrive: the silence above is the guard's doing.
                 topo.host.nft("flush chain inet virt-forward guard")
-                ns.ask("127.0.0.1", 9999, "udp", timeout=SILENCE)
+                ns.knock("127.0.0.1", 9999, "udp")
                 assert servers.requests() == seen + 1
     finally:
         stop_reaching(ns)

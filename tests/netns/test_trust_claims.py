@@ -9,9 +9,9 @@ import re
 
 import pytest
 
-from netns.trust import DB4, MACS, OTHER4, WEB4, Guests, pages
+from netns.trust import DB4, MACS, OTHER4, PORTS, WEB4, Guests, pages
 from support import frames
-from support.netns import BRIDGE, GUEST_MAC
+from support.netns import BRIDGE, GUEST_MAC, HOST4
 from support.proc import REPO
 
 pytestmark = pytest.mark.root
@@ -97,7 +97,7 @@ def test_rule_that_ties_an_address_to_its_nic_keeps_others_from_it(unwatched: Gu
         assert example in rule
         rule = rule.replace(example, here)
     unwatched.host.nft(rule)
-    assert pages(unwatched) == {None}
+    assert unwatched.client.unanswered(HOST4, PORTS["web"])
     unwatched.address(unwatched.db, DB4)
     unwatched.address(unwatched.web, WEB4)
     assert unwatched.confirm(WEB4) == "web"

@@ -106,7 +106,7 @@ def test_table_deleted_with_lost_events_is_restored(lab: Lab, watch: Callable[..
         lab.host.run(["nft", "delete", *TABLE])
     finally:
         os.kill(monitor, signal.SIGCONT)
-    eventually(lambda: there(lab), f"the table is back\n{service.text()}", timeout=20)
+    eventually(lambda: there(lab), f"the table is back\n{service.text()}")
 
 
 @pytest.mark.parametrize("what", ["delete", "flush"])

@@ -11,13 +11,13 @@ import pytest
 from netns.support import (
     FAMILIES,
     PROTOS,
-    SILENCE,
     V4,
     V6,
     Family,
     Topology,
     bridge_netfilter,
     has_br_netfilter,
+    who,
 )
 from support.netns import Ns
 from support.proc import REPO
@@ -155,11 +155,13 @@ def disagreement(topo: Topology, row: Row, family: Family, proto: str) -> str:
         return ""
     if row.works:
         expected = ("web", seen(row, family), 80)
-        answer = ns(topo, row).ask(asked, PORT, proto, timeout=2)
+        answer = ns(topo, row).ask(asked, PORT, proto)
         told = (answer.name, answer.source, answer.port) if answer else None
         return "" if told == expected else f"{told} instead of {expected}"
     before = topo.servers.requests()
-    reply = ns(topo, row).ask(asked, PORT, proto, timeout=SILENCE)
-    nobody = "somebody" if row.to == "the same port of somebody else" else None
+    if row.to == "the same port of somebody else":
+        right = who(ns(topo, row), asked, PORT, proto) == "somebody"
+    else:
+        right = ns(topo, row).unanswered(asked, PORT, proto)
     heard = topo.servers.requests() - before
-    return "" if (reply and reply.name) == nobody and not heard else f"{reply}, {heard} packets at the guest"
+    return "" if right and not heard else f"as expected: {right}, {heard} packets at the guest"

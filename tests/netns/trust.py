@@ -86,7 +86,7 @@ class Guests:
     def speak(self, guest: Ns, source: str) -> None:
         """Let a guest speak to its host from one of its addresses, so that the kernel knows it by that."""
         gateway = GATEWAY6 if ":" in source else GATEWAY4
-        guest.ask(gateway, 9, source=source, timeout=0.2)
+        guest.knock(gateway, 9, source=source)
 
     def knows(self, ip: str) -> str:
         """Return at which MAC the host's neighbour table has an address."""
@@ -127,7 +127,7 @@ class Guests:
         self.driver.has("app", metadata, (Nic(BRIDGE, MACS["app"]),))
         if self.service:
             self.service.look()
-        eventually(lambda: port in self.lab.command("rules").out, "the service looks", 20)
+        eventually(lambda: port in self.lab.command("rules").out, "the service looks")
 
     def explain(self) -> str:
         """Return all that tells why a forward leads where it does."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import re
@@ -13,9 +14,11 @@ from pathlib import Path
 from support import guest, netns
 from support.guest import Guest
 from support.netns import HOST4, HOST6
-from support.proc import Background, Done, eventually, run
+from support.proc import HUNG, Background, Done, eventually, run
 
 COMMAND = "/usr/local/bin/virt-forward"
+BOOT = 120.0
+"""Seconds after which a guest counts as one that does not boot: emulated beside others, it needs many."""
 DUMP_STATE = """\
 import sqlite3
 print(*sqlite3.connect("file:/run/virt-forward/state.db?mode=ro", uri=True).iterdump(), sep="\\n")
@@ -68,14 +71,14 @@ class BaseHost:
                 self.ns.sysctl(f"net.bridge.bridge-nf-call-{name}", 0)
 
     def run(
-        self, argv: Sequence[str | Path], *, stdin: str = "", timeout: float = 20, check: bool = True
+        self, argv: Sequence[str | Path], *, stdin: str = "", timeout: float = HUNG, check: bool = True
     ) -> Done:
         """Run a command as root on this host, in its own file system."""
         enter = ["nsenter", f"--target={self.init}", *self.namespaces, "--wdns=/"]
         clean = {**netns.HOOK_ENV, "VIRSH_DEFAULT_CONNECT_URI": "qemu:///system"}
         return run([*enter, *argv], stdin=stdin, timeout=timeout, check=check, env=clean)
 
-    def virsh(self, *words: str, check: bool = True, timeout: float = 30) -> Done:
+    def virsh(self, *words: str, check: bool = True, timeout: float = HUNG) -> Done:
         return self.run(["virsh", "-q", *words], check=check, timeout=timeout)
 
     def command(self, *words: str, check: bool = True) -> Done:
@@ -147,20 +150,36 @@ class BaseHost:
     def console(self, wanted: Guest) -> str:
         return self.read(f"/run/lab/{wanted.name}.console")
 
-    def fetch(self, port: int, *, host: str = HOST4, path: str = "/", timeout: float = 0.5) -> str | None:
-        """Fetch a page of this host from the client outside."""
-        return guest.fetch(self.client.path, host, port, path, timeout=timeout)
+    def fetch(self, port: int, *, host: str = HOST4, path: str = "/") -> str | None:
+        """Fetch a page of this host from the client outside, which must be there by now."""
+        return guest.fetch(self.client.path, host, port, path)
+
+    def closed(self, port: int, *, host: str = HOST4) -> bool:
+        """Tell whether the client outside does not get in."""
+        return guest.fetch(self.client.path, host, port, wait=guest.SOON) is None
+
+    def wait_page(self, port: int, page: str, why: str, timeout: float = 30, *, host: str = HOST4) -> None:
+        """Wait until the client outside is served a page."""
+        soon = functools.partial(guest.fetch, self.client.path, host, port, wait=guest.SOON)
+        eventually(lambda: soon() == page, why, timeout)
+
+    def shows(self, pages: Sequence[str | None], ports: Sequence[int], *, host: str = HOST4) -> bool:
+        """Tell whether each port serves its page to the client outside, and is closed where that is None."""
+        return all(
+            self.fetch(port, host=host) == page if page else self.closed(port, host=host)
+            for page, port in zip(pages, ports, strict=True)
+        )
 
     def fetch6(self, port: int, path: str = "/") -> str | None:
         return self.fetch(port, host=HOST6, path=path)
 
-    def wait_lease(self, wanted: Guest, timeout: float = 40) -> str:
+    def wait_lease(self, wanted: Guest, timeout: float = BOOT) -> str:
         """Wait until DHCP has given the guest an address, whichever; return it."""
         given = re.compile(r"vf: address (\S+)")
         eventually(lambda: given.search(self.console(wanted)), f"{wanted.name} has a lease", timeout, 0.1)
         return str(given.findall(self.console(wanted))[-1])
 
-    def wait_booted(self, wanted: Guest, timeout: float = 40) -> None:
+    def wait_booted(self, wanted: Guest, timeout: float = BOOT) -> None:
         """Wait until the guest serves its page to its host; no forward has a part in that."""
         try:
             eventually(lambda: self.serves(wanted), f"guest {wanted.name} is up", timeout, 0.1)
@@ -168,7 +187,8 @@ class BaseHost:
             raise AssertionError(f"{error}\n{self.console(wanted)}\n{self.log()}") from None
 
     def serves(self, wanted: Guest) -> bool:
-        return all(guest.fetch(self.ns.path, ip, 80) == wanted.page for ip in wanted.addresses())
+        soon = functools.partial(guest.fetch, self.ns.path, port=80, wait=guest.SOON)
+        return all(soon(address) == wanted.page for address in wanted.addresses())
 
     def state(self, wanted: Guest) -> str:
         return self.virsh("domstate", wanted.name).out.strip()

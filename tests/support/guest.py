@@ -9,8 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from support import cache, initramfs, netns, payload, xml
+from support.payload import ANSWERED
 from support.proc import run
 
+SOON = 0.5
+"""Seconds to wait for a connection where none is expected, or where a loop tries again."""
 KERNEL_PACKAGE = "linux-image-cloud-amd64"
 
 
@@ -29,7 +32,7 @@ def assets() -> Assets:
 
 
 def _fetch(folder: Path) -> None:
-    depends = run(["apt-cache", "depends", KERNEL_PACKAGE], timeout=60).out
+    depends = run(["apt-cache", "depends", KERNEL_PACKAGE]).out
     package = re.search(r"Depends: (linux-image-\S+)", depends)
     assert package, f"{KERNEL_PACKAGE} depends on no kernel:\n{depends}"
     scratch = folder / "scratch"
@@ -105,16 +108,16 @@ class Guest:
 
 
 def fetch(
-    ns: Path, host: str, port: int, path: str = "/", *, source: str | None = None, timeout: float = 0.5
+    ns: Path, host: str, port: int, path: str = "/", *, source: str | None = None, wait: float = ANSWERED
 ) -> str | None:
-    """Fetch a page from the namespace at ``ns``: its text, or None where nobody serves one in time."""
+    """Fetch a page from the namespace at ``ns``: its text, or None where nobody takes the connection."""
     with contextlib.suppress(OSError), payload.socket_in(ns, payload.family_of(host)) as web:
-        web.settimeout(timeout)
+        web.settimeout(wait)
         if source:
             web.bind((source, 0))
         web.connect((host, port))
         # An emulated guest answers when it gets to it; that it took the connection is what was quick.
-        web.settimeout(5)
+        web.settimeout(ANSWERED)
         web.sendall(f"GET {path} HTTP/1.0\r\nHost: {host}\r\n\r\n".encode())
         head, _, body = _all(web).partition(b"\r\n\r\n")
         return body.decode().strip() if b" 200 " in head.split(b"\r\n")[0] else None

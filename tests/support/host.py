@@ -110,13 +110,13 @@ class Host(BaseHost):
 
     def start_libvirtd(self) -> None:
         self.run(["libvirtd", "--daemon"])
-        eventually(lambda: self.virsh("uri", check=False).status == 0, "libvirtd answers", timeout=15)
+        eventually(lambda: self.virsh("uri", check=False).status == 0, "libvirtd answers")
 
     def stop_libvirtd(self) -> None:
         pid = self.read("/run/libvirtd.pid").strip()
         self.run(["kill", pid])
         try:
-            eventually(lambda: self._ended(pid), "libvirtd ends", timeout=8)
+            eventually(lambda: self._ended(pid), "libvirtd ends", timeout=15)
         except AssertionError:
             # libvirtd 11.3 can hang when it is stopped just after a start; systemd would kill it then.
             hooks = self.run(["pgrep", "-af", "libvirt/hooks"], check=False).out
@@ -132,7 +132,7 @@ class Host(BaseHost):
         running = self._running()
         self.stop_libvirtd()
         self.start_libvirtd()
-        eventually(lambda: self._running() >= running, f"libvirtd finds {running} again", timeout=15)
+        eventually(lambda: self._running() >= running, f"libvirtd finds {running} again")
 
     def _running(self) -> set[str]:
         return set(self.virsh("list", "--name").out.split())

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from support import cache, cgroups, guest, netns
 from support.base_host import BaseHost, first_process, lay_out
 from support.host import FILES
-from support.proc import REPO, Background, eventually, run
+from support.proc import HUNG, REPO, Background, eventually, run
 
 HERE = Path(__file__).parent
 SUITES = tuple(os.environ.get("VIRT_FORWARD_TEST_SUITES", "trixie").split())
@@ -110,7 +110,7 @@ class Machine(BaseHost):
             f"--network-namespace-path={self.ns.path}", f"--bind-ro={kernel}", f"--bind-ro={REPO}:{SOURCE}",
         ]  # fmt: skip
 
-    def systemctl(self, *words: str, timeout: float = 30) -> str:
+    def systemctl(self, *words: str, timeout: float = HUNG) -> str:
         return self.run(["systemctl", *words], timeout=timeout).out
 
     def restart_libvirtd(self) -> None:
@@ -126,8 +126,8 @@ class Machine(BaseHost):
 
     def wait_up(self) -> None:
         try:
-            eventually(self.booted, "systemd has started everything", timeout=60, pause=0.2)
-            eventually(lambda: self.virsh("uri", check=False).status == 0, "libvirtd answers", timeout=30)
+            eventually(self.booted, "systemd has started everything", timeout=120, pause=0.2)
+            eventually(lambda: self.virsh("uri", check=False).status == 0, "libvirtd answers")
         except AssertionError as error:
             jobs = self.run(["systemctl", "--failed", "list-jobs"], check=False)
             raise AssertionError(f"{error}\n{jobs}\n{self.boot.text()}") from None

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from support import payload
 from support.payload import Answer, Conversation, Server
-from support.proc import REPO, Background, Done, run
+from support.proc import HUNG, REPO, Background, Done, run
 
 BRIDGE, UPLINK, UPLINK2 = "virbr0", "enp1s0", "enp2s0"
 HOST4, HOST6 = "192.0.2.1", "2001:db8:1::1"
@@ -56,7 +56,7 @@ class Ns:
         self.ip("link set lo up")
 
     def run(
-        self, argv: Sequence[str | Path], *, stdin: str = "", timeout: float = 10, check: bool = True,
+        self, argv: Sequence[str | Path], *, stdin: str = "", timeout: float = HUNG, check: bool = True,
         env: Mapping[str, str] | None = None,
     ) -> Done:  # fmt: skip
         """Run a command in here (with its own view of /sys, as ``ip netns exec`` gives it)."""
@@ -93,10 +93,21 @@ class Ns:
         return self._undo.enter_context(Background(["ip", "netns", "exec", self.name, *argv], log))
 
     def ask(
-        self, host: str, port: int, proto: str = "tcp", *, source: str | None = None, sport: int = 0,
-        timeout: float = 0.5,
-    ) -> Answer | None:  # fmt: skip
-        return payload.ask(self.path, host, port, proto, source=source, sport=sport, timeout=timeout)
+        self, host: str, port: int, proto: str = "tcp", *, source: str | None = None, sport: int = 0
+    ) -> Answer | None:
+        """Ask where an answer, or a refusal (None), is expected; a late one counts, too."""
+        return payload.ask(self.path, host, port, proto, source=source, sport=sport)
+
+    def unanswered(self, host: str, port: int, proto: str = "tcp", *, source: str | None = None) -> bool:
+        """Ask where silence, or a refusal, is expected: tell whether no answer comes soon."""
+        try:
+            return payload.ask(self.path, host, port, proto, source=source, wait=payload.SILENCE) is None
+        except TimeoutError:
+            return True
+
+    def knock(self, host: str, port: int, proto: str = "tcp", *, source: str | None = None) -> None:
+        """Send what a client sends first; whether anybody answers is not asked."""
+        self.unanswered(host, port, proto, source=source)
 
     def conversation(self, host: str, port: int, proto: str = "tcp", *, sport: int = 0) -> Conversation:
         """Open a flow that stays open; it ends with the namespace if nobody closes it before."""
@@ -191,7 +202,7 @@ class Lab:
     def hook(
         self, program: str, name: str, operation: str, sub: str = "begin",
         *, extra: str = "-", xml: str = "", env: Mapping[str, str] | None = None, check: bool = True,
-        timeout: float = 10,
+        timeout: float = HUNG,
     ) -> Done:  # fmt: skip
         """Run a hook as libvirt would: ``lab.hook("qemu", "web", "started", xml=domain("web", …))``."""
         argv = [str(REPO / "hooks" / program), name, operation, sub, extra]

@@ -23,6 +23,13 @@ from typing import TypeVar
 from support import sctp
 
 Result = TypeVar("Result")
+ANSWERED, SILENCE = 10.0, 0.15
+"""Seconds to wait for an answer that must come, and for one that must not.
+
+The kernel passes a packet on at once; what takes longer is a server that has to be scheduled, which a loaded
+machine may do late: a short wait tells nothing of an answer that must come. Of silence, it is better evidence
+that no server was reached: ``settle`` waits for what is on its way.
+"""
 CLONE_NEWNET = 0x40000000
 V4, V6 = socket.AF_INET, socket.AF_INET6
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -194,11 +201,11 @@ class Conversation:
 
     def __init__(
         self, path: Path, host: str, port: int, proto: str = "tcp",
-        *, source: str | None = None, sport: int = 0, timeout: float = 0.5,
+        *, source: str | None = None, sport: int = 0, wait: float = ANSWERED,
     ) -> None:  # fmt: skip
         self.proto, self.host, self.port = proto, host, port
         self.socket = socket_in(path, family_of(host), proto)
-        self.socket.settimeout(timeout)
+        self.socket.settimeout(wait)
         with contextlib.ExitStack() as undo:
             undo.callback(self.socket.close)
             # A raw socket has no ports of its own: they stand in the packets.
@@ -210,13 +217,27 @@ class Conversation:
         self.sport = sport or (random.randrange(40000, 60000) if raw else self.socket.getsockname()[1])
 
     def ask(self) -> Answer | None:
-        """Ask once more on the same flow; None for silence or an error."""
-        with contextlib.suppress(OSError):
+        """Ask once more on the same flow; None for a refusal. Raises TimeoutError for silence."""
+        try:
             if self.proto == "sctp":
                 return self._ask_sctp()
             self.socket.send(b"who are you?\n")
             return understand(self.socket.recv(2048))
-        return None
+        except TimeoutError:
+            raise
+        except OSError:
+            return None
+
+    def unanswered(self) -> bool:
+        """Ask once more where silence, or a refusal, is expected: tell whether no answer comes soon."""
+        before = self.socket.gettimeout()
+        self.socket.settimeout(SILENCE)
+        try:
+            return self.ask() is None
+        except TimeoutError:
+            return True
+        finally:
+            self.socket.settimeout(before)
 
     def _ask_sctp(self) -> Answer | None:
         self.socket.send(sctp.init(self.sport, self.port))
@@ -238,12 +259,15 @@ class Conversation:
 
 def ask(
     path: Path, host: str, port: int, proto: str = "tcp", *, source: str | None = None, sport: int = 0,
-    timeout: float = 0.5,
+    wait: float = ANSWERED,
 ) -> Answer | None:  # fmt: skip
-    """Ask once from the namespace at ``path``; None where nobody answers, whether silence or a refusal."""
+    """Ask once from the namespace at ``path``; None for a refusal. Raises TimeoutError for silence."""
     try:
-        talk = Conversation(path, host, port, proto, source=source, sport=sport, timeout=timeout)
+        with Conversation(path, host, port, proto, source=source, sport=sport, wait=wait) as talk:
+            return talk.ask()
+    except TimeoutError:
+        raise TimeoutError(
+            f"nobody has answered on {host} {proto}/{port} for {wait} s (if that is right: unanswered())"
+        ) from None
     except OSError:
         return None
-    with talk:
-        return talk.ask()

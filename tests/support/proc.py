@@ -38,6 +38,10 @@ class Done:
         return "\n".join(parts)
 
 
+HUNG = 60.0
+"""Seconds after which a command counts as hung: only how a test fails depends on it."""
+
+
 class CommandFailedError(AssertionError):
     """A command that should have succeeded did not, or not in time."""
 
@@ -46,7 +50,7 @@ def run(
     argv: Sequence[str | Path],
     *,
     stdin: str = "",
-    timeout: float = 10,
+    timeout: float = HUNG,
     check: bool = True,
     env: Mapping[str, str] | None = None,
     cwd: Path | None = None,
@@ -118,7 +122,7 @@ class Background:
         if group_alive(self.pid):
             os.killpg(self.pid, signal.SIGKILL)
 
-    def wait_for(self, what: Callable[[], object], why: str, timeout: float = 10) -> None:
+    def wait_for(self, what: Callable[[], object], why: str, timeout: float = 30) -> None:
         """Wait until ``what()`` is true; say what the process said when it does not come."""
         until = time.monotonic() + timeout
         while not what():
@@ -153,7 +157,7 @@ def is_tied(pid: int) -> bool:
     return any(int(info.split("flags:")[1].split()[0], 8) & os.O_ASYNC for info in infos)
 
 
-def eventually(what: Callable[[], object], why: str, timeout: float = 5, pause: float = 0.05) -> None:
+def eventually(what: Callable[[], object], why: str, timeout: float = 30, pause: float = 0.05) -> None:
     """Wait until ``what()`` is true, or fail saying ``why``."""
     until = time.monotonic() + timeout
     while not what():

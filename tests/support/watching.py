@@ -103,7 +103,7 @@ class Service:
             found.extend(int(p) for p in children if b"monitor" in Path(f"/proc/{p}/cmdline").read_bytes())
             return found
 
-        eventually(look, "nft monitor runs", 30)
+        eventually(look, "nft monitor runs")
         return found[0]
 
 

@@ -7,7 +7,6 @@ import pytest
 from support.guest import Guest
 from support.host import SYSTEMD, Host
 from support.netns import UPLINK
-from support.proc import eventually
 from support.xml import forwards, port_forward
 
 pytestmark = pytest.mark.system
@@ -25,7 +24,7 @@ def test_a_forward_waits_for_its_guests_lease_and_sync_completes_it(empty: Host)
     (row,) = empty.forwards()
     assert row["state"] == "waiting"
     assert f"the address of {ANY.mac} on virbr0 is not known yet; searched: <host>" in str(row["reason"])
-    assert empty.fetch(8080) is None
+    assert empty.closed(8080)
     lease = empty.wait_lease(ANY)
     # systemd before 257 keeps no lease file, and the guest has not spoken with its host: it is asked.
     origin = "leased" if SYSTEMD >= 257 else "probed"
@@ -34,7 +33,7 @@ def test_a_forward_waits_for_its_guests_lease_and_sync_completes_it(empty: Host)
     assert (row["state"], row["guest"], row["origins"]) == ("active", [lease], [origin])
     told = empty.command("check", ANY.name, check=False).out.splitlines()
     assert f"  endpoint  {lease} on virbr0, {ANY.mac}, {origin}" in told
-    eventually(lambda: empty.fetch(8080) == ANY.page, "reached at its lease", timeout=10)
+    empty.wait_page(8080, ANY.page, "reached at its lease")
     empty.virsh("destroy", ANY.name)
     assert states(empty) == ["inactive"]
     assert empty.our_table() == ""
@@ -53,4 +52,4 @@ def test_the_host_keeps_its_forwards_without_its_uplink(empty: Host) -> None:
     empty.start(fixed)
     empty.wait_booted(fixed)
     empty.run(["ip", "link", "set", UPLINK, "up"])
-    eventually(lambda: empty.fetch(8080) == fixed.page, "reached once the uplink is back", timeout=10)
+    empty.wait_page(8080, fixed.page, "reached once the uplink is back")

@@ -73,7 +73,7 @@ def no_db(host: Host) -> Iterator[None]:
     """End what a test has started, also where it fails."""
     yield
     host.virsh("destroy", "db", check=False)
-    eventually(lambda: "db" not in host.virsh("list", "--name").out.split(), "db has ended", 30)
+    eventually(lambda: "db" not in host.virsh("list", "--name").out.split(), "db has ended")
 
 
 def start_db(host: Host, interface: str) -> Guest:
@@ -102,23 +102,23 @@ TAKEN = pytest.mark.parametrize("what", ["ip", "mac"])
 def test_unfiltered_guest_takes_the_address_of_another(host: Host, what: str) -> None:
     """So says docs/security.md of a bridge without filters; and so the next test proves something."""
     made = start_db(host, INTERFACE.format(""))
-    eventually(lambda: host.fetch(8080) == WEB.page, "the forward leads to its guest", 20)
+    host.wait_page(8080, WEB.page, "the forward leads to its guest")
     take(host, what)
-    eventually(lambda: host.fetch(8080) == made.page, "the forward leads to the other guest", 20)
+    host.wait_page(8080, made.page, "the forward leads to the other guest")
     host.virsh("destroy", made.name)
-    eventually(lambda: host.fetch(8080) == WEB.page, "the forward leads to its guest again", 20)
+    host.wait_page(8080, WEB.page, "the forward leads to its guest again")
 
 
 @TAKEN
 def test_filtered_guest_takes_no_address_of_another(host: Host, what: str) -> None:
     made = start_db(host, INTERFACE.format(CLEAN))
-    eventually(lambda: host.fetch(8080) == WEB.page, "the forward leads to its guest", 20)
-    eventually(lambda: host.fetch(8081) == made.page, "the other's as well", 20)
+    host.wait_page(8080, WEB.page, "the forward leads to its guest")
+    host.wait_page(8081, made.page, "the other's as well")
     take(host, what)
-    eventually(lambda: drops(host) > 10, "what it sends is dropped", 20)
-    assert {host.fetch(8080, timeout=2) for _ in range(20)} == {WEB.page}
+    eventually(lambda: drops(host) > 10, "what it sends is dropped")
+    assert {host.fetch(8080) for _ in range(20)} == {WEB.page}
     host.virsh("destroy", made.name)
-    assert host.fetch(8080, timeout=2) == WEB.page
+    assert host.fetch(8080) == WEB.page
 
 
 def drops(host: Host) -> int:

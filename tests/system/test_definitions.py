@@ -65,7 +65,7 @@ def test_what_was_saved_with_the_guest_counts_when_it_is_restored(empty: Host, w
     assert empty.our_table() == ""
     empty.virsh("restore", SAVED)
     empty.wait_booted(web)
-    assert (empty.fetch(8080), empty.fetch(8090)) == (web.page, None)
+    assert empty.shows([web.page, None], [8080, 8090])
     empty.virsh("destroy", web.name)
     empty.virsh("start", web.name)
     assert "8090" in empty.our_table()

@@ -79,7 +79,7 @@ def shell(machine: Machine, text: str, *, outside: bool = False) -> Done:
     """Run commands in the checkout as root, or on a machine outside that has the same programs."""
     argv = ["bash", "-euo", "pipefail", "-c", f"cd {SOURCE}\n{text}"]
     if not outside:
-        return machine.run(argv, timeout=60, check=False)
+        return machine.run(argv, check=False)
     network = f"--net={machine.client.path}"
     return run(["nsenter", f"--target={machine.init}", "--mount", network, "--wdns=/", *argv], check=False)
 
@@ -196,7 +196,7 @@ def firewall(machine: Machine, request: pytest.FixtureRequest) -> Iterator[Firew
 def test_firewall_lets_forwards_in_as_the_page_says(
     machine: Machine, sibling: Ns, firewall: Firewall
 ) -> None:
-    assert (machine.fetch(8080) is None) == bool(firewall.fix)
+    assert machine.shows([None if firewall.fix else WEB.page], [8080])
     found = problems(machine)
     assert all(problem.startswith("forward-dropped: ") for problem in found)
     assert firewall.fix in "".join(found)
@@ -215,7 +215,7 @@ def test_firewall_lets_forwards_in_as_the_page_says(
 def test_strict_firewalld_rejects_forwards(machine: Machine) -> None:
     configure = "sed -i s/^StrictForwardPorts=.*/StrictForwardPorts={}/ /etc/firewalld/firewalld.conf"
     do(machine, f"{configure.format('yes')}; systemctl start firewalld")
-    assert machine.fetch(8080) is None
+    assert machine.closed(8080)
     found = problems(machine)
     assert found
     assert all("StrictForwardPorts=no" in problem for problem in found)

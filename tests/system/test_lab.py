@@ -33,9 +33,9 @@ def test_a_guest_boots_gets_its_static_lease_and_is_reached_through_a_hand_writt
         host.run(["sh", "-c", STALE])
         host.wait_booted(guest)
         assert "vf: address 10.10.0.200" in host.console(guest)
-        assert host.fetch(8080) is None
+        assert host.closed(8080)
         host.run(["nft", "-f", "-"], stdin=BY_HAND)
         assert host.fetch(8080) == "guest plain"
         assert host.fetch(8080, path="/cgi-bin/who") == "plain 192.0.2.2"
         host.virsh("destroy", "plain")
-        assert host.fetch(8080) is None
+        assert host.closed(8080)

@@ -13,7 +13,7 @@ from support import machine as machines
 from support.base_host import BaseHost
 from support.guest import Guest
 from support.host import Host
-from support.netns import GUEST4
+from support.netns import GUEST4, HOST6
 from support.proc import eventually
 from support.xml import Network, forwards, host_ip, port_forward, uuid_of
 
@@ -48,7 +48,7 @@ class NetworkHost:
 
     def restart(self) -> None:
         self._restart()
-        eventually(lambda: self.host.state(INNER) == "running", "libvirtd finds the guest again", 15)
+        eventually(lambda: self.host.state(INNER) == "running", "libvirtd finds the guest again")
 
     def chain(self) -> str:
         return self.host.run(self.listing).out
@@ -57,9 +57,6 @@ class NetworkHost:
         """Tell whether a rule of ours stands above what rejects."""
         ours, rejects = self.chain().find("virt-forward"), self.chain().lower().find("reject")
         return 0 <= ours < rejects
-
-    def page(self) -> str | None:
-        return self.host.fetch(8080)
 
 
 def on_host() -> Iterator[NetworkHost]:
@@ -98,40 +95,38 @@ def test_the_life_of_a_forward_on_a_nat_network(libvirt: NetworkHost) -> None:
     untouched = libvirt.chain()
     host.start(INNER)
     host.wait_booted(INNER)
-    assert libvirt.page() == INNER.page, host.explain()
-    eventually(
-        lambda: host.fetch6(8080) == INNER.page, "the guest has its IPv6 route from an advertisement", 15
-    )
+    assert host.fetch(8080) == INNER.page, host.explain()
+    host.wait_page(8080, INNER.page, "the guest has its IPv6 route from an advertisement", host=HOST6)
     assert libvirt.chain().count("virt-forward") == 1
 
     move(libvirt, "10.50.0.9")
     assert ["10.50.0.9", "fd50::5"] in [row["guest"] for row in host.forwards()]
     move(libvirt, "10.50.0.5")
-    assert libvirt.page() == INNER.page, host.explain()
+    assert host.fetch(8080) == INNER.page, host.explain()
 
     # A reload makes libvirt insert its rules above ours, and no hook tells of it.
     host.run(["sh", "-c", "kill -HUP $(pidof libvirtd)"])
-    eventually(lambda: not libvirt.admits(), "libvirtd has made its chain anew", 10)
-    eventually(lambda: host.virsh("net-info", ID, check=False).status == 0, "libvirtd is done with it", 10)
+    eventually(lambda: not libvirt.admits(), "libvirtd has made its chain anew")
+    eventually(lambda: host.virsh("net-info", ID, check=False).status == 0, "libvirtd is done with it")
     told = json.loads(host.command("check", "--json", check=False).out)["problems"]
     rejected = [problem for problem in told if problem["id"] == "libvirt-rejects"]
     assert rejected, told
     assert {problem["fix"] for problem in rejected} == {"virt-forward sync"}
     host.command("sync")
-    eventually(lambda: libvirt.page() == INNER.page, "reached again after sync")
+    host.wait_page(8080, INNER.page, "reached again after sync")
 
     host.virsh("net-destroy", ID)
-    assert libvirt.page() is None
+    assert host.closed(8080)
     assert "virt-forward" not in libvirt.chain()
     host.virsh("net-start", ID)
     # Only a restart plugs running guests into the new bridge, and then libvirt's status file is all we have.
     host.run(["rm", "-r", "/run/virt-forward"])
     libvirt.restart()
-    eventually(lambda: libvirt.page() == INNER.page, "reached on the network that was started again", 10)
+    host.wait_page(8080, INNER.page, "reached on the network that was started again")
     assert libvirt.chain().count("virt-forward") == 1
 
     host.virsh("destroy", INNER.name)
-    assert libvirt.page() is None
+    assert host.closed(8080)
     assert "virt-forward" not in libvirt.chain()
     # libvirt 11.3 leaves rules behind for the bridge that its net-destroy deleted.
     left = [line for line in libvirt.chain().splitlines() if "oif 4 " not in line]
@@ -155,9 +150,9 @@ def test_start_that_is_handed_over_to_the_unit_opens_and_admits(libvirt: Network
         host.start(INNER)
         host.wait_booted(INNER)
         assert libvirt.admits(), host.explain()
-        assert libvirt.page() == INNER.page, host.explain()
+        assert host.fetch(8080) == INNER.page, host.explain()
         host.virsh("destroy", INNER.name)
-        assert libvirt.page() is None
+        assert host.closed(8080)
         assert "virt-forward" not in libvirt.chain()
         host.systemctl("stop", "virt-forward.service")
         refused = host.virsh("start", INNER.name, check=False)

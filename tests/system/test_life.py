@@ -7,7 +7,7 @@ import pytest
 from support import guest as guests
 from support.guest import Guest
 from support.host import Host
-from support.netns import CLIENT4, HOST4
+from support.netns import CLIENT4, HOST4, HOST6
 from support.proc import eventually
 from system.conftest import WEB
 
@@ -38,7 +38,7 @@ def test_start_opens_and_destroy_closes_and_nothing_else_changes(empty: Host) ->
 
 def test_a_guest_that_powers_itself_off_closes_its_forward(empty: Host, web: Guest) -> None:
     assert empty.fetch(8080, path="/cgi-bin/poweroff") == "bye"
-    eventually(lambda: empty.state(web) == "shut off", "guest powers off", timeout=15)
+    eventually(lambda: empty.state(web) == "shut off", "guest powers off")
     eventually(lambda: closed(empty), "forward closes")
 
 
@@ -52,14 +52,14 @@ def test_managedsave_closes_and_the_next_start_opens_again(empty: Host, web: Gue
     empty.virsh("managedsave", web.name)
     assert closed(empty)
     empty.virsh("start", web.name)
-    eventually(lambda: empty.fetch(8080) == web.page, "open again", timeout=10)
-    eventually(lambda: empty.fetch6(8080) == web.page, "open again by IPv6", timeout=10)
+    empty.wait_page(8080, web.page, "open again")
+    empty.wait_page(8080, web.page, "open again by IPv6", host=HOST6)
 
 
 def test_a_reset_leaves_the_forward_as_it_is(empty: Host, web: Guest) -> None:
     pid = empty.qemu_pid(web)
     empty.virsh("reset", web.name)
-    eventually(lambda: empty.fetch(8080) == web.page, "the guest boots anew", timeout=40)
+    empty.wait_page(8080, web.page, "the guest boots anew")
     assert empty.qemu_pid(web) == pid
 
 
@@ -74,4 +74,4 @@ def test_a_reload_of_nftables_conf_keeps_the_forward(empty: Host, web: Guest) ->
 def test_pausing_and_resuming_keeps_the_forward(empty: Host, web: Guest) -> None:
     empty.virsh("suspend", web.name)
     empty.virsh("resume", web.name)
-    eventually(lambda: empty.fetch(8080) == web.page, "answers again")
+    empty.wait_page(8080, web.page, "answers again")

@@ -70,7 +70,7 @@ def test_a_guest_that_ran_before_is_forwarded_to_its_lease(machine: Machine) -> 
 def test_a_restart_of_libvirtd_keeps_guest_and_forward(machine: Machine) -> None:
     pid = machine.qemu_pid(WEB)
     machine.restart_libvirtd()
-    eventually(lambda: machine.state(WEB) == "running", "libvirtd finds the guest again", 20)
+    eventually(lambda: machine.state(WEB) == "running", "libvirtd finds the guest again")
     assert machine.qemu_pid(WEB) == pid
     assert machine.fetch(8080) == WEB.page, machine.explain()
 
@@ -154,7 +154,7 @@ def service(machine: Machine) -> Iterator[Machine]:
 
 def test_service_restores_a_flushed_table(service: Machine) -> None:
     service.run(["nft", "delete", "table", "inet", "virt-forward"])
-    eventually(lambda: service.fetch(8080) == WEB.page, "the table is back", 5)
+    service.wait_page(8080, WEB.page, "the table is back")
     service.systemctl("stop", "virt-forward")
     assert service.fetch(8080) == WEB.page, "stopping the service closes nothing"
 
@@ -163,16 +163,16 @@ def test_service_follows_a_metadata_edit(service: Machine) -> None:
     set_live = ["metadata", WEB.name, "--uri", "urn:virt-forward:1", "--key", "vf", "--live", "--set"]
     declared = [re.sub(r"(</?)vf:|:vf(?==)", r"\1", text) for text in (ANOTHER_PORT, WEB.metadata)]
     service.virsh(*set_live, declared[0])
-    eventually(lambda: service.fetch(8090) == WEB.page, "the edited forward works", 10)
+    service.wait_page(8090, WEB.page, "the edited forward works")
     service.virsh(*set_live, declared[1])
-    eventually(lambda: service.fetch(8080) == WEB.page, "the first forward works again", 10)
-    assert service.fetch(8090) is None
+    service.wait_page(8080, WEB.page, "the first forward works again")
+    assert service.closed(8090)
 
 
 def test_service_follows_a_lease(service: Machine) -> None:
     service.start(LATE)
     lease = service.wait_lease(LATE)
-    eventually(lambda: service.fetch(8082) == LATE.page, f"the forward leads to {lease}", 10)
+    service.wait_page(8082, LATE.page, f"the forward leads to {lease}")
     service.virsh("destroy", LATE.name)
 
 

@@ -53,8 +53,8 @@ def host() -> Iterator[Host]:
         yield made
 
 
-def pages(host: Host) -> list[str | None]:
-    return [host.fetch(port) for port in (8080, 8081, 8082)]
+def shows(host: Host, *pages: str | None) -> bool:
+    return host.shows(pages, (8080, 8081, 8082))
 
 
 def row(host: Host, port: int) -> dict[str, object]:
@@ -71,29 +71,29 @@ def test_the_life_of_two_nics(service: Background, empty: Host) -> None:
     """One guest that boots once: every step starts from what the one before has left."""
     all_three = [TWO.page] * 3
     empty.start(TWO)
-    eventually(lambda: pages(empty) == all_three, "each NIC is reached", 40, 0.1)
+    eventually(lambda: shows(empty, *all_three), "each NIC is reached", 40, 0.1)
     assert [row(empty, port)["guest"] for port in (8080, 8082)] == [[GUEST4]] * 2
     assert str(row(empty, 8081)["guest"]).startswith("['10.20.0.")
 
     plug(empty, "detach", SECOND)
-    eventually(lambda: row(empty, 8081)["state"] == "waiting", "what was for the NIC waits", 10, 0.2)
+    eventually(lambda: row(empty, 8081)["state"] == "waiting", "what was for the NIC waits")
     assert row(empty, 8081)["reason"] == f"the guest has no NIC with the MAC address {SECOND}"
-    assert pages(empty) == [TWO.page, None, TWO.page]
+    assert shows(empty, TWO.page, None, TWO.page)
     plug(empty, "attach", SECOND)
-    eventually(lambda: pages(empty) == all_three, "plugged in again, it is reached", 20, 0.1)
+    eventually(lambda: shows(empty, *all_three), "plugged in again, it is reached")
 
     empty.virsh("domif-setlink", TWO.name, GUEST_MAC, "down")
     # The guest's way out is by that NIC, so that neither answers; the rules are as they were.
-    assert pages(empty)[0] is None
+    assert empty.closed(8080)
     empty.command("sync")
     assert [row(empty, port)["state"] for port in (8080, 8081, 8082)] == ["active"] * 3
     empty.virsh("domif-setlink", TWO.name, GUEST_MAC, "up")
-    eventually(lambda: pages(empty) == all_three, "reached again with its link", 20, 0.1)
+    eventually(lambda: shows(empty, *all_three), "reached again with its link")
 
     plug(empty, "detach", SECOND)
     plug(empty, "attach", THIRD)
     words = ("--uri", "urn:virt-forward:1", "--key", "vf", "--live", "--set", declared(THIRD))
     empty.virsh("metadata", TWO.name, *words)
-    eventually(lambda: pages(empty) == all_three, "the NIC with another address is reached", 20, 0.1)
+    eventually(lambda: shows(empty, *all_three), "the NIC with another address is reached")
     assert SECOND not in empty.sql("SELECT record FROM guest")
     assert len(set(re.findall(r"dnat ip to 10\.20\.[\d.]+", empty.our_table()))) == 1

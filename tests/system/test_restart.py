@@ -28,7 +28,7 @@ def test_a_restart_of_libvirtd_keeps_the_forward(empty: Host, web: Guest) -> Non
 
 def test_a_restart_makes_a_lost_table_again(empty: Host, web: Guest) -> None:
     empty.run(["nft", "delete", "table", "inet", "virt-forward"])
-    assert empty.fetch(8080) is None
+    assert empty.closed(8080)
     survives_restart(empty, web)
     assert empty.fetch(8080) == web.page, empty.explain()
 
@@ -52,7 +52,7 @@ def test_a_host_that_boots_again_starts_its_guests_with_their_forwards(empty: Ho
     empty.nft_reload()
     assert empty.our_table() == ""
     empty.start_libvirtd()
-    eventually(lambda: empty.fetch(8080) == web.page, "the guest boots and is reached", 40, 0.1)
+    empty.wait_page(8080, web.page, "the guest boots and is reached")
 
 
 SABOTAGE = {

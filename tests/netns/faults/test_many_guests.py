@@ -51,7 +51,7 @@ class ManyGuests:
 
     def event(self, number: int, operation: str, xml: str = "") -> Done:
         text, sub = xml or xml_of(number, operation), PHASES[operation][0]
-        return self.lab.hook("qemu", name_of(number), operation, sub, xml=text, timeout=60, check=False)
+        return self.lab.hook("qemu", name_of(number), operation, sub, xml=text, check=False)
 
     def all(self, numbers: Iterable[int], *operations: str) -> None:
         def life(number: int) -> list[Done]:

@@ -116,8 +116,8 @@ class LibvirtTestbed:
         self.event("stopped", name=name)
 
     def asks(self, ns: Ns | None = None, host: str = "192.0.2.1", port: int = 8080) -> str | None:
-        """Ask from outside, or from a place; return who answered."""
-        answer = (ns or self.client).ask(host, port, timeout=0.4)
+        """Ask from outside, or from a place; return who answered, None for a refusal."""
+        answer = (ns or self.client).ask(host, port)
         return answer.name if answer else None
 
 

@@ -142,7 +142,7 @@ def test_systemd_accepts_the_drop_in(tmp_path: Path) -> None:
     folder = tmp_path / "nftables.service.d"
     folder.mkdir()
     (folder / "virt-forward.conf").write_text(DROP_IN.read_text())
-    done = run(["systemd-analyze", "verify", "--man=no", unit], timeout=20, check=False)
+    done = run(["systemd-analyze", "verify", "--man=no", unit], check=False)
     assert "virt-forward" not in done.err, done
     assert "nftables.service" not in done.err, done
 
@@ -155,7 +155,7 @@ def test_the_service_alone_brings_the_table_back(testbed: ReloadTestbed) -> None
     service = testbed.lab.host.background(argv, testbed.lab.dir / "watch.log")
     testbed.reload()
     try:
-        eventually(testbed.there, "it has begun its work", 10)
+        eventually(testbed.there, "it has begun its work")
     except AssertionError as error:
         raise AssertionError(f"{error}\n{service.text()}") from None
     before = testbed.theirs()
@@ -163,14 +163,14 @@ def test_the_service_alone_brings_the_table_back(testbed: ReloadTestbed) -> None
         time.sleep(0.3)
         assert testbed.under_stream(lambda: _reload_and_wait(testbed)).made
     testbed.lab.host.run(["nft", "flush", *TABLE])
-    eventually(lambda: "dnat" in testbed.lab.host.ruleset(*TABLE), "the rules are back", 10)
+    eventually(lambda: "dnat" in testbed.lab.host.ruleset(*TABLE), "the rules are back")
     assert testbed.theirs() == before
     service.end()
 
 
 def _reload_and_wait(testbed: ReloadTestbed) -> None:
     testbed.reload()
-    eventually(testbed.there, "the table is back", 10, 0.01)
+    eventually(testbed.there, "the table is back")
     time.sleep(0.2)
 
 

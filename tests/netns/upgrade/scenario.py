@@ -82,7 +82,7 @@ def build(lab: Lab, *, libvirt: str = LIBVIRT) -> dict[str, Ns]:
     lab.configure(CONFIG)
     guests = {name: _guest(lab, name) for name in NUMBERS}
     # The host's neighbour table has who has talked to it.
-    guests["wire"].ask(netns.GATEWAY4, 9, "udp", timeout=0.1)
+    guests["wire"].knock(netns.GATEWAY4, 9, "udp")
     return guests
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from netns.faults.edges import Environment, Outcome, Steps, apart
-from netns.support import ANSWERED, PHASES
+from netns.support import PHASES
 from netns.upgrade import scenario
 from support import netns, xml
 from support.netns import HOOK_ENV, HOST4, Lab, Ns
@@ -201,7 +201,7 @@ def test_first_event_completes_the_old_state(
     assert upgraded.lab.host.ruleset("table", "ip", "libvirt_network") == libvirt
     assert scenario.flags(upgraded.lab) == flags
     assert_nothing_damaged(upgraded)
-    assert upgraded.lab.client.ask(HOST4, 3000, timeout=ANSWERED).name == "ready"  # type: ignore[union-attr]
+    assert upgraded.lab.client.ask(HOST4, 3000).name == "ready"  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("name", ["web", "db", "wire"])

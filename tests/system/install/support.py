@@ -28,7 +28,7 @@ ip link set lo up
 def install(*options: str, check: bool = True, env: Mapping[str, str] | None = None, **more: str) -> Done:
     """Run install.sh with this environment and no other."""
     clean = {"PATH": PATH, "HOME": "/nonexistent", **(env or {}), **more}
-    return run([INSTALL, *options], env=clean, timeout=60, check=check)
+    return run([INSTALL, *options], env=clean, check=check)
 
 
 def functions(script: str, *, check: bool = True) -> Done:

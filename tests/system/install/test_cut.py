@@ -56,7 +56,7 @@ def cut(checkout: Path, root: Path, before: int, *options: str, prefix: str) -> 
     """Run install.sh, and end it before its ``before``-th command that changes something."""
     env = {"PATH": PATH, "INSTALL": str(REPO / "install.sh"), "CHECKOUT": str(checkout), "CHANGES": CHANGES}
     env |= {"DESTDIR": str(root), "PREFIX": prefix, "CUT": str(before)}
-    return run(["bash", "-c", CUT, "install.sh", *options], env=env, check=False, timeout=30)
+    return run(["bash", "-c", CUT, "install.sh", *options], env=env, check=False)
 
 
 def cuts(checkout: Path, root: Path, *options: str, prefix: str) -> Iterator[int]:

@@ -75,7 +75,7 @@ def files(machine: Machine) -> set[str]:
 
 
 def install(machine: Machine, *, check: bool = True) -> Done:
-    return machine.run(["dpkg", "-i", FILE], timeout=60, check=check)
+    return machine.run(["dpkg", "-i", FILE], check=check)
 
 
 def test_install_forwards_to_a_guest_that_runs(installed: Machine) -> None:
@@ -141,7 +141,7 @@ def test_upgrade_waits_for_a_hook_that_runs(installed: Machine) -> None:
     installed.run(["mkfifo", "/run/lab/begun", "/run/lab/go"])
     installed.write(f"{MODULES}/of_yesterday.py", "open('/run/lab/imported', 'w').close()\n")
     installed.write(f"{MODULES}/dispatch.py", installed.read(f"{MODULES}/dispatch.py") + SLOW)
-    told = installed.run(["bash", "-c", UPGRADE], timeout=60).out.splitlines()
+    told = installed.run(["bash", "-c", UPGRADE]).out.splitlines()
     assert told == ["1", "0", 'LIB = "/usr/lib/virt-forward"'], installed.read("/run/lab/upgrade.err")
     installed.run(["test", "-e", "/run/lab/imported"])
     assert SLOW not in installed.read(f"{MODULES}/dispatch.py")
@@ -171,10 +171,10 @@ def test_install_sh_leaves_the_package_alone(installed: Machine, options: list[s
 
 def test_remove_leaves_the_guest_and_purge_nothing(installed: Machine, before: set[str]) -> None:
     installed.write("/etc/virt-forward/config.toml", "[forward]\nhairpin = false\n")
-    installed.run(["dpkg", "--remove", "virt-forward"], timeout=60)
+    installed.run(["dpkg", "--remove", "virt-forward"])
     assert installed.state(WEB) == "running"
     assert installed.our_table() == ""
-    eventually(lambda: installed.fetch(8080) is None, "the forward is closed")
+    eventually(lambda: installed.closed(8080), "the forward is closed")
     assert installed.read("/etc/virt-forward/config.toml")
     assert installed.run(["ls", HOOKS]).out == ""
     installed.virsh("destroy", WEB.name)
