@@ -40,6 +40,13 @@ def test_nft_adds_the_printed_lines_to_the_ruleset(lab: Lab, ruleset: str) -> No
         assert 'iifname "vmbr7" udp dport 67 accept' in after
 
 
+def test_line_for_forwards_is_printed_once(lab: Lab) -> None:
+    lab.host.nft(BEFORE)
+    assert "ct label 100 accept" in lines(dry_run(lab, "--uplink", "enp1s0"))
+    lab.host.nft(NFTABLES.replace('include "/run', f'include "{lab.dir}/none'))
+    assert "ct label 100 accept" not in lines(dry_run(lab, "--uplink", "enp1s0"))
+
+
 def test_subnet_of_the_hosts_own_bridge_is_not_chosen(lab: Lab) -> None:
     assert "Address=10.10.1.1/24" in dry_run(lab, "--uplink", "enp1s0")
     done = lab.command("init", "--subnet", "10.10.0.0/25", "--uplink", "enp1s0", check=False)

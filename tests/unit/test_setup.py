@@ -339,6 +339,39 @@ def test_states_that_a_chain_accepts(statements: tuple[dict[str, object], ...], 
     assert [chain.accepts for chain in found] == [accepted]
 
 
+def ct_match(key: str, right: object) -> dict[str, object]:
+    return {"match": {"op": "in", "left": {"ct": {"key": key}}, "right": right}}
+
+
+@pytest.mark.parametrize(
+    ("statements", "admits"),
+    [
+        ((ct_match("label", 100), ACCEPT), True),
+        ((ct_match("label", 100), COUNTER, ACCEPT), True),
+        ((ct_match("label", 10), ACCEPT), False),
+        ((ct_match("label", 100), {"drop": None}), False),
+        ((TCP, ct_match("label", 100), ACCEPT), False),
+        ((ct_match("status", "dnat"), ACCEPT), True),
+        ((ct_match("status", ["snat", "dnat"]), ACCEPT), True),
+        ((ct_match("status", "snat"), ACCEPT), False),
+    ],
+)  # fmt: skip
+def test_accept_of_forwarded_connections_is_not_printed_again(
+    statements: tuple[dict[str, object], ...], admits: bool
+) -> None:
+    found = chains.base_chains([FORWARD, rule("inet", "filter", "forward", *statements)])
+    assert [chain.admits for chain in found] == [admits]
+    text = plan(Options(), NETWORKD._replace(chains=found)).ruleset
+    assert ("ct label 100 accept" not in text) == admits
+    assert 'iifname "vmbr0" ip saddr 10.10.0.0/24 oifname "enp1s0" accept' in text
+
+
+def test_note_about_networkd_is_true_before_and_after_its_start() -> None:
+    notes = " ".join(plan(Options(), LAPTOP).notes)
+    assert "systemctl enable --now systemd-networkd" in notes
+    assert "above" not in notes, "with --apply there is no command above"
+
+
 def test_a_drop_in_a_chain_that_is_jumped_to_counts() -> None:
     open_chain = base("inet", "filter", "forward")
     jump = rule("inet", "filter", "forward", TCP, {"jump": {"target": "strangers"}})

@@ -1,8 +1,9 @@
 """The base chains in nft's JSON listing of the whole ruleset (libnftables-json(5)), and whose they are."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
+from virt_forward.names import LABEL
 from virt_forward.setup.facts import Chain
 
 Items = list[dict[str, Any]]
@@ -64,10 +65,11 @@ def _chain(
         chain["type"],
         chain["hook"],
         chain.get("policy", "accept"),
-        frozenset(state for rule in own for state in _accepted_states(rule)),
+        frozenset(str(state) for rule in own for state in _accepted(rule, "state")),
         any(word in statement for rule in reached for statement in rule for word in DROPS),
         bool(own) and _drops_all(own[-1]),
         owners.get(where, ""),
+        any(LABEL in _accepted(rule, "label") or "dnat" in _accepted(rule, "status") for rule in own),
     )
 
 
@@ -88,24 +90,23 @@ def _drops_all(rule: Items) -> bool:
     return len(words) == 1 and words[0] in DROPS
 
 
-def _accepted_states(rule: Items) -> Iterator[str]:
-    """Yield the conntrack states that a rule accepts whatever else a packet has."""
+def _accepted(rule: Items, key: str) -> Iterator[str | int]:
+    """Yield the values of a conntrack key, as ``state``, that a rule accepts whatever else a packet has."""
+    ct = {"ct": {"key": key}}
     rest = [statement for statement in rule if not any(word in HARMLESS for word in statement)]
     if len(rest) == 1 and "vmap" in rest[0]:
         vmap = rest[0]["vmap"]
-        if _is_ct_state(vmap.get("key")) and isinstance(vmap.get("data"), dict):
-            yield from (key for key, verdict in vmap["data"].get("set", []) if "accept" in verdict)
+        if vmap.get("key") == ct and isinstance(vmap.get("data"), dict):
+            yield from (value for value, verdict in vmap["data"].get("set", []) if "accept" in verdict)
     elif len(rest) == 2 and "match" in rest[0] and "accept" in rest[1]:
         match = rest[0]["match"]
-        if _is_ct_state(match["left"]) and match["op"] in ("in", "=="):
-            yield from _words(match["right"])
+        if match["left"] == ct and match["op"] in ("in", "=="):
+            yield from _values(match["right"])
 
 
-def _is_ct_state(key: object) -> bool:
-    return key == {"ct": {"key": "state"}}
-
-
-def _words(right: object) -> Iterable[str]:
+def _values(right: object) -> Iterator[str | int]:
     if isinstance(right, dict):
         right = right.get("set", [])
-    return [right] if isinstance(right, str) else [word for word in right or () if isinstance(word, str)]  # type: ignore[attr-defined]
+    yield from (
+        each for each in (right if isinstance(right, list) else [right]) if isinstance(each, str | int)
+    )

@@ -37,7 +37,8 @@ class Chain(NamedTuple):
 
     ``accepts`` are the conntrack states that it accepts for all packets, ``ends`` tells that its last rule
     drops or rejects whatever reaches it, ``drops`` that some rule does. ``owner`` is the program that writes
-    the table, empty for a table written by hand.
+    the table, empty for a table written by hand. ``admits`` tells that a rule accepts all connections that we
+    forward.
     """
 
     family: str
@@ -50,6 +51,7 @@ class Chain(NamedTuple):
     drops: bool = False
     ends: bool = False
     owner: str = ""
+    admits: bool = False
 
 
 class LibvirtNetwork(NamedTuple):

@@ -75,8 +75,8 @@ def _commands(files: tuple[File, ...], facts: SetupFacts) -> tuple[tuple[str, ..
 def _networkd_notes(facts: SetupFacts) -> Iterator[str]:
     if not facts.networkd:
         yield (
-            "systemd-networkd is not running; the command above starts it, now and at boot. It configures "
-            "only what a .network file matches: interfaces of other programs stay theirs"
+            "systemctl enable --now systemd-networkd starts networkd, now and at boot. It configures only "
+            "what a .network file matches: interfaces of other programs stay theirs"
         )
 
 

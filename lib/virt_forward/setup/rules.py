@@ -85,7 +85,8 @@ def _forward(chain: Chain, bridge: Bridge, uplinks: tuple[str, ...]) -> Iterator
         yield f"ct state {','.join(missing)} accept"
     for source in _sources(chain, bridge):
         yield f"iifname {interface(bridge.name)} {source} oifname {_devices(uplinks)} accept"
-    yield f'ct label {LABEL} accept comment "forwarded by virt-forward"'
+    if not chain.admits:
+        yield f'ct label {LABEL} accept comment "forwarded by virt-forward"'
 
 
 def _input(chain: Chain, bridge: Bridge) -> Iterator[str]:
