@@ -8,7 +8,8 @@ imports      modules, ours and others
 parsing      libvirt's XML to values
 lock         waiting for the run directory
 state        reading and writing the state, and the include file
-nft, conntrack, ip   the programs
+nft, ip      the programs
+conntrack    reading the tracked connections, and ending some
 rest         all else: what is planned and rendered
 
 The events run without the service, each part's time without that of others within it. The medians of the
@@ -64,7 +65,7 @@ if concerns_us(sys.argv, data):
     import gc
     gc.disable()
     from virt_forward.hooks import dispatch
-    from virt_forward.host import process
+    from virt_forward.host import conntrack, process
     if sys.argv[1] in ("prepare", "started"):
         from virt_forward.metadata import domain
         wrap(domain, "parse_domain", "parsing")
@@ -72,6 +73,7 @@ if concerns_us(sys.argv, data):
     for module in [found for name, found in sys.modules.items() if name.startswith("virt_forward.host")]:
         if getattr(module, "run", None) is process.run and module is not process:
             wrap(module, "run", lambda args: args[0][0])
+    wrap(conntrack, "end_flows", "conntrack")
     wrap(store, "wait_for_lock", "lock")
     for name in ("connect", "create"):
         wrap(database, name, "state")
