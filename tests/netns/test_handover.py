@@ -18,7 +18,7 @@ from netns.faults.test_many_guests import ManyGuests
 from netns.support import PHASES
 from support import netns, state
 from support.netns import GUEST4, HOOK_ENV, HOST4, Lab
-from support.proc import REPO, Background, Done, eventually
+from support.proc import REPO, Background, Done, children, eventually
 from support.xml import domain, forwards, host_ip, port_forward
 
 pytestmark = pytest.mark.root
@@ -134,10 +134,6 @@ def testbed() -> Iterator[HandoverTestbed]:
         yield HandoverTestbed(lab, undo)
 
 
-def children(pid: int) -> list[int]:
-    return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-
-
 def waiting(testbed: HandoverTestbed) -> set[int]:
     """Return the processes that wait for the lock (proc_locks(5))."""
     inode = (testbed.lab.run_dir / "lock").stat().st_ino
@@ -233,7 +229,7 @@ def test_service_that_hangs_in_an_event_is_overtaken(testbed: HandoverTestbed) -
         nft = int(pid.read_text())
         eventually(lambda: waiting(testbed), "the hook waits for the lock")
         assert not testbed.is_served()
-        (event,) = children(server.pid)
+        (event,) = filter(children, children(server.pid))
         os.kill(event, signal.SIGKILL)
     assert not Path(f"/proc/{nft}/cmdline").exists() or not Path(f"/proc/{nft}/cmdline").read_bytes()
     first, *others = testbed.who()
@@ -277,7 +273,7 @@ def test_event_that_the_hook_has_given_up_changes_nothing_later(testbed: Handove
     testbed.event("stopped")
     assert not testbed.is_served()
     os.kill(event, signal.SIGCONT)
-    eventually(lambda: not children(server.pid), "the event has ended")
+    eventually(lambda: event not in children(server.pid), "the event has ended")
     assert not testbed.is_served()
     assert testbed.is_whole()
     assert state.uuids(testbed.lab.run_dir) == set()

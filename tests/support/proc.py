@@ -157,6 +157,11 @@ def is_tied(pid: int) -> bool:
     return any(int(info.split("flags:")[1].split()[0], 8) & os.O_ASYNC for info in infos)
 
 
+def children(pid: int) -> list[int]:
+    """Return the processes that a process with one thread has started, and that have not ended."""
+    return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
 def eventually(what: Callable[[], object], why: str, timeout: float = 30, pause: float = 0.05) -> None:
     """Wait until ``what()`` is true, or fail saying ``why``."""
     until = time.monotonic() + timeout

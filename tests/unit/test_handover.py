@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
+import signal
 import socket
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from support.proc import REPO, eventually
-from unit.build import domain_xml, forwards_xml
+from support.proc import REPO, children, eventually
+from unit.build import UUID, domain_xml, forwards_xml
 from virt_forward.hooks import handover
 from virt_forward.watch import hook_process
 
@@ -207,6 +210,7 @@ import sys
 sys.path.insert(0, sys.argv[1])
 from virt_forward.watch import hook_process
 hook_process.CHECK_SECONDS = 0.1
+hook_process.EVENTS_PER_WORKER = int(sys.argv[2])
 sys.exit(hook_process.main())
 """
 
@@ -217,14 +221,24 @@ def answers() -> bool:
 
 
 @contextlib.contextmanager
-def real_process() -> Iterator[subprocess.Popen[bytes]]:
-    argv = ["/usr/bin/python3", "-I", "-c", SERVER, str(REPO / "lib")]
+def real_process(events_per_worker: int = 100) -> Iterator[subprocess.Popen[bytes]]:
+    argv = ["/usr/bin/python3", "-I", "-c", SERVER, str(REPO / "lib"), str(events_per_worker)]
     with subprocess.Popen(argv, stdin=subprocess.PIPE) as process:
         eventually(answers, "it answers")
         yield process
+        workers = children(process.pid)
         assert process.stdin
         process.stdin.close()
         assert process.wait(30) == 0
+        eventually(lambda: not any(map(is_alive, workers)), "its workers end with it")
+
+
+def is_alive(pid: int) -> bool:
+    """Tell whether a process runs; one that has ended stays until its new parent asks for its status."""
+    try:
+        return bool(Path(f"/proc/{pid}/cmdline").read_bytes())
+    except FileNotFoundError:
+        return False
 
 
 def hook(operation: str, data: bytes) -> subprocess.CompletedProcess[bytes]:
@@ -245,6 +259,65 @@ def test_hook_says_the_same_with_and_without_the_service() -> None:
         handed_over = hook("prepare", BROKEN)
     assert (handed_over.returncode, handed_over.stdout) == (1, b"")
     assert handed_over.stderr == alone.stderr
+
+
+def test_worker_handles_one_event_after_the_other_each_with_its_own_answer() -> None:
+    with real_process() as server:
+        workers = children(server.pid)
+        assert len(workers) == 1
+        for word in (b"0", b"70000", b"-1"):
+            refused = hook("prepare", BROKEN.replace(b'"0"', b'"' + word + b'"'))
+            assert refused.returncode == 1
+            assert refused.stderr.count(b"error:") == 1
+            assert b'start="' + word + b'"' in refused.stderr
+            assert answers()
+        assert set(workers) <= set(children(server.pid))
+        assert len(children(server.pid)) <= hook_process.MAX_IDLE
+
+
+def test_worker_is_replaced_after_so_many_events() -> None:
+    with real_process(events_per_worker=3) as server:
+        seen = set()
+        for _ in range(8):
+            assert answers()
+            seen |= {*children(server.pid)}
+        assert len(seen) >= 3
+        # An event that comes before a worker has said that it is done has another one.
+        eventually(lambda: len(children(server.pid)) <= hook_process.MAX_IDLE, "those replaced end")
+
+
+def test_worker_that_was_killed_is_replaced() -> None:
+    with real_process() as server:
+        (worker,) = children(server.pid)
+        os.kill(worker, signal.SIGKILL)
+        eventually(lambda: worker not in children(server.pid), "it is noticed")
+        assert answers()
+        assert len(children(server.pid)) == 1
+
+
+def test_events_do_not_wait_for_each_other_and_few_workers_stay(run_dir: Path) -> None:
+    """All of them wait for the lock, each in a worker of its own."""
+    (run_dir / "guests").mkdir()
+    (run_dir / "guests" / UUID).touch()
+    with real_process() as server, ThreadPoolExecutor(6) as pool, (run_dir / "lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        event = ("qemu", ["web", "stopped", "end", "-"], domain_xml())
+        found = [pool.submit(handover.ask_service, *event) for _ in range(6)]
+        eventually(lambda: len(children(server.pid)) == 6, "each event has a worker")
+        assert answers()
+        fcntl.flock(lock, fcntl.LOCK_UN)
+        assert [each.result() for each in found] == [0] * 6
+        eventually(lambda: len(children(server.pid)) == hook_process.MAX_IDLE, "the others end")
+        assert answers()
+
+
+def test_workers_end_with_a_process_that_is_killed() -> None:
+    argv = ["/usr/bin/python3", "-I", "-c", SERVER, str(REPO / "lib"), "100"]
+    with subprocess.Popen(argv, stdin=subprocess.PIPE) as server:
+        eventually(answers, "it answers")
+        workers = children(server.pid)
+        server.kill()
+    eventually(lambda: not any(map(is_alive, workers)), "its workers end")
 
 
 def test_socket_that_was_removed_is_put_back(run_dir: Path) -> None:

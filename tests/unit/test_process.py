@@ -95,6 +95,17 @@ def test_deadline_of_the_process_limits_a_program() -> None:
     assert run(["sleep", "600"]).status == 124
 
 
+def test_program_that_was_not_waited_for_is_waited_for_later() -> None:
+    pid = os.posix_spawn("/bin/sleep", ["sleep", "600"], {})
+    process._done.append(pid)
+    assert not process.finish(0.01)
+    os.kill(pid, process.SIGKILL)
+    assert process.finish(30)
+    assert not process._done
+    assert not os.path.exists(f"/proc/{pid}")
+    assert process.finish(0)
+
+
 PARENT = """
 import os, sys
 sys.path.insert(0, sys.argv[1])

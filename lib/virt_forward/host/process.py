@@ -217,6 +217,19 @@ def _reap() -> None:
     _done[:] = [pid for pid in _done if not _reaped(pid)]
 
 
+def finish(seconds: float = KILL_SECONDS) -> bool:
+    """Wait for the programs that were not waited for until their end; return whether all have ended."""
+    until = time.monotonic() + seconds
+    for pid in _done:
+        pidfd = os.pidfd_open(pid)
+        try:
+            _ended(pidfd, until - time.monotonic())
+        finally:
+            os.close(pidfd)
+    _reap()
+    return not _done
+
+
 def _reaped(pid: int) -> bool:
     try:
         return bool(os.waitpid(pid, os.WNOHANG)[0])

@@ -1,8 +1,10 @@
 """The process that handles events which hooks hand over (hooks.handover).
 
-It is a child process of the service with one thread, and has loaded what an event may need. Each event
-is handled in a fork of it, by the same function as in a hook: so events do not wait for each other or for
-the service, state is read from the run directory each time, and what an event leaves in memory is gone.
+It is a child process of the service with one thread, and has loaded what an event may need. An event is
+handled in a fork of it, a worker, by the same function as in a hook: so events do not wait for each other or
+for the service, and state is read from the run directory each time. A worker handles one event after the
+other: in a new one, the kernel has to copy each page that the event writes to, which takes longer than the
+event. After EVENTS_PER_WORKER, what events may have left in memory is gone.
 """
 
 import contextlib
@@ -29,6 +31,12 @@ MAX_EVENTS = 64
 
 MAX_BYTES = 16 * 1024 * 1024
 """The most bytes of an event; libvirt's own limit on a domain's XML is less."""
+
+EVENTS_PER_WORKER = 100
+"""After so many events a worker is replaced."""
+
+MAX_IDLE = 2
+"""The most workers that wait for an event."""
 
 EVENT_SECONDS = dispatch.SECONDS + handover.SECONDS
 """How long an event may take until its process is killed."""
@@ -132,12 +140,23 @@ def _load() -> None:
     collect.bridge_facts("", {}, collect.networkd_files())
 
 
+class _Worker:
+    """The server's view of a worker: it gets connections through ``channel``, and answers when it is done."""
+
+    def __init__(self, pid: int, channel: socket.socket) -> None:
+        self.pid = pid
+        self.channel = channel
+        self.until = math.inf
+        """When to kill it, on the monotonic clock."""
+
+
 class _Server:
-    """The listening socket, and the processes of the events that are being handled."""
+    """The listening socket, and the workers."""
 
     def __init__(self) -> None:
         self._poller = select.poll()
-        self._events: dict[int, tuple[int, float]] = {}
+        self._workers: dict[int, _Worker] = {}
+        self._idle: list[_Worker] = []
         self._listener = _listen()
         for fd in (0, self._listener.fileno()):
             self._poller.register(fd, select.POLLIN)
@@ -145,41 +164,71 @@ class _Server:
     def run(self) -> None:
         """Handle events until standard input is closed. Raises OSError."""
         while True:
-            soonest = min((until for _, until in self._events.values()), default=math.inf)
+            soonest = min((worker.until for worker in self._workers.values()), default=math.inf)
             seconds = min(max(soonest - time.monotonic(), 0), CHECK_SECONDS)
             ready = {fd for fd, _ in self._poller.poll(math.ceil(seconds * 1000))}
             if 0 in ready:
                 return
+            self._read_workers(ready)
             if self._listener.fileno() in ready:
                 self._accept()
-            self._end_events(ready)
             # What is not accepted waits in the queue of the socket.
-            busy = len(self._events) >= MAX_EVENTS
+            busy = len(self._workers) - len(self._idle) >= MAX_EVENTS
             self._poller.modify(self._listener.fileno(), 0 if busy else select.POLLIN)
             if not os.path.exists(os.path.join(Store().path, handover.NAME)):
                 self._replace_socket()
 
     def _accept(self) -> None:
+        """Give an event to a worker. Where there is none, the hook finds its connection closed."""
+        if not self._idle:
+            # Before there is a connection, of which it would have a copy.
+            with contextlib.suppress(OSError):
+                self._fork()
         with contextlib.suppress(OSError), self._listener.accept()[0] as connection:
+            if self._idle:
+                worker = self._idle.pop()
+                worker.until = time.monotonic() + EVENT_SECONDS
+                socket.send_fds(worker.channel, [b"."], [connection.fileno()])
+
+    def _fork(self) -> None:
+        """Start a worker. Raises OSError."""
+        ours, theirs = socket.socketpair()
+        with theirs:
             pid = os.fork()
             if pid == 0:
-                self._listener.close()
-                _handle(connection)
-            pidfd = os.pidfd_open(pid)
-            self._events[pidfd] = (pid, time.monotonic() + EVENT_SECONDS)
-            self._poller.register(pidfd, select.POLLIN)
+                # Of no other worker may this one keep a channel open: its end would not be noticed.
+                for other in (self._listener, ours, *(worker.channel for worker in self._workers.values())):
+                    other.close()
+                _work(theirs)
+        worker = _Worker(pid, ours)
+        self._workers[ours.fileno()] = worker
+        self._idle.append(worker)
+        self._poller.register(ours.fileno(), select.POLLIN)
 
-    def _end_events(self, ready: set[int]) -> None:
-        """Forget the events that are done, and kill the processes of those that take too long."""
-        for pidfd, (pid, until) in [*self._events.items()]:
-            if pidfd in ready:
-                os.waitpid(pid, 0)
-                self._poller.unregister(pidfd)
-                os.close(pidfd)
-                del self._events[pidfd]
-            elif until <= time.monotonic():
-                os.kill(pid, signal.SIGKILL)
-                self._events[pidfd] = (pid, math.inf)
+    def _read_workers(self, ready: set[int]) -> None:
+        """Note which workers are done or have ended, and kill those that take too long."""
+        for fd, worker in [*self._workers.items()]:
+            if fd in ready:
+                self._read(fd, worker)
+            elif worker.until <= time.monotonic():
+                os.kill(worker.pid, signal.SIGKILL)
+                worker.until = math.inf
+
+    def _read(self, fd: int, worker: _Worker) -> None:
+        done = b""
+        with contextlib.suppress(OSError):
+            done = worker.channel.recv(1)
+        worker.until = math.inf
+        if not done:
+            os.waitpid(worker.pid, 0)
+            self._poller.unregister(fd)
+            worker.channel.close()
+            del self._workers[fd]
+            self._idle = [other for other in self._idle if other is not worker]
+        elif len(self._idle) < MAX_IDLE:
+            self._idle.append(worker)
+        else:
+            worker.channel.shutdown(socket.SHUT_WR)
 
     def _replace_socket(self) -> None:
         """Listen again: somebody has removed the run directory."""
@@ -210,8 +259,29 @@ def _listen() -> socket.socket:
     return listener
 
 
-def _handle(connection: socket.socket) -> NoReturn:
-    """Handle the event of a connection, answer, and end this process."""
+def _work(channel: socket.socket) -> NoReturn:
+    """Handle the events of the connections that come through a channel, and end this process."""
+    # As in a hook: garbage is collected when nobody waits for it.
+    gc.disable()
+    events = 0
+    try:
+        while True:
+            _, fds, _, _ = socket.recv_fds(channel, 1, 1, socket.MSG_CMSG_CLOEXEC)
+            if not fds:
+                break
+            with socket.socket(fileno=fds[0]) as connection:
+                _handle(connection)
+            events += 1
+            if events >= EVENTS_PER_WORKER or not process.finish():
+                break
+            gc.collect()
+            channel.send(b".")
+    finally:
+        os._exit(0)
+
+
+def _handle(connection: socket.socket) -> None:
+    """Handle the event of a connection, and answer."""
     try:
         connection.settimeout(handover.SECONDS)
         driver, arguments, data = _receive(connection)
@@ -223,8 +293,6 @@ def _handle(connection: socket.socket) -> NoReturn:
     except (OSError, ValueError):
         # The hook does it, and does not wait for its time limit, as the connection is closed.
         pass
-    finally:
-        os._exit(0)
 
 
 def _receive(connection: socket.socket) -> tuple[str, list[str], bytes]:
