@@ -18,6 +18,7 @@ import argparse
 import ipaddress
 import json
 import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -45,6 +46,7 @@ TARGETS = {"irrelevant": 1.0, "port": 1.0, "cycle": 2.5, "service": 1.5} | {
 }
 NOTHING = ["/usr/bin/python3", "-I", "-c", "pass"]
 PATIENCE = 20.0
+LIMIT = 300
 CYCLE = (
     ("prepare", "begin"),
     ("start", "begin"),
@@ -71,12 +73,19 @@ def domain_xml(namespace: str = "urn:virt-forward:1") -> bytes:
 
 
 def seconds(argv: list[str], stdin: bytes = b"") -> float:
-    """Run a program and return how long it took."""
-    before = time.perf_counter()
-    quiet = subprocess.DEVNULL
-    # With a time limit, subprocess looks for the end of the program in growing intervals of up to 50 ms.
-    subprocess.run(argv, input=stdin, check=True, stdout=quiet, stderr=quiet)
-    return time.perf_counter() - before
+    """Run a program and return how long it took; exit with its message where it fails or does not end."""
+    with tempfile.TemporaryFile() as errors:
+        # With a time limit, subprocess looks for the end of the program in growing intervals of up to 50 ms.
+        signal.signal(signal.SIGALRM, lambda *_: sys.exit(f"{argv}: has not ended within {LIMIT} seconds"))
+        signal.alarm(LIMIT)
+        before = time.perf_counter()
+        done = subprocess.run(argv, input=stdin, check=False, stdout=subprocess.DEVNULL, stderr=errors)
+        took = time.perf_counter() - before
+        signal.alarm(0)
+        if done.returncode:
+            errors.seek(0)
+            sys.exit(f"{argv}: exit status {done.returncode}: {errors.read().decode(errors='replace')}")
+    return took
 
 
 def hook(operation: str, sub_operation: str, xml: bytes, driver: str = "qemu") -> float:

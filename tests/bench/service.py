@@ -71,10 +71,11 @@ def removed(runs: int) -> float:
         over = threading.Event()
         remover = threading.Thread(target=keep_removing, args=(over, every))
         remover.start()
-        took = sum(hooks.start() for _ in range(10))
-        over.set()
-        remover.join()
-        return took
+        try:
+            return sum(hooks.start() for _ in range(10))
+        finally:
+            over.set()
+            remover.join()
 
     return statistics.median(starts(0.1) / starts(1000) for _ in range(runs))
 
