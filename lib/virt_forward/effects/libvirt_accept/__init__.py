@@ -63,6 +63,9 @@ def observe(state: Snapshot, change: Change) -> Seen:
     # Without networks that reject, libvirt has no chains; and iptables, asked for one, may make a table.
     suspected = change.search == "known" and any(network.mode in plan.REJECTING for network in known)
     suspected = suspected or (change.search == "all" and networks.may_exist())
+    if not (wanted or suspected or change.ours(NAME)):
+        # Hence neither is the module of either backend imported.
+        return Seen(wanted)
     chains: list[Chain] = []
     for family in plan.FAMILIES:
         bridges = frozenset(side.bridge for side in wanted if side.family == family)
