@@ -204,11 +204,15 @@ def test_table_is_rebuilt_once_where_the_include_file_cannot_be_written(
 
 
 def counting(lab: Lab) -> tuple[str, Callable[[], int]]:
-    """Return a PATH whose ip(8) records calls that list addresses, and a function that counts them."""
+    """Return a PATH whose ip(8) records calls that list neighbours, and a function that counts them.
+
+    A refresh lists them once, as no source knows the guest's IPv6 address.
+    """
     notes, program = lab.dir / "calls", lab.dir / "bin" / "ip"
     program.parent.mkdir()
     program.write_text(
-        f'#!/bin/sh\ncase "$*" in *address*) echo x >>{notes} ;; esac\nPATH={HOOK_ENV["PATH"]} exec ip "$@"\n'
+        f'#!/bin/sh\ncase "$*" in *"neighbour show"*) echo x >>{notes} ;; esac\n'
+        f'PATH={HOOK_ENV["PATH"]} exec ip "$@"\n'
     )
     program.chmod(0o755)
     return f"{program.parent}:{HOOK_ENV['PATH']}", lambda: len(
@@ -218,7 +222,7 @@ def counting(lab: Lab) -> tuple[str, Callable[[], int]]:
 
 def begun(calls: Callable[[], int]) -> None:
     """Wait until the service has finished its initial work."""
-    eventually(lambda: calls() > 0, "it looks at the leases")
+    eventually(lambda: calls() > 0, "it looks at the neighbours")
     before = -1
     while before != calls():
         before = calls()
