@@ -35,7 +35,7 @@ RULES = (
     rf'(iifname != "{DEV}" )?(iifname "{DEV}" )?(ip6? saddr {NET} )?meta nfproto ipv[46] '
     rf"({PROTO} dport {LISTED}|meta l4proto {PROTOS}( th dport {LISTED})?) "
     rf"(ip6? daddr {IP} |{KEPT})fib daddr type local "
-    rf"ct label set 100 counter dnat ip6? to {TARGET}",
+    rf"(ct label set 100 counter dnat ip6? to {TARGET}|counter goto to[46](-at)?(-dev)?)",
     # what counts
     rf'(ct direction (original iifname|reply oifname) "{DEV}" )?meta l4proto {PROTO} '
     rf"ct original proto-dst {PORTS}( ct original ip6? saddr {NET})?( ct original ip6? daddr {IP})? "
@@ -46,14 +46,14 @@ RULES = (
     # what masquerades
     rf"ip6? saddr {NET} masquerade",
     # lookups
-    *(re.escape(each.lookup()) for each in maps.ALL if each.verdict),
+    *(re.escape(each.lookup()) for each in maps.ALL if each.data == maps.VERDICT),
     r"ct status dnat ct label 100 goto ours",
     r"iifname != @uplinks iifname \. iifname != @own return",
     *map(re.escape, static.lookups(Config(), ["isolated"])["forward"]),
 )
 
 KEY = rf'({NET}|{PROTO}|{PORTS}|"{DEV}"|{MAC})'
-ITEM = rf"{KEY}( \. {KEY})*( : (jump|goto) (guest|forward|port|lan)-[A-Za-z0-9_.-]+)?"
+ITEM = rf"{KEY}( \. {KEY})*( : ((jump|goto) (guest|forward|port|lan)-[A-Za-z0-9_.-]+|{IP} \. {PORT}))?"
 
 LINES = (
     "",

@@ -21,7 +21,7 @@ from unit.simulation import Event, Simulation, events
 from virt_forward import ports
 from virt_forward.claims import index as claims
 from virt_forward.model import Address, Forward, Guest
-from virt_forward.ruleset import table
+from virt_forward.ruleset import maps, table
 from virt_forward.ruleset.block import Chain
 
 
@@ -100,8 +100,11 @@ class Kernel:
             for target in self._targets(rule, packet):
                 if found := self._run(target, packet):
                     return found
+            match, _, name = rule.partition(" counter goto ")
+            if name and self._holds(match, packet):
+                return self._target(name, packet)
             if " dnat " in rule and self._holds(rule, packet):
-                return translated(rule, packet)
+                return self._translated(rule, packet)
         return None
 
     def _targets(self, rule: str, packet: Packet) -> Iterator[str]:
@@ -114,9 +117,7 @@ class Kernel:
             yield rule.partition(" jump ")[2]
 
     def _looked_up(self, name: str, key: list[str], packet: Packet) -> Iterator[str]:
-        family = "ip" if packet.destination.version == 4 else "ip6"
-        facts = {"th dport": str(packet.port), "meta l4proto": packet.proto}
-        facts[f"{family} daddr"] = str(packet.destination)
+        facts = facts_of(packet)
         assert name in self.maps or name == "ports", f"{name} is asked and has no elements"
         if not set(key) <= set(facts):
             return
@@ -125,10 +126,37 @@ class Kernel:
         assert len(found) <= 1, f"{name}: two elements for {wanted}"
         yield from (data.removeprefix("jump ") for data in found)
 
+    def _translated(self, rule: str, packet: Packet) -> str:
+        text = rule.partition(" dnat ")[2].partition(" to ")[2]
+        found = re.fullmatch(r"\[?([0-9a-f:]+:[0-9a-f:]*|[\d.]+)\]?(?::(.*))?", text)
+        assert found, text
+        address, port = found[1], found[2] or ""
+        if "{" in port:
+            port = dict(re.findall(r"(\d+) : (\d+)", port))[str(packet.port)]
+        return f"{address} {port or packet.port}"
+
+    def _target(self, name: str, packet: Packet) -> str:
+        """Return what a map of targets has; one without it would have the label set, and no translation."""
+        version = packet.destination.version
+        each = next(each for (n, *_), each in maps.TARGETS.items() if (n, each.name) == (version, name))
+        key = " . ".join(facts_of(packet)[field.expression] for field in each.key)
+        return dict(self.maps[name])[key].replace(" . ", " ")
+
     def _holds(self, rule: str, packet: Packet) -> bool:
         kept = re.search(r"daddr != @(gateway\d)", rule)
         gateways = self.maps.get(kept[1], ()) if kept else ()
         return holds(rule, packet) and (str(packet.destination), "") not in gateways
+
+
+def facts_of(packet: Packet) -> dict[str, str]:
+    """Return what the expressions in the keys of maps take from a packet."""
+    family = "ip" if packet.destination.version == 4 else "ip6"
+    return {
+        "th dport": str(packet.port),
+        "meta l4proto": packet.proto,
+        "iifname": f'"{packet.dev}"',
+        f"{family} daddr": str(packet.destination),
+    }
 
 
 def within(wanted: list[str], key: list[str]) -> bool:
@@ -166,17 +194,6 @@ def listed(found: re.Match[str]) -> list[str]:
 def in_ports(port: int, span: str) -> bool:
     first, _, last = span.partition("-")
     return int(first) <= port <= int(last or first)
-
-
-def translated(rule: str, packet: Packet) -> str:
-    _, _, target = rule.partition(" dnat ")
-    text = target.partition(" to ")[2]
-    shifted = dict(re.findall(r"(\d+) : (\d+)", text.partition("{")[2]))
-    address = re.match(r"\[?([0-9a-f:]*:[0-9a-f:]*|[\d.]+)\]?", text)
-    assert address, rule
-    plain = re.fullmatch(r":(\d+)", text[address.end() :])
-    port = shifted.get(str(packet.port)) or (plain[1] if plain else str(packet.port))
-    return f"{address[1]} {port}"
 
 
 def outcomes(simulation: Simulation) -> list[str | None]:

@@ -152,19 +152,23 @@ def test_every_kind_of_rule_is_spoken() -> None:
             forward(2000, 2500, dev="e"),
             forward(53),
             forward(53, proto="udp"),
+            forward(3000, 3200, to=4000),
+            forward(3000, 3200, proto="udp", to=4000),
+            *(forward(5000 + 2 * number) for number in range(9)),
         ),
     ]
     text = "\n".join(table.whole(guests, Config(hairpin=False), 1).paragraphs)
     assert_spoken(text)
     for word in (
         "th dport 1000-3000",
-        "tcp dport { 5-7, 600 }",
-        "dport map",
+        "tcp dport { 53, 5000, ",
+        "counter goto to4",
+        "th dport map { 3000 : 4000, ",
         "port-tcp-range",
         "jump at",
         "iifname != ",
         "meta l4proto tcp ip daddr",
-        "meta l4proto { tcp, udp } th dport 53",
+        "meta l4proto { tcp, udp } th dport 3000-3200",
         "masquerade",
         "@isolated",
     ):

@@ -177,6 +177,25 @@ def test_splice_rejects_a_file_of_another_configuration(config: Config) -> None:
     assert spliced(table.text(table.whole([WEB], config, 3))) is None
 
 
+def test_splice_rejects_a_file_without_one_of_the_maps() -> None:
+    """An older version's table has other maps: it is rebuilt."""
+    include = table.whole([guest("web", forward(80))], Config(), 1)
+    data, change = table.text(include).encode(), table.Change({}, {})
+    assert table.splice(data, 1, 2, change, Config())
+    for declaration in static.containers().values():
+        older = data.replace(f"\t{declaration}\n".encode(), b"")
+        assert older != data
+        assert table.splice(older, 1, 2, change, Config()) is None
+
+
+def test_ports_that_differ_at_the_guest_are_elements_of_shared_maps() -> None:
+    guests = [guest(f"g{n}", forward(5000 + 10 * n, 5003 + 10 * n, to=80)) for n in range(50)]
+    text = table.text(table.whole(guests, Config(), 1))
+    assert " map { " not in text
+    assert " dport { " not in text
+    assert text.count("@to4\n") == 1
+
+
 def test_slot_chain_has_the_most_specific_claim_first() -> None:
     shared = table.whole(
         [

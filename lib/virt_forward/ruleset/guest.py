@@ -22,6 +22,7 @@ def block(guest: Guest, config: Config) -> Block | None:
     if not lookups(guest):
         return None
     elements = [element for forward in served for element in _range_elements(guest, forward)]
+    elements += translate.elements(guest, served, config)
     elements += [element for endpoint in guest.endpoints for element in _endpoint_elements(guest, endpoint)]
     return Block(key(guest.uuid), (_nat(guest, served, config), _count(guest, forwards)), tuple(elements))
 
@@ -69,7 +70,7 @@ def _range_elements(guest: Guest, forward: Forward) -> Iterator[Element]:
 
 def _endpoint_elements(guest: Guest, endpoint: Endpoint) -> Iterator[Element]:
     version, verdict = endpoint.ip.version, f"goto {count_chain(_suffix(guest))}"
-    yield maps.GUEST[version].element(endpoint.ip, endpoint.bridge, verdict=verdict)
+    yield maps.GUEST[version].element(endpoint.ip, endpoint.bridge, data=verdict)
     if guest.isolate:
         yield maps.ISOLATED[version].element(endpoint.ip, endpoint.bridge)
 

@@ -49,7 +49,7 @@ def _lan_blocks(index: tuple[Row, ...], touching: tuple[Row, ...]) -> Iterator[B
         rules = (f"{_family(subnet)} saddr {subnet} masquerade" for subnet in sorted(subnets, key=str))
         chain = Chain(name, names.quoted(f"from guests on {bridge} to guests on it"), tuple(rules))
         same_bridge = maps.SAME_BRIDGE.element(bridge, bridge)
-        lan = maps.LAN.element(bridge, verdict=f"goto {name}")
+        lan = maps.LAN.element(bridge, data=f"goto {name}")
         yield Block(f"lan {bridge}", (chain,), (same_bridge, lan), shared=True)
 
 

@@ -28,6 +28,7 @@ def rules(config: Config) -> dict[str, tuple[str, ...]]:
         "ours": tuple(rule for version in VERSIONS for rule in _count(maps.GUEST[version])),
         "postrouting": (*localhost, f"{OURS} {maps.LAN.lookup()}"),
     }
+    found |= {each.name: (_translate(version, each),) for (version, *_), each in maps.TARGETS.items()}
     return found | ({"guard": ('iifname != "lo" ip daddr 127.0.0.0/8 drop',)} if config.localhost else {})
 
 
@@ -65,6 +66,7 @@ def base_chains(config: Config) -> dict[str, str]:
     chains = {
         "at": "",
         "ours": "",
+        **{each.name: "" for each in maps.TARGETS.values()},
         # + 5 and - 95: a person's own DNAT at the usual priority wins.
         "prerouting": "type nat hook prerouting priority dstnat + 5; policy accept;",
         "output": "type nat hook output priority -95; policy accept;",
@@ -89,6 +91,10 @@ def _others() -> tuple[str, ...]:
         "ct state established,related accept",
         *(f"{maps.ISOLATED[version].lookup()} counter drop" for version in VERSIONS),
     )
+
+
+def _translate(version: int, targets: maps.Map) -> str:
+    return f"ct label set {LABEL} dnat {'ip' if version == 4 else 'ip6'} to {targets.lookup()}"
 
 
 def _count(guests: maps.Map) -> tuple[str, str]:

@@ -9,42 +9,85 @@ from virt_forward.config import Config
 from virt_forward.model import MAX_PORT, Endpoint, Forward, Guest, Listen, Proto, Span
 from virt_forward.namedtuple import NamedTuple
 from virt_forward.ruleset import maps
+from virt_forward.ruleset.block import Element
 
 Mapping = tuple[tuple[Span, int], ...]
 """Spans of host ports, each with the offset of the guest's ports."""
 
+MAX_RULES = 8
+"""Up to how many rules forwards that are alike have before an anonymous set takes their place.
+
+The kernel validates all rules of a chain for each port that leads there, but its work for anonymous
+sets is quadratic in those of all guests.
+"""
+
 
 class _Group(NamedTuple):
-    """Forwards that one rule translates: they listen alike but for their ports, and go to one endpoint."""
+    """Forwards that are alike but for their ports, and go to one endpoint."""
 
     listen: Listen
     endpoint: Endpoint
     shifted: bool
-
-
-class _Rule(NamedTuple):
-    """The same, where they do not differ in protocol either."""
-
-    listen: Listen
-    endpoint: Endpoint
-    mapping: Mapping
+    wide: bool
 
 
 def rules(guest: Guest, served: Iterable[Forward], config: Config) -> Iterator[str]:
     """Yield the rules for forwards that are in the order of their specificity."""
+    found: dict[tuple[_Group, Mapping], list[Proto]] = {}
+    for group, mapping in _groups(guest, served, config).items():
+        # The anonymous map of a wide range is large: tcp and udp share it.
+        alike = _replace_proto(group) if group.shifted and group.wide else group
+        found.setdefault((alike, mapping), []).append(group.listen.proto)
+    for (group, mapping), protos in found.items():
+        for spans in _of_each_rule(group, mapping):
+            yield f"{_match(group, protos, spans, config)} {_statement(group, protos, spans, mapping)}"
+
+
+def elements(guest: Guest, served: Iterable[Forward], config: Config) -> Iterator[Element]:
+    """Yield the elements of the maps that these rules lead to."""
+    for group, mapping in _groups(guest, served, config).items():
+        for spans in _of_each_rule(group, mapping):
+            if _shared_map(group, spans):
+                moved = [pair for pair in mapping if len(spans) > 1 or spans[0].contains(pair[0])]
+                for span, offset in moved:
+                    for port in range(span.start, span.end + 1):
+                        yield maps.target_element(group.listen, port, group.endpoint.ip, port + offset)
+
+
+def _groups(guest: Guest, served: Iterable[Forward], config: Config) -> dict[_Group, Mapping]:
     groups: dict[_Group, list[tuple[Span, int]]] = {}
     for forward in served:
         if _reachable(forward, config):
             for endpoint in guest.endpoints_for(forward):
-                group = _Group(forward.listen, endpoint, forward.shifted)
+                group = _Group(forward.listen, endpoint, forward.shifted, forward.span.wide)
                 groups.setdefault(group, []).append((forward.span, forward.offset))
-    found: dict[_Rule, list[Proto]] = {}
-    for group, pairs in groups.items():
-        # As much as tcp and udp: a wide range that is shifted is large.
-        rule = _Rule(group.listen._replace(proto="tcp"), group.endpoint, tuple(pairs))
-        found.setdefault(rule, []).append(group.listen.proto)
-    for rule, protos in found.items():
-        yield _text(rule, protos, config)
+    return {group: tuple(pairs) for group, pairs in groups.items()}
+
+
+def _replace_proto(group: _Group) -> _Group:
+    return group._replace(listen=group.listen._replace(proto="tcp"))
+
+
+def _of_each_rule(group: _Group, mapping: Mapping) -> list[list[Span]]:
+    """Return the ports of each rule that a group has."""
+    spans = ports.merge(span for span, _ in mapping)
+    if group.shifted and group.wide:
+        return [spans]
+    rules = [[span] for span in spans]
+    if group.shifted and not maps.targets(group.listen, group.endpoint.ip.version):
+        rules = [[Span(port, port)] for span in spans for port in range(span.start, span.end + 1)]
+    return rules if len(rules) <= MAX_RULES else [spans]
+
+
+def _shared_map(group: _Group, spans: list[Span]) -> maps.Map | None:
+    """Return the map that has the targets of some ports of a group, among those of other guests."""
+    if not group.shifted or group.wide or _is_port(spans):
+        return None
+    return maps.targets(group.listen, group.endpoint.ip.version)
+
+
+def _is_port(spans: list[Span]) -> bool:
+    return len(spans) == 1 and spans[0].start == spans[0].end
 
 
 def restrictions(listen: Listen) -> list[str]:
@@ -61,17 +104,19 @@ def _reachable(forward: Forward, config: Config) -> bool:
     return address is None or not address.is_loopback or (config.localhost and address.version == 4)
 
 
-def _text(rule: _Rule, protos: list[Proto], config: Config) -> str:
-    listen, endpoint, mapping = rule
+def _match(group: _Group, protos: list[Proto], spans: list[Span], config: Config) -> str:
+    listen, endpoint = group.listen, group.endpoint
     version = endpoint.ip.version
-    family = "ip" if version == 4 else "ip6"
     no_hairpin = not config.hairpin and listen.dev is None
     words = [f"iifname != {names.interface(endpoint.bridge)}"] if no_hairpin else []
-    words += [*restrictions(listen), f"meta nfproto ipv{version}", *_ports(protos, mapping)]
-    words += [f"{family} daddr {listen.address}"] if listen.address else _not_kept(version, config)
+    words += [*restrictions(listen), f"meta nfproto ipv{version}", *_ports(protos, spans)]
+    words += [f"{_family(version)} daddr {listen.address}"] if listen.address else _not_kept(version, config)
     # Traffic that is only passing through is not ours.
-    words.append("fib daddr type local")
-    return f"{' '.join(words)} ct label set {names.LABEL} counter dnat {family} to {_target(rule, protos)}"
+    return " ".join([*words, "fib daddr type local"])
+
+
+def _family(version: int) -> str:
+    return "ip" if version == 4 else "ip6"
 
 
 def _not_kept(version: int, config: Config) -> list[str]:
@@ -83,8 +128,7 @@ def _not_kept(version: int, config: Config) -> list[str]:
     return [*([] if config.localhost else ["ip daddr != 127.0.0.0/8"]), not_gateway]
 
 
-def _ports(protos: list[Proto], mapping: Mapping) -> Iterator[str]:
-    spans = ports.merge(span for span, _ in mapping)
+def _ports(protos: list[Proto], spans: list[Span]) -> Iterator[str]:
     listed = str(spans[0]) if len(spans) == 1 else f"{{ {', '.join(map(str, spans))} }}"
     every = spans == [Span(1, MAX_PORT)]
     if len(protos) == 1 and not every:
@@ -95,14 +139,22 @@ def _ports(protos: list[Proto], mapping: Mapping) -> Iterator[str]:
         yield f"th dport {listed}"
 
 
-def _target(rule: _Rule, protos: list[Proto]) -> str:
-    _, endpoint, mapping = rule
-    shown = f"[{endpoint.ip}]" if endpoint.ip.version == 6 else str(endpoint.ip)
-    (first, offset), *others = mapping
-    if not offset and (others or first.start != first.end):
-        return str(endpoint.ip)
-    if not others and first.start == first.end:
-        return f"{shown}:{first.start + offset}"
+def _statement(group: _Group, protos: list[Proto], spans: list[Span], mapping: Mapping) -> str:
+    """Return what translates the connections to some ports of a group."""
+    if shared := _shared_map(group, spans):
+        return f"counter goto {shared.name}"
+    target = _target(group, protos, spans, mapping)
+    return f"ct label set {names.LABEL} counter dnat {_family(group.endpoint.ip.version)} to {target}"
+
+
+def _target(group: _Group, protos: list[Proto], spans: list[Span], mapping: Mapping) -> str:
+    ip = group.endpoint.ip
+    shown = f"[{ip}]" if ip.version == 6 else str(ip)
+    if _is_port(spans):
+        offset = next(offset for span, offset in mapping if span.contains(spans[0]))
+        return f"{shown}:{spans[0].start + offset}"
+    if not group.shifted:
+        return str(ip)
     # "to ADDRESS:A-B" would pick any port of the range; a map keeps the offset.
     pairs = ", ".join(
         f"{port} : {port + offset}" for span, offset in mapping for port in range(span.start, span.end + 1)
