@@ -200,6 +200,16 @@ def test_a_narrowed_range_keeps_its_offset(
         assert topo.silent(topo.client, family.host, max(pairs) + 1)
 
 
+@pytest.mark.parametrize("limits", [(at("extra"),), (at("extra"), dev("enp1s0"))], ids=["address", "both"])
+def test_shifted_range_at_an_address_goes_before_that_of_another_guest(
+    topo: Topology, limits: tuple[Limit, ...]
+) -> None:
+    start(topo, {"web": claim(*limits, ranges=("5000-5005:6000",)), "db": claim(ranges=("5000-5005:5995",))})
+    for family in FAMILIES:
+        assert told(topo.client, family.extra, 5005) == ("web", family.client, 6005)
+        assert told(topo.client, family.host, 5005) == ("db", family.client, 6000)
+
+
 def test_the_two_families_are_shared_by_source(topo: Topology) -> None:
     v4, v6 = (port_forward("8080:80", attributes=f'source="{family.any}"') for family in FAMILIES)
     start(topo, {"web": [v4], "db": [v6]})
