@@ -148,6 +148,14 @@ def test_invalid_metadata_of_any_domain_is_found() -> None:
     assert problem.fix == "correct it with: virsh edit web"
 
 
+def test_absent_bridge_is_one_problem_and_not_what_follows_from_it() -> None:
+    lost = stopped(Obstacle("lost", False, detail="it is lost before the prerouting hook")).report
+    facts = unanswered("silent")._replace(report=lost)
+    assert {problem.id for problem in findings.problems(facts)} == {"not-verified", "guest-unreachable"}
+    absent = facts._replace(host=HOST._replace(devices=frozenset({"enp1s0"})))
+    assert [problem.id for problem in findings.problems(absent)] == ["device-absent"]
+
+
 def test_late_listener_problem_names_program_port_and_guest() -> None:
     (problem,) = findings.problems(GOOD._replace(vetoes=(LATE,)))
     assert (problem.severity, problem.domain) == ("warning", "web")
