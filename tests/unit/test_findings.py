@@ -149,7 +149,7 @@ def test_invalid_metadata_of_any_domain_is_found() -> None:
 
 
 def test_absent_bridge_is_one_problem_and_not_what_follows_from_it() -> None:
-    lost = stopped(Obstacle("lost", False, detail="it is lost before the prerouting hook")).report
+    lost = stopped(Obstacle("unknown", False, detail="it is lost before the prerouting hook")).report
     facts = unanswered("silent")._replace(report=lost)
     assert {problem.id for problem in findings.problems(facts)} == {"not-verified", "guest-unreachable"}
     absent = facts._replace(host=HOST._replace(devices=frozenset({"enp1s0"})))
