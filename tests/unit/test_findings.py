@@ -24,6 +24,9 @@ WEB = Guest(
     forwards=(Forward("tcp", 8080, 8080, 80),),
     endpoints=(Endpoint(ip_address("10.10.0.200"), "virbr0", "52:54:00:00:00:01"),),
 )
+MADE = frozenset({"virbr0"})
+"""Web's bridge, if networkd makes it."""
+
 HOOK = Hook("qemu", "/etc/libvirt/hooks/qemu", True, True, 100.0, 200.0)
 FLUSH = Flush("/etc/nftables.conf", True, True, False, False)
 TABLE = 'table inet virt-forward {\n\tset own {\n\t\ttype ifname\n\t\telements = { "b", "a" }\n\t}\n}\n'
@@ -124,6 +127,8 @@ def test_healthy_host_has_no_problems() -> None:
             "web",
         ),
         (GOOD._replace(clashes=(Clash("default", "virbr0", "networkd"),)), "bridge-name-clash", None),
+        (GOOD._replace(networkd_bridges=MADE, networkd=(False, True)), "networkd-stopped", None),
+        (GOOD._replace(networkd_bridges=MADE, networkd=(True, False)), "networkd-stopped", None),
         (GOOD._replace(without_hairpin=((WEB.uuid, "vnet0"),)), "br-netfilter", "web"),
     ],
 )

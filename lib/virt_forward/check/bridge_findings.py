@@ -1,4 +1,4 @@
-"""Problems of bridges: names that two want, ports taken for interfaces, br_netfilter."""
+"""Problems of bridges: networkd stopped, names that two want, ports taken for interfaces, br_netfilter."""
 
 from collections.abc import Iterator
 
@@ -36,6 +36,24 @@ def br_netfilter(facts: Facts) -> Iterator[Problem]:
         )
         fix += f"nothing else needs it, sysctl -w {_CALLS.format('iptables')} {_CALLS.format('ip6tables')}"
         yield Problem("br-netfilter", "warning", names[uuid], message, fix)
+
+
+def networkd_stopped(facts: Facts) -> Iterator[Problem]:
+    """Find bridges of running guests that networkd makes, where it is stopped or not enabled."""
+    guests = [guest for guest in facts.guests if guest.phase == "running"]
+    named = {nic.source for guest in guests for nic in guest.nics}
+    named |= {endpoint.bridge for guest in guests for endpoint in guest.endpoints}
+    bridges = few([text.word(name) for name in sorted(named & facts.networkd_bridges)])
+    running, enabled = facts.networkd
+    if not bridges or (running and enabled):
+        return
+    message = (
+        f"systemd-networkd is not enabled: the next boot does not make {bridges}"
+        if running
+        else f"systemd-networkd, which makes {bridges}, is not running: it gives guests no addresses"
+    )
+    fix = "systemctl enable --now systemd-networkd"
+    yield Problem("networkd-stopped", "warning" if running else "error", None, message, fix)
 
 
 def bridge_absent(facts: Facts) -> Iterator[Problem]:

@@ -1,4 +1,4 @@
-"""Reading the host's bridges: their ports, who wants their names, and whether br_netfilter is on."""
+"""Reading the host's bridges: their ports, who makes them and wants their names, and br_netfilter."""
 
 import os
 import re
@@ -23,7 +23,7 @@ def ports() -> dict[str, str]:
 
 def clashes() -> Iterator[Clash]:
     """Yield the libvirt networks that want a bridge of networkd, or one that exists and is not theirs."""
-    made = _netdevs()
+    made = netdevs()
     for network in libvirt_networks.in_directory(libvirt_networks.DEFINED):
         active = os.path.exists(f"{libvirt_networks.DIRECTORY}/{network.name}.xml")
         if network.mode == "bridge" or not network.bridge:
@@ -38,7 +38,7 @@ _KIND = re.compile(r"^\s*Kind\s*=\s*bridge\s*$", re.MULTILINE | re.IGNORECASE)
 _NAME = re.compile(r"^\s*Name\s*=\s*(\S+)\s*$", re.MULTILINE)
 
 
-def _netdevs() -> dict[str, str]:
+def netdevs() -> dict[str, str]:
     """Return the bridges that networkd makes, each with the path of its file (systemd.netdev(5))."""
     texts = {path: read_text(path) for path in collect.networkd_paths(".netdev").values()}
     return {

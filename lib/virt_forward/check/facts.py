@@ -82,7 +82,8 @@ class Facts(NamedTuple):
     ``report`` is what became of packets in a copy of the host, ``unverified`` why that is not known.
     ``ports`` has the bridge of each bridge port. ``without_hairpin`` are guests that br_netfilter keeps from
     their own forwards, by UUID, each with its bridge port. ``systemd`` is its version, 0 if not known.
-    ``paused`` are the UUIDs of guests that are suspended.
+    ``paused`` are the UUIDs of guests that are suspended. ``networkd_bridges`` are the bridges that networkd
+    makes; ``networkd`` tells whether it is running, and is enabled, True where that is not known.
     """
 
     guests: tuple[Guest, ...] = ()
@@ -106,3 +107,5 @@ class Facts(NamedTuple):
     without_hairpin: tuple[tuple[str, str], ...] = ()
     systemd: int = 0
     paused: frozenset[str] = frozenset()
+    networkd_bridges: frozenset[str] = frozenset()
+    networkd: tuple[bool, bool] = (True, True)

@@ -207,6 +207,7 @@ FINDINGS = (
     flush_unprotected,
     ip_forwarding_off,
     networkd_ipforward,
+    bridge_findings.networkd_stopped,
     metadata_invalid,
     table_missing,
     table_differs,

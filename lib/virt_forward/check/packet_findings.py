@@ -107,9 +107,14 @@ def forwarding_fix(device: str, version: int, systemd: int) -> str:
     old = 0 < systemd < 256
     if version == 6:
         networkd = "IPForward=yes in its .network file" if old else "IPv6Forwarding=yes in networkd.conf"
-        return f"sysctl -w net.ipv6.conf.all.forwarding=1; with networkd, {networkd}"
+        return f"sysctl -w net.ipv6.conf.all.forwarding=1; {_kept(networkd)}"
     networkd = "IPForward=ipv4" if old else "IPv4Forwarding=yes"
-    return f"sysctl -w {_key('ipv4', device, 'forwarding')}=1; with networkd, {networkd} in its .network file"
+    key = _key("ipv4", device, "forwarding")
+    return f"sysctl -w {key}=1; {_kept(f'{networkd} in its .network file')}"
+
+
+def _kept(networkd: str) -> str:
+    return f"to keep it, a file in /etc/sysctl.d or, with networkd, {networkd}"
 
 
 def _key(family: str, device: str, name: str) -> str:

@@ -86,6 +86,8 @@ def read_facts(
         tuple(bridges.without_hairpin(guests, config)),
         systemd.version(),
         frozenset(state.uuid for state in domains or () if state.paused),
+        frozenset(bridges.netdevs()),
+        systemd.has_networkd(),
     )
 
 

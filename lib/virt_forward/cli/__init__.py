@@ -4,6 +4,7 @@ import argparse
 import io
 import os
 import sys
+import textwrap
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn, TextIO
 
@@ -51,20 +52,28 @@ def _escape_unencodable() -> None:
 
 
 class _Help(argparse.HelpFormatter):
-    """Keeps the lines of a text that has several: the examples."""
+    """Keeps the lines of a text that has several (the examples), and the name virt-forward whole."""
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
-        return text if "\n" in text else super()._fill_text(text, width, indent)
+        if "\n" in text:
+            return text
+        return textwrap.fill(
+            text, width, initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False
+        )
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        return textwrap.wrap(text, width, break_on_hyphens=False)
 
 
 class _Parser(argparse.ArgumentParser):
-    """argparse does not escape the arguments that it repeats in its errors."""
+    """Its errors are those of any command, with what they repeat of the arguments escaped."""
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**{"formatter_class": _Help, **settings})
 
     def error(self, message: str) -> NoReturn:
-        super().error(text.line(message))
+        print_error(VirtForwardError(message, f"{self.prog} --help shows the usage"))
+        self.exit(2)
 
 
 def _need_root(command: str) -> None:

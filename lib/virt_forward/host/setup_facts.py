@@ -144,15 +144,13 @@ def _routes() -> Iterator[tuple[Subnet, str]]:
 def _netdevs() -> tuple[dict[str, str], tuple[str, ...]]:
     found: dict[str, str] = {}
     marked = []
-    for directory in reversed(networkd.DIRECTORIES):
-        for file in sorted(list_directory(directory)):
-            path = os.path.join(directory, file)
-            content = read_text(path) if file.endswith(".netdev") else ""
-            for section, items in networkd.parse_ini(content):
-                name = dict(items).get("Name") if section == "NetDev" else None
-                if name:
-                    found[name] = path
-                    marked += [name] if MARK in content else []
+    for path in collect.networkd_paths(".netdev").values():
+        content = read_text(path)
+        for section, items in networkd.parse_ini(content):
+            name = dict(items).get("Name") if section == "NetDev" else None
+            if name:
+                found[name] = path
+                marked += [name] if MARK in content else []
     return found, tuple(marked)
 
 

@@ -34,7 +34,7 @@ def parse_spec(word: str) -> Spec:
         return _parse(word)
     except values.Bad as error:
         raise UsageError(
-            f"{text.quote(word)} is no forward: {error}", f"SPEC is {SYNTAX}, as in {EXAMPLES}"
+            f"{text.quote(word)} is not a valid forward: {error}", f"SPEC is {SYNTAX}, as in {EXAMPLES}"
         ) from None
 
 
