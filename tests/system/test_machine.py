@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import time
 from collections.abc import Iterator
@@ -280,6 +281,24 @@ def test_init_makes_a_bridge_that_leases_and_forwards(machine: Machine, theirs: 
         machine.run(["rm", *wrote])
         machine.run(["networkctl", "delete", "vmbr0"])
         machine.run(["networkctl", "reload"])
+
+
+def test_check_finds_a_stopped_networkd_and_the_fix_starts_it(machine: Machine) -> None:
+    def found() -> dict[str, dict[str, str]]:
+        told = json.loads(machine.command("check", "--json", check=False).out)
+        return {problem["id"]: problem for problem in told["problems"]}
+
+    machine.systemctl("enable", "systemd-networkd.service")
+    assert "networkd-stopped" not in found()
+    # The socket, which has messages of the kernel start it, too.
+    machine.systemctl("stop", "systemd-networkd.socket", "systemd-networkd.service")
+    stopped = found()["networkd-stopped"]
+    assert "virbr0, is not running" in stopped["message"]
+    machine.run(stopped["fix"].split())
+    assert "networkd-stopped" not in found()
+    machine.systemctl("disable", "systemd-networkd.service")
+    assert "the next boot does not make virbr0" in found()["networkd-stopped"]["message"]
+    machine.systemctl("enable", "systemd-networkd.service")
 
 
 @pytest.fixture(scope="module")
