@@ -289,7 +289,7 @@ readonly next_steps='virt-forward add GUEST 8080:80 forwards a port; for a bridg
 install_all() {
     local place
     list_files
-    if [[ -z $root ]]; then need_packages python3 python3-lxml python3-libvirt nftables iproute2; fi
+    if [[ -z $root ]]; then need_packages python3 python3-sqlite3 python3-lxml python3-libvirt nftables iproute2; fi
     need_python
     check_install
     if [[ $dry_run == no ]]; then finished=no; fi
@@ -366,7 +366,7 @@ remove_last() (
 
 demo() {
     if [[ $dry_run == no ]]; then need_namespaces; fi
-    need_packages python3 python3-lxml nftables iproute2
+    need_packages python3 python3-sqlite3 python3-lxml nftables iproute2
     need_python
     if [[ $dry_run == yes ]]; then
         act "run: $python -I demo/demo.py, in namespaces that end with it"

@@ -20,6 +20,10 @@ package_name() {
     case $1:$2 in
         dnf:iproute2) echo iproute ;;
         pacman:python3) echo python ;;
+        # The module belongs to python there, which can do without the library.
+        pacman:python3-sqlite3) echo sqlite ;;
+        # python3-minimal and python3-base do without it.
+        *:python3-sqlite3) echo python3 ;;
         pacman:python3-lxml) echo python-lxml ;;
         pacman:python3-libvirt) echo libvirt-python ;;
         zypper:python3-libvirt) echo python3-libvirt-python ;;
@@ -47,12 +51,15 @@ install_command() {
 }
 
 need_packages() {
-    local manager need
+    local manager need name
     local -a missing=() names=() command
     for need in "$@"; do has "$need" || missing+=("$need"); done
     ((${#missing[@]})) || return 0
     manager=$(package_manager "${missing[@]}")
-    for need in "${missing[@]}"; do names+=("$(package_name "$manager" "$need")"); done
+    for need in "${missing[@]}"; do
+        name=$(package_name "$manager" "$need")
+        [[ " ${names[*]} " == *" $name "* ]] || names+=("$name")
+    done
     read -ra command < <(install_command "$manager")
     if [[ $manager == apt-get ]]; then act 'run: apt-get update -q' quietly apt-get update -q; fi
     act "run: ${command[*]} ${names[*]}" quietly "${command[@]}" "${names[@]}"

@@ -11,13 +11,13 @@ from system.install.support import functions, install
 FAMILIES = {
     "apt-get": ("ID=debian\n", "python3 python3-lxml python3-libvirt nftables iproute2"),
     "dnf": ("ID=fedora\n", "python3 python3-lxml python3-libvirt nftables iproute"),
-    "pacman": ("ID=arch\n", "python python-lxml libvirt-python nftables iproute2"),
+    "pacman": ("ID=arch\n", "python sqlite python-lxml libvirt-python nftables iproute2"),
     "zypper": (
         'ID="opensuse-tumbleweed"\nID_LIKE="opensuse suse"\n',
         "python3 python3-lxml python3-libvirt-python nftables iproute2",
     ),
 }
-NEEDS = "python3 python3-lxml python3-libvirt nftables iproute2"
+NEEDS = "python3 python3-sqlite3 python3-lxml python3-libvirt nftables iproute2"
 
 
 def only_stub(tmp_path: Path, name: str, body: str) -> str:
