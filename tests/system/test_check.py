@@ -114,7 +114,7 @@ class Case(NamedTuple):
             "sysctl -qw net.ipv4.conf.enp1s0.forwarding=0 net.ipv6.conf.all.forwarding=0",
             "ip-forwarding-off",
             "sysctl -w net.ipv",
-            until="; with",
+            until="; to keep",
         ),
         Case(f"{TAP} down", "guest-unreachable", "see in the guest that its network is up", plugged),
         Case(

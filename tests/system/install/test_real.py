@@ -100,7 +100,7 @@ cat >/usr/local/bin/systemctl <<'EOF'
 case $* in
     "-q is-active libvirtd.service") exit 3 ;;
     "show "*) echo active ;;
-    "-q is-active "*) ;;
+    "-q is-active "* | "-q is-enabled "*) ;;
     *) echo "$*" >>/run/calls ;;
 esac
 EOF
@@ -127,7 +127,7 @@ case $* in
     *disable*) [ -e /etc/systemd/system/virt-forward.service ] ;;
     "-q stop virt-forward") grep -q activ /run/state && echo inactive >/run/state || exit 5 ;;
     "-q reset-failed virt-forward") echo inactive >/run/state ;;
-    "-q is-active "*) exit 3 ;;
+    "-q is-active "* | "-q is-enabled "*) exit 3 ;;
 esac
 EOF
 chmod +x /usr/local/bin/systemctl
