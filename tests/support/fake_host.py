@@ -120,14 +120,14 @@ class FakeHost:
 
     def dump(self, protocol: int, kind: int, request: bytes) -> list[bytes]:
         """Stand in for virt_forward.host.netlink.dump: of connections, all or those that are translated."""
-        assert (protocol, kind) == (conntrack.NETLINK_NETFILTER, conntrack.CT_GET)
+        assert (protocol, kind) == (netlink.NETLINK_NETFILTER, conntrack.CT_GET)
         self.dumps += 1
         wanted = ctnetlink.is_translated if len(request) > ctnetlink.NFGENMSG_SIZE else bool
         return [connection for connection in self.connections if wanted(connection)]
 
     def send(self, protocol: int, kind: int, requests: Sequence[bytes]) -> set[int]:
         """Stand in for virt_forward.host.netlink.send: delete connections."""
-        assert (protocol, kind) == (conntrack.NETLINK_NETFILTER, conntrack.CT_DELETE)
+        assert (protocol, kind) == (netlink.NETLINK_NETFILTER, conntrack.CT_DELETE)
         self.step()
         self.connections = [connection for connection in self.connections if connection not in requests]
         return set()

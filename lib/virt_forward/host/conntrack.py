@@ -13,11 +13,10 @@ from virt_forward.host import netlink
 from virt_forward.host.files import read_text
 from virt_forward.model import Address
 
-NETLINK_NETFILTER = 12
 CT_GET, CT_DELETE = 0x101, 0x102
 CTA_STATUS, CTA_STATUS_MASK = 3, 26
 IPS_DST_NAT = 0x20
-"""linux/netlink.h, linux/netfilter/nfnetlink.h, nfnetlink_conntrack.h and nf_conntrack_common.h."""
+"""linux/netfilter/nfnetlink.h, nfnetlink_conntrack.h and nf_conntrack_common.h."""
 
 _ALL = bytes(4)
 """struct nfgenmsg: any family."""
@@ -45,7 +44,7 @@ def end_flows(
         return None
     try:
         # The kernel walks its whole table for each dump, even a filtered one, so there is only one.
-        listed = netlink.dump(NETLINK_NETFILTER, CT_GET, _ALL if opened else _TRANSLATED)
+        listed = netlink.dump(netlink.NETLINK_NETFILTER, CT_GET, _ALL if opened else _TRANSLATED)
         known = flows.parse(listed, former | opened, any(forward.source for forward, _ in after))
         doomed = {*(flows.stale(known, before, after) if former else ()), *flows.predating(known, added, own)}
         return _delete([message for flow in doomed for message in known[flow]])
@@ -60,7 +59,7 @@ def _nothing_tracked() -> bool:
 def _delete(messages: list[bytes]) -> str | None:
     """Delete the connections in messages of a dump: each message names its connection as the kernel does."""
     # A connection that has ended meanwhile, and one that has taken its tuple, is not found.
-    errors = netlink.send(NETLINK_NETFILTER, CT_DELETE, messages) - {ENOENT}
+    errors = netlink.send(netlink.NETLINK_NETFILTER, CT_DELETE, messages) - {ENOENT}
     return _not_ended(min(errors)) if errors else None
 
 

@@ -11,14 +11,17 @@ import time
 # The module socket takes 5 ms to import, and builds on this one.
 from _socket import AF_NETLINK, MSG_TRUNC, SOCK_CLOEXEC, SOCK_RAW, socket
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 
 from virt_forward.host import process
 from virt_forward.namedtuple import NamedTuple
 
+NETLINK_NETFILTER = 12
+SOL_NETLINK, NETLINK_ADD_MEMBERSHIP = 270, 1
 NLMSG_ERROR, NLMSG_DONE = 2, 3
 NLM_F_REQUEST, NLM_F_DUMP, NLM_F_DUMP_INTR = 0x1, 0x300, 0x10
 NLA_TYPE_MASK = 0x3FFF
-"""linux/netlink.h."""
+"""linux/netlink.h and, for SOL_NETLINK, linux/socket.h."""
 
 SECONDS = 5.0
 """How long a dump may take."""
@@ -48,7 +51,7 @@ def messages(data: bytes) -> Iterator[Message]:
         # Checked by its length before it is read: the buffer may end within a header.
         length = int.from_bytes(data[start : start + 4], sys.byteorder)
         if not _HEADER.size <= length <= len(data) - start:
-            raise OSError(errno.EBADMSG, os.strerror(errno.EBADMSG))
+            raise _failure(errno.EBADMSG)
         _, kind, flags, _, port = _HEADER.unpack_from(data, start)
         yield Message(kind, flags, port, data[start + _HEADER.size : start + length])
         start += _aligned(length)
@@ -75,31 +78,27 @@ def dump(protocol: int, kind: int, request: bytes) -> list[bytes]:
     or has not answered within SECONDS or what is left of this process's time.
     """
     until = time.monotonic() + process.left(SECONDS)
-    while time.monotonic() < until:
-        found = _dump(protocol, kind, request, until)
-        if found is not None:
-            return found
-    raise TimeoutError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT))
+    found = None
+    while found is None:
+        with closing(_open(protocol)) as kernel:
+            kernel.send(_request(kind, NLM_F_REQUEST | NLM_F_DUMP, request))
+            found = _receive(kernel, until)
+    return found
 
 
-def _dump(protocol: int, kind: int, request: bytes, until: float) -> list[bytes] | None:
-    """Return one answer; None if it may be inconsistent."""
-    kernel = socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, protocol)
-    try:
-        kernel.send(_request(kind, NLM_F_REQUEST | NLM_F_DUMP, request))
-        return _receive(kernel, until)
-    finally:
-        kernel.close()
+def _open(protocol: int) -> socket:
+    return socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, protocol)
 
 
 def _receive(kernel: socket, until: float) -> list[bytes] | None:
+    """Return an answer; None if it may be inconsistent."""
     found: list[bytes] = []
     changed = False
     while True:
         kernel.settimeout(_left(until))
         data, _, flags, _ = kernel.recvmsg(_BUFFER)
         if flags & MSG_TRUNC:
-            raise OSError(errno.EMSGSIZE, os.strerror(errno.EMSGSIZE))
+            raise _failure(errno.EMSGSIZE)
         for message in messages(data):
             changed = changed or bool(message.flags & NLM_F_DUMP_INTR)
             if message.kind in (NLMSG_ERROR, NLMSG_DONE):
@@ -112,7 +111,7 @@ def _check(last: Message) -> None:
     """Raise OSError where a dump has failed. Its last message has a negative error number, or 0."""
     number = _error(last)
     if last.kind == NLMSG_ERROR or number:
-        raise OSError(number, os.strerror(number))
+        raise _failure(number)
 
 
 def _error(message: Message) -> int:
@@ -127,15 +126,12 @@ def send(protocol: int, kind: int, requests: Sequence[bytes]) -> set[int]:
     """
     until = time.monotonic() + process.left(SECONDS)
     errors: set[int] = set()
-    kernel = socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, protocol)
-    try:
+    with closing(_open(protocol)) as kernel:
         for start in range(0, len(requests), _AT_ONCE):
             kernel.settimeout(_left(until))
             some = requests[start : start + _AT_ONCE]
             kernel.send(b"".join(_request(kind, NLM_F_REQUEST, request) for request in some))
             errors |= _errors(kernel)
-    finally:
-        kernel.close()
     return errors
 
 
@@ -159,5 +155,9 @@ def _left(until: float) -> float:
     """Return the seconds until a time on the monotonic clock. Raises TimeoutError where there are none."""
     left = until - time.monotonic()
     if left <= 0:
-        raise TimeoutError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT))
+        raise _failure(errno.ETIMEDOUT)
     return left
+
+
+def _failure(number: int) -> OSError:
+    return OSError(number, os.strerror(number))

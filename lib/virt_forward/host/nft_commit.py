@@ -9,13 +9,11 @@ The socket that listens would have to wait as well when it is closed. So nft inh
 # The module socket takes 5 ms to import, and builds on this one.
 from _socket import AF_NETLINK, MSG_DONTWAIT, SOCK_CLOEXEC, SOCK_RAW, socket
 
-from virt_forward.host.netlink import messages
+from virt_forward.host.netlink import NETLINK_ADD_MEMBERSHIP, NETLINK_NETFILTER, SOL_NETLINK, messages
 
-NETLINK_NETFILTER = 12
-SOL_NETLINK, NETLINK_ADD_MEMBERSHIP = 270, 1
 NFNLGRP_NFTABLES = 7
 NEWGEN = 10 << 8 | 15
-"""NFNL_SUBSYS_NFTABLES and NFT_MSG_NEWGEN: linux/netlink.h, linux/netfilter/nfnetlink.h, nf_tables.h."""
+"""NFNL_SUBSYS_NFTABLES and NFT_MSG_NEWGEN: linux/netfilter/nfnetlink.h, nf_tables.h."""
 
 _CHUNK = 1 << 16
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from ipaddress import ip_address
 from typing import NamedTuple
 
-from virt_forward.host import log
+from virt_forward.host import log, netlink
 from virt_forward.host.process import ENVIRONMENT
 from virt_forward.model import Address
 from virt_forward.watch.backoff import BACKOFF_SECONDS, Backoff
@@ -22,6 +22,9 @@ RTM_NEWNEIGH, RTM_DELNEIGH = 28, 29
 NDA_DST, NDA_LLADDR = 1, 2
 NUD_FAILED = 0x20
 """linux/rtnetlink.h, linux/neighbour.h."""
+
+_MESSAGE = struct.Struct("=8xH2x")
+"""struct ndmsg: of all its fields, ndm_state."""
 
 TABLE_DELETED = (
     b"delete table inet virt-forward",
@@ -160,25 +163,16 @@ def neighbours(data: bytes) -> Iterator[Neighbour]:
 
     Entries without a MAC address are left out, unless they are removed.
     """
-    while len(data) >= 16:
-        length, kind = struct.unpack_from("=IH", data)
-        if length < 28 or length > len(data):
-            return
-        if kind in (RTM_NEWNEIGH, RTM_DELNEIGH):
-            # struct ndmsg is 12 bytes, the state at offset 8; attributes follow.
-            state = struct.unpack_from("=H", data, 24)[0]
-            found = dict(_attributes(data[28:length]))
-            mac, raw = found.get(NDA_LLADDR, b""), found.get(NDA_DST, b"")
-            removed = kind == RTM_DELNEIGH or bool(state & NUD_FAILED)
-            if len(raw) in (4, 16) and (removed or len(mac) == 6):
-                yield Neighbour(ip_address(raw), mac.hex(":") if len(mac) == 6 else "", removed)
-        data = data[(length + 3) & ~3 :]
+    with contextlib.suppress(OSError):
+        for message in netlink.messages(data):
+            if message.kind in (RTM_NEWNEIGH, RTM_DELNEIGH) and len(message.payload) >= _MESSAGE.size:
+                yield from _neighbour(message)
 
 
-def _attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
-    while len(data) >= 4:
-        length, kind = struct.unpack_from("=HH", data)
-        if length < 4:
-            return
-        yield kind, data[4:length]
-        data = data[(length + 3) & ~3 :]
+def _neighbour(message: netlink.Message) -> Iterator[Neighbour]:
+    (state,) = _MESSAGE.unpack_from(message.payload)
+    found = dict(netlink.attributes(message.payload[_MESSAGE.size :]))
+    mac, raw = found.get(NDA_LLADDR, b""), found.get(NDA_DST, b"")
+    removed = message.kind == RTM_DELNEIGH or bool(state & NUD_FAILED)
+    if len(raw) in (4, 16) and (removed or len(mac) == 6):
+        yield Neighbour(ip_address(raw), mac.hex(":") if len(mac) == 6 else "", removed)

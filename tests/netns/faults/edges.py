@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from virt_forward.host import conntrack, log, netlink
+from virt_forward.host import log, netlink
 
 CLONE_NEWNET = 0x40000000
 STEP_COUNT, REASONS = "steps", "reasons"
@@ -101,7 +101,7 @@ class Steps:
         really_dump, really_send = netlink.dump, netlink.send
 
         def counted_dump(protocol: int, kind: int, request: bytes) -> Any:
-            if protocol != conntrack.NETLINK_NETFILTER:
+            if protocol != netlink.NETLINK_NETFILTER:
                 return really_dump(protocol, kind, request)
             return self.step("list connections", lambda: really_dump(protocol, kind, request))
 

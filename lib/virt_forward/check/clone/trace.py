@@ -4,9 +4,11 @@ The kernel's messages are read and not what ``nft monitor trace`` makes of them:
 handle, whatever the version of nft, and also rules of iptables that nft cannot print.
 """
 
-import struct
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Literal, NamedTuple
+
+from virt_forward.host import netlink
 
 GROUP = 9
 """NFNLGRP_NFTRACE (linux/netfilter/nfnetlink.h)."""
@@ -15,7 +17,6 @@ MESSAGE = (10 << 8) | 17
 
 _TABLE, _CHAIN, _HANDLE, _TYPE, _VERDICT, _ID, _POLICY = 1, 2, 3, 4, 5, 6, 16
 _CODE, _TARGET = 1, 2
-_ALIGNED, _NESTED = 4, 0x3FFF
 
 Step = Literal["rule", "return", "policy"]
 _STEPS: dict[int, Step] = {1: "policy", 2: "return", 3: "rule"}
@@ -41,22 +42,18 @@ class Event(NamedTuple):
 
 def parse(datagram: bytes) -> Iterator[Event]:
     """Yield the events in a datagram of the trace group; other messages are left out (netlink(7))."""
-    offset = 0
-    while offset + 16 <= len(datagram):
-        length, kind = struct.unpack_from("=IH", datagram, offset)
-        if length < 16:
-            return
-        if kind == MESSAGE:
-            yield from _event(datagram[offset + 16 : offset + length])
-        offset += _align(length)
+    with suppress(OSError):
+        for message in netlink.messages(datagram):
+            if message.kind == MESSAGE:
+                yield from _event(message.payload)
 
 
 def _event(body: bytes) -> Iterator[Event]:
-    found = dict(_attributes(body[4:]))
+    found = dict(netlink.attributes(body[4:]))
     step = _STEPS.get(_number(found.get(_TYPE, b"")))
     if step is None:
         return
-    verdict = dict(_attributes(found.get(_VERDICT, b"")))
+    verdict = dict(netlink.attributes(found.get(_VERDICT, b"")))
     code = found.get(_POLICY, b"") if step == "policy" else verdict.get(_CODE, b"")
     yield Event(
         FAMILIES.get(body[0], "?"),
@@ -68,20 +65,6 @@ def _event(body: bytes) -> Iterator[Event]:
         VERDICTS.get(_signed(code) if _signed(code) < 0 else _signed(code) & 0xFFFF, "?"),
         _string(verdict.get(_TARGET, b"")),
     )
-
-
-def _attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
-    offset = 0
-    while offset + 4 <= len(data):
-        length, kind = struct.unpack_from("=HH", data, offset)
-        if length < 4:
-            return
-        yield kind & _NESTED, data[offset + 4 : offset + length]
-        offset += _align(length)
-
-
-def _align(length: int) -> int:
-    return (length + _ALIGNED - 1) & ~(_ALIGNED - 1)
 
 
 def _number(data: bytes) -> int:

@@ -13,6 +13,7 @@ from virt_forward.check.clone.plan import Plan, Wire
 from virt_forward.check.clone.probes import Probe
 from virt_forward.check.clone.trace import Event
 from virt_forward.check.clone.verdict import Seen
+from virt_forward.host import netlink
 from virt_forward.model import Endpoint
 
 BATCH = 64
@@ -21,9 +22,8 @@ PATIENCE = 0.05
 """Seconds without any packet after which one counts as lost; the kernel forwards within microseconds."""
 BUFFER = 16 << 20
 
-NETLINK_NETFILTER, SOL_NETLINK, NETLINK_ADD_MEMBERSHIP = 12, 270, 1
 SO_RCVBUFFORCE, PACKET_OUTGOING, ETH_P_ALL = 33, 4, 3
-"""netlink(7), packet(7), asm-generic/socket.h."""
+"""packet(7), asm-generic/socket.h."""
 
 
 class Wires:
@@ -33,12 +33,12 @@ class Wires:
         self._built = built
         with namespace.outside():
             self._frames = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(ETH_P_ALL))
-        self._events = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_NETFILTER)
+        self._events = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, netlink.NETLINK_NETFILTER)
         for opened in (self._frames, self._events):
             opened.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, BUFFER)
             opened.setblocking(False)
         self._events.bind((0, 0))
-        self._events.setsockopt(SOL_NETLINK, NETLINK_ADD_MEMBERSHIP, trace.GROUP)
+        self._events.setsockopt(netlink.SOL_NETLINK, netlink.NETLINK_ADD_MEMBERSHIP, trace.GROUP)
         self._number = 0
 
     def close(self) -> None:
