@@ -87,7 +87,7 @@ def read_facts(
         systemd.version(),
         frozenset(state.uuid for state in domains or () if state.paused),
         frozenset(bridges.netdevs()),
-        systemd.has_networkd(),
+        _networkd(),
     )
 
 
@@ -207,7 +207,7 @@ def _flush(store: Store) -> Flush:
         includes.flushes(text, _included),
         includes.included_after(text, store.include_path, _included),
         any(os.path.exists(f"{top}/nftables.service.d/virt-forward.conf") for top in DROP_INS),
-        run(["systemctl", "-q", "is-active", "virt-forward.service"]).status == 0,
+        systemd.is_active("virt-forward.service"),
     )
 
 
@@ -233,6 +233,12 @@ def _switches(device: str, version: int) -> tuple[str, ...]:
     if version == 4:
         return (f"ipv4/conf/{device}/forwarding",)
     return ("ipv6/conf/all/forwarding", f"ipv6/conf/{device}/force_forwarding")
+
+
+def _networkd() -> tuple[bool, bool]:
+    if not systemd.is_manager():
+        return True, True
+    return systemd.is_active(systemd.NETWORKD), systemd.is_enabled(systemd.NETWORKD)
 
 
 def _ignored_ipforward() -> Iterator[str]:

@@ -10,7 +10,6 @@ from virt_forward.addresses import networkd
 from virt_forward.errors import NftError, VirtForwardError
 from virt_forward.host import collect, libvirt_networks, nft, nftables_service, systemd
 from virt_forward.host.files import list_directory, read_text
-from virt_forward.host.process import run
 from virt_forward.metadata import values
 from virt_forward.model import Address, Subnet
 from virt_forward.namedtuple import TYPE_CHECKING
@@ -45,7 +44,7 @@ def read_facts() -> SetupFacts:
         nameservers=tuple(_nameservers()),
         dns_follows=_dns_follows(links, uplinks),
         nftables_conf=conf,
-        loaded_at_boot=run(["systemctl", "-q", "is-enabled", "nftables.service"]).status == 0,
+        loaded_at_boot=systemd.is_enabled("nftables.service"),
         includes=_includes(read_text(conf)),
         random=os.urandom(16),
     )
@@ -61,8 +60,8 @@ def _systemd_version() -> int:
 
 
 def _networkd_runs() -> bool:
-    if os.path.isdir("/run/systemd/system"):
-        return run(["systemctl", "-q", "is-active", "systemd-networkd.service"]).status == 0
+    if systemd.is_manager():
+        return systemd.is_active(systemd.NETWORKD)
     return os.path.exists(f"{NETWORKD_STATE}/state")
 
 

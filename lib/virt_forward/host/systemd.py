@@ -5,6 +5,8 @@ from functools import cache
 
 from virt_forward.host.process import run
 
+NETWORKD = "systemd-networkd.service"
+
 
 @cache
 def version() -> int:
@@ -13,12 +15,16 @@ def version() -> int:
     return int(words[1]) if len(words) > 1 and words[1].isdigit() else 0
 
 
-def has_networkd() -> tuple[bool, bool]:
-    """Tell whether networkd is running, and is enabled; both where systemd is not the service manager."""
-    if not os.path.isdir("/run/systemd/system"):
-        return True, True
-    asked = ("is-active", "is-enabled")
-    running, enabled = (
-        run(["systemctl", "-q", word, "systemd-networkd.service"]).status == 0 for word in asked
-    )
-    return running, enabled
+def is_manager() -> bool:
+    """Tell whether systemd is the service manager of this host (sd_booted(3))."""
+    return os.path.isdir("/run/systemd/system")
+
+
+def is_active(unit: str) -> bool:
+    """Tell whether a unit is running."""
+    return run(["systemctl", "-q", "is-active", unit]).status == 0
+
+
+def is_enabled(unit: str) -> bool:
+    """Tell whether a unit is started at boot."""
+    return run(["systemctl", "-q", "is-enabled", unit]).status == 0
