@@ -62,32 +62,32 @@ def test_network_that_wants_networkd_s_bridge_clashes(etc: Path) -> None:
     define(etc, "default", "virbr0")
     define(etc, "other", "virbr1")
     owner = f"networkd ({etc}/network/98-virbr0.netdev)"
-    assert [*bridges.clashes()] == [Clash("default", "virbr0", owner)]
+    assert [*bridges.clashes(bridges.of_networkd())] == [Clash("default", "virbr0", owner)]
     # Even if it is the network that has it now.
     (etc / "active/default.xml").write_text("")
-    assert [clash.network for clash in bridges.clashes()] == ["default"]
+    assert [clash.network for clash in bridges.clashes(bridges.of_networkd())] == ["default"]
 
 
 def test_network_that_only_names_a_bridge_does_not_clash(etc: Path) -> None:
     (etc / "network/98-virbr0.netdev").write_text(NETDEV)
     define(etc, "lan", "virbr0", "<forward mode='bridge'/>")
-    assert [*bridges.clashes()] == []
+    assert [*bridges.clashes(bridges.of_networkd())] == []
 
 
 def test_inactive_network_clashes_with_a_bridge_that_exists(etc: Path) -> None:
     define(etc, "default", "virbr0")
-    assert [*bridges.clashes()] == []
+    assert [*bridges.clashes(bridges.of_networkd())] == []
     (etc / "links/virbr0/bridge").mkdir(parents=True)
-    assert [clash.bridge for clash in bridges.clashes()] == ["virbr0"]
+    assert [clash.bridge for clash in bridges.clashes(bridges.of_networkd())] == ["virbr0"]
     (etc / "active/default.xml").write_text("")
-    assert [*bridges.clashes()] == []
+    assert [*bridges.clashes(bridges.of_networkd())] == []
 
 
 def test_other_kinds_of_netdevs_and_broken_networks_are_left_out(etc: Path) -> None:
     (etc / "network/10.netdev").write_text("[NetDev]\nName=virbr0\nKind=vlan\n")
     (etc / "libvirt/broken.xml").write_text("<network")
     define(etc, "default", "virbr0")
-    assert [*bridges.clashes()] == []
+    assert [*bridges.clashes(bridges.of_networkd())] == []
 
 
 def test_ports_are_read_with_their_bridge(etc: Path) -> None:

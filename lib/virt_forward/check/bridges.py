@@ -1,14 +1,14 @@
 """Reading the host's bridges: their ports, who makes them and wants their names, and br_netfilter."""
 
 import os
-import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 from virt_forward.check.facts import Clash
 from virt_forward.config import Config
 from virt_forward.effects import hairpin_port
-from virt_forward.host import collect, libvirt_networks, switches
-from virt_forward.host.files import list_directory, read_text
+from virt_forward.host import libvirt_networks, switches
+from virt_forward.host.files import list_directory
+from virt_forward.host.netdevs import netdevs
 from virt_forward.model import Guest
 
 SYSFS = "/sys/class/net"
@@ -21,9 +21,11 @@ def ports() -> dict[str, str]:
     return {name: os.path.basename(os.readlink(path)) for name, path in links if os.path.islink(path)}
 
 
-def clashes() -> Iterator[Clash]:
-    """Yield the libvirt networks that want a bridge of networkd, or one that exists and is not theirs."""
-    made = netdevs()
+def clashes(made: Mapping[str, str]) -> Iterator[Clash]:
+    """Yield the libvirt networks that want a bridge of networkd, or one that exists and is not theirs.
+
+    ``made`` are networkd's, each with the path of its file.
+    """
     for network in libvirt_networks.in_directory(libvirt_networks.DEFINED):
         active = os.path.exists(f"{libvirt_networks.DIRECTORY}/{network.name}.xml")
         if network.mode == "bridge" or not network.bridge:
@@ -34,16 +36,9 @@ def clashes() -> Iterator[Clash]:
             yield Clash(network.name, network.bridge, "the host, which exists already")
 
 
-_KIND = re.compile(r"^\s*Kind\s*=\s*bridge\s*$", re.MULTILINE | re.IGNORECASE)
-_NAME = re.compile(r"^\s*Name\s*=\s*(\S+)\s*$", re.MULTILINE)
-
-
-def netdevs() -> dict[str, str]:
-    """Return the bridges that networkd makes, each with the path of its file (systemd.netdev(5))."""
-    texts = {path: read_text(path) for path in collect.networkd_paths(".netdev").values()}
-    return {
-        found[1]: path for path, text in texts.items() if _KIND.search(text) and (found := _NAME.search(text))
-    }
+def of_networkd() -> dict[str, str]:
+    """Return the bridges that networkd makes, each with the path of its file."""
+    return {name: each.path for name, each in netdevs().items() if each.kind == "bridge"}
 
 
 def without_hairpin(guests: Iterable[Guest], config: Config) -> Iterator[tuple[str, str]]:

@@ -64,6 +64,7 @@ def read_facts(
     asked = [(item.endpoint, item.forward.to) for item in silent if item.answer == "filtered"]
     report, unverified = _follow(guests, config, explained, asked)
     tell("reading hooks, units and configuration")
+    made = bridges.of_networkd()
     return Facts(
         guests,
         networks,
@@ -82,11 +83,11 @@ def read_facts(
         unverified,
         silent,
         bridges.ports(),
-        tuple(bridges.clashes()),
+        tuple(bridges.clashes(made)),
         tuple(bridges.without_hairpin(guests, config)),
         systemd.version(),
         frozenset(state.uuid for state in domains or () if state.paused),
-        frozenset(bridges.netdevs()),
+        frozenset(made),
         _networkd(),
     )
 

@@ -6,10 +6,10 @@ import os
 from collections.abc import Iterator
 from ipaddress import ip_interface, ip_network
 
-from virt_forward.addresses import networkd
 from virt_forward.errors import NftError, VirtForwardError
 from virt_forward.host import collect, libvirt_networks, nft, nftables_service, systemd
 from virt_forward.host.files import list_directory, read_text
+from virt_forward.host.netdevs import netdevs
 from virt_forward.metadata import values
 from virt_forward.model import Address, Subnet
 from virt_forward.namedtuple import TYPE_CHECKING
@@ -28,7 +28,7 @@ def read_facts() -> SetupFacts:
     """Return the facts. Raises VirtForwardError where systemd or the interfaces cannot be read."""
     links = tuple(_links())
     uplinks = tuple(sorted(collect.default_route_devices()))
-    netdevs, marked = _netdevs()
+    made = netdevs()
     conf = nftables_service.ruleset_path()
     return SetupFacts(
         systemd=_systemd_version(),
@@ -37,8 +37,8 @@ def read_facts() -> SetupFacts:
         uplinks=uplinks,
         routes=tuple(_routes()),
         networks=collect.networkd_files(),
-        netdevs=netdevs,
-        marked=marked,
+        netdevs={name: each.path for name, each in made.items()},
+        marked=tuple(name for name, each in made.items() if MARK in each.text),
         libvirt=tuple(_libvirt_networks()),
         chains=_chains(),
         nameservers=tuple(_nameservers()),
@@ -138,19 +138,6 @@ def _routes() -> Iterator[tuple[Subnet, str]]:
             if route["dst"] == "default" or kind in ("local", "broadcast", "multicast", "anycast"):
                 continue
             yield ip_network(route["dst"], strict=False), route.get("dev", kind)
-
-
-def _netdevs() -> tuple[dict[str, str], tuple[str, ...]]:
-    found: dict[str, str] = {}
-    marked = []
-    for path in collect.networkd_paths(".netdev").values():
-        content = read_text(path)
-        for section, items in networkd.parse_ini(content):
-            name = dict(items).get("Name") if section == "NetDev" else None
-            if name:
-                found[name] = path
-                marked += [name] if MARK in content else []
-    return found, tuple(marked)
 
 
 def _libvirt_networks() -> Iterator[LibvirtNetwork]:
