@@ -58,11 +58,9 @@ def networkd_stopped(facts: Facts) -> Iterator[Problem]:
 
 def bridge_absent(facts: Facts) -> Iterator[Problem]:
     """Find bridges of guests' addresses that do not exist: deleted, or renamed."""
-    if facts.host is None:
-        return
     for guest in facts.guests:
         for bridge in dict.fromkeys(endpoint.bridge for endpoint in guest.endpoints):
-            if guest.phase == "running" and bridge not in facts.host.devices:
+            if guest.phase == "running" and facts.lacks(bridge):
                 message = f"its bridge {text.word(bridge)} does not exist now"
                 fix = "restore the bridge (networkctl reload, where networkd makes it), or name the new one "
                 fix += f"in its interface ({edit(guest.name, guest.uuid)}), and restart the guest"

@@ -109,3 +109,7 @@ class Facts(NamedTuple):
     paused: frozenset[str] = frozenset()
     networkd_bridges: frozenset[str] = frozenset()
     networkd: tuple[bool, bool] = (True, True)
+
+    def lacks(self, bridge: str) -> bool:
+        """Tell whether the host is known to have no such interface."""
+        return self.host is not None and bridge not in self.host.devices

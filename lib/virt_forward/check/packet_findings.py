@@ -9,7 +9,7 @@ from virt_forward.check.clone.verdict import Obstacle
 from virt_forward.check.facts import Facts, Unanswered
 from virt_forward.check.problem import Problem
 from virt_forward.check.remedies import SYNC, Place
-from virt_forward.model import Endpoint, Guest
+from virt_forward.model import Guest
 
 FEW = 5
 """The most forwards that a message lists."""
@@ -36,16 +36,11 @@ def stopped(facts: Facts) -> Iterator[Problem]:
 def _by_obstacle(facts: Facts) -> Iterator[tuple[Obstacle, list[Probe]]]:
     groups: dict[tuple[str, Obstacle], list[Probe]] = {}
     for result in facts.report.results:
-        if _is_bridge_absent(result.probe.endpoint, facts):
-            continue
+        if facts.lacks(result.probe.endpoint.bridge):
+            continue  # bridge_findings.bridge_absent tells it, with the one fix
         for obstacle in dict.fromkeys(result.obstacles):
             groups.setdefault((result.probe.uuid, obstacle), []).append(result.probe)
     yield from ((obstacle, probes) for (_, obstacle), probes in groups.items())
-
-
-def _is_bridge_absent(endpoint: Endpoint, facts: Facts) -> bool:
-    """Tell whether an endpoint's bridge does not exist, which bridge_absent tells with the one fix."""
-    return facts.host is not None and endpoint.bridge not in facts.host.devices
 
 
 def _problem(obstacle: Obstacle, probes: list[Probe], facts: Facts) -> Problem | None:
@@ -173,7 +168,7 @@ def guest_unreachable(facts: Facts) -> Iterator[Problem]:
         fix = f"virsh resume {text.domain_argument(name, uuid)}"
         yield Problem("guest-unreachable", "warning", name, "the guest is paused and answers nothing", fix)
     for item in facts.unanswered:
-        if item.uuid in facts.paused or _is_bridge_absent(item.endpoint, facts):
+        if item.uuid in facts.paused or facts.lacks(item.endpoint.bridge):
             continue
         key = item.uuid, str(item.endpoint.ip)
         if item.answer == "filtered" and (item.endpoint, item.forward.to) in facts.report.blocked:
