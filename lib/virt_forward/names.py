@@ -38,6 +38,11 @@ def guest_comment(name: str, uuid: str) -> str:
     return quoted(f"{uuid} {name}")
 
 
+def family(version: int) -> str:
+    """Return nft's word for the family of an IP version."""
+    return "ip" if version == 4 else "ip6"
+
+
 def interface(dev: str) -> str:
     """Return an interface name as an nft string."""
     return f'"{dev}"'

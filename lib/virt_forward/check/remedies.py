@@ -167,7 +167,7 @@ def _entry_match(probe: Probe) -> str:
 
 
 def _bare_match(probe: Probe, obstacle: Obstacle) -> str:
-    family = "ip" if probe.endpoint.ip.version == 4 else "ip6"
+    family = names.family(probe.endpoint.ip.version)
     if obstacle.answer:
         return f"{family} saddr {probe.endpoint.ip} {probe.forward.proto} sport {probe.forward.guest_span}"
     if obstacle.family == "netdev":

@@ -79,7 +79,7 @@ def _count_matches(forward: Forward) -> Iterator[str]:
     words = [f"meta l4proto {forward.proto} ct original proto-dst {forward.span}"]
     for word, limit in (("saddr", forward.source), ("daddr", forward.address)):
         if limit:
-            words.append(f"ct original {'ip' if limit.version == 4 else 'ip6'} {word} {limit}")
+            words.append(f"ct original {names.family(limit.version)} {word} {limit}")
     match = " ".join(words)
     if forward.dev is None:
         yield match

@@ -46,7 +46,9 @@ def _lan_blocks(index: tuple[Row, ...], touching: tuple[Row, ...]) -> Iterator[B
             lans.setdefault(row.bridge, set()).add(row.subnet)
     for bridge, subnets in sorted(lans.items()):
         name = f"lan-{names.bridge_suffix(bridge)}"
-        rules = (f"{_family(subnet)} saddr {subnet} masquerade" for subnet in sorted(subnets, key=str))
+        rules = (
+            f"{names.family(subnet.version)} saddr {subnet} masquerade" for subnet in sorted(subnets, key=str)
+        )
         chain = Chain(name, names.quoted(f"from guests on {bridge} to guests on it"), tuple(rules))
         same_bridge = maps.SAME_BRIDGE.element(bridge, bridge)
         lan = maps.LAN.element(bridge, data=f"goto {name}")
@@ -66,7 +68,3 @@ def _isolated_blocks(index: tuple[Row, ...], touching: tuple[Row, ...]) -> Itera
     present = {row.mac for row in index if isinstance(row, IsolatedRow)} if touched else set()
     for mac in sorted(touched & present):
         yield Block(f"isolated {mac}", elements=(maps.ISOLATED_MACS.element(mac),), shared=True)
-
-
-def _family(subnet: Subnet) -> str:
-    return "ip" if subnet.version == 4 else "ip6"

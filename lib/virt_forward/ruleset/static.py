@@ -7,7 +7,7 @@ as the first guest needs a lookup, or the last one that did is gone. README.md h
 from collections.abc import Container
 
 from virt_forward.config import Config
-from virt_forward.names import LABEL, TABLE, TABLE_COMMENT, interface
+from virt_forward.names import LABEL, TABLE, TABLE_COMMENT, family, interface
 from virt_forward.ruleset import maps
 
 VERSIONS = (4, 6)
@@ -94,7 +94,7 @@ def _others() -> tuple[str, ...]:
 
 
 def _translate(version: int, targets: maps.Map) -> str:
-    return f"ct label set {LABEL} dnat {'ip' if version == 4 else 'ip6'} to {targets.lookup()}"
+    return f"ct label set {LABEL} dnat {family(version)} to {targets.lookup()}"
 
 
 def _count(guests: maps.Map) -> tuple[str, str]:

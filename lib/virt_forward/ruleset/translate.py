@@ -94,7 +94,7 @@ def restrictions(listen: Listen) -> list[str]:
     """Return the matches of what restricts a forward to a part of the packets to its ports."""
     words = [f"iifname {names.interface(listen.dev)}"] if listen.dev else []
     if listen.source:
-        words.append(f"{'ip' if listen.source.version == 4 else 'ip6'} saddr {listen.source}")
+        words.append(f"{names.family(listen.source.version)} saddr {listen.source}")
     return words
 
 
@@ -107,16 +107,13 @@ def _reachable(forward: Forward, config: Config) -> bool:
 def _match(group: _Group, protos: list[Proto], spans: list[Span], config: Config) -> str:
     listen, endpoint = group.listen, group.endpoint
     version = endpoint.ip.version
+    family = names.family(version)
     no_hairpin = not config.hairpin and listen.dev is None
     words = [f"iifname != {names.interface(endpoint.bridge)}"] if no_hairpin else []
     words += [*restrictions(listen), f"meta nfproto ipv{version}", *_ports(protos, spans)]
-    words += [f"{_family(version)} daddr {listen.address}"] if listen.address else _not_kept(version, config)
+    words += [f"{family} daddr {listen.address}"] if listen.address else _not_kept(version, config)
     # Traffic that is only passing through is not ours.
     return " ".join([*words, "fib daddr type local"])
-
-
-def _family(version: int) -> str:
-    return "ip" if version == 4 else "ip6"
 
 
 def _not_kept(version: int, config: Config) -> list[str]:
@@ -144,7 +141,7 @@ def _statement(group: _Group, protos: list[Proto], spans: list[Span], mapping: M
     if shared := _shared_map(group, spans):
         return f"counter goto {shared.name}"
     target = _target(group, protos, spans, mapping)
-    return f"ct label set {names.LABEL} counter dnat {_family(group.endpoint.ip.version)} to {target}"
+    return f"ct label set {names.LABEL} counter dnat {names.family(group.endpoint.ip.version)} to {target}"
 
 
 def _target(group: _Group, protos: list[Proto], spans: list[Span], mapping: Mapping) -> str:

@@ -4,6 +4,7 @@ import contextlib
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 
+from virt_forward import names
 from virt_forward.check import rules
 from virt_forward.check.clone import build, plan, tables, verdict
 from virt_forward.check.clone.host_state import HostState
@@ -13,7 +14,6 @@ from virt_forward.check.clone.wires import Observation, Wires
 from virt_forward.host import nft
 from virt_forward.host.files import read_text
 from virt_forward.host.process import run
-from virt_forward.names import LABEL
 from virt_forward.text import output
 
 MAX_TRACED = 256
@@ -141,7 +141,9 @@ class _Session:
         if family.startswith("legacy "):
             program = "iptables-legacy" if family.endswith(" ip") else "ip6tables-legacy"
             return run([program, "-t", table, "-I", base, "-j", "ACCEPT"]).status == 0
-        match = f"ct label {LABEL} " if hook in ("forward", "postrouting") and family != "bridge" else ""
+        match = (
+            f"ct label {names.LABEL} " if hook in ("forward", "postrouting") and family != "bridge" else ""
+        )
         return run(["nft", f"insert rule {family} {table} {base} {match}accept"]).status == 0
 
     def trace(self, probe: Probe) -> Obstacle | None:
@@ -185,7 +187,7 @@ class _Session:
         """Return the rule of legacy iptables that drops a packet: the one that counts it."""
         if not self.host.legacy:
             return None
-        family = "ip" if probe.endpoint.ip.version == 4 else "ip6"
+        family = names.family(probe.endpoint.ip.version)
         program = ["iptables-legacy-save" if family == "ip" else "ip6tables-legacy-save", "-c"]
         before = run(program).stdout
         self._again(probe, answer=answer)
@@ -199,7 +201,7 @@ class _Session:
             return Obstacle("unknown", answer, detail=f"it is lost {where}")
         device = probe.endpoint.bridge if answer else probe.device
         version = probe.endpoint.ip.version
-        family = "ip" if version == 4 else "ip6"
+        family = names.family(version)
         if self._helps(probe, _forwarding(device, version), answer=answer):
             return Obstacle("forwarding", answer, family, detail=device)
         if version == 4 and self._helps(probe, _rp_filter(device), answer=answer):
