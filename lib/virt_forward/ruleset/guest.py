@@ -22,9 +22,10 @@ def block(guest: Guest, config: Config) -> Block | None:
     if not lookups(guest):
         return None
     elements = [element for forward in served for element in _range_elements(guest, forward)]
-    elements += translate.elements(guest, served, config)
+    rules = translate.rules(guest, served, config)
+    elements += [element for rule in rules for element in translate.elements(rule)]
     elements += [element for endpoint in guest.endpoints for element in _endpoint_elements(guest, endpoint)]
-    return Block(key(guest.uuid), (_nat(guest, served, config), _count(guest, forwards)), tuple(elements))
+    return Block(key(guest.uuid), (_nat(guest, rules, config), _count(guest, forwards)), tuple(elements))
 
 
 def nat_chain(suffix: str) -> str:
@@ -46,9 +47,9 @@ def _suffix(guest: Guest) -> str:
     return names.suffix(guest.name, guest.uuid)
 
 
-def _nat(guest: Guest, served: list[Forward], config: Config) -> Chain:
-    rules = tuple(translate.rules(guest, served, config))
-    return Chain(nat_chain(_suffix(guest)), names.guest_comment(guest.name, guest.uuid), rules)
+def _nat(guest: Guest, rules: list[translate.Rule], config: Config) -> Chain:
+    texts = tuple(translate.rule_text(rule, config) for rule in rules)
+    return Chain(nat_chain(_suffix(guest)), names.guest_comment(guest.name, guest.uuid), texts)
 
 
 def _count(guest: Guest, forwards: list[Forward]) -> Chain:

@@ -31,27 +31,40 @@ class _Group(NamedTuple):
     wide: bool
 
 
-def rules(guest: Guest, served: Iterable[Forward], config: Config) -> Iterator[str]:
-    """Yield the rules for forwards that are in the order of their specificity."""
+class Rule(NamedTuple):
+    """The ports of a group that one rule is for, and the protocols: wide shifted ranges may share a rule."""
+
+    group: _Group
+    protos: list[Proto]
+    mapping: Mapping
+
+
+def rules(guest: Guest, served: Iterable[Forward], config: Config) -> list[Rule]:
+    """Return the rules for forwards that are in the order of their specificity."""
     found: dict[tuple[_Group, Mapping], list[Proto]] = {}
     for group, mapping in _groups(guest, served, config).items():
         # The anonymous map of a wide range is large: tcp and udp share it.
         alike = _replace_proto(group) if group.shifted and group.wide else group
         found.setdefault((alike, mapping), []).append(group.listen.proto)
-    for (group, mapping), protos in found.items():
-        for spans in _of_each_rule(group, mapping):
-            yield f"{_match(group, protos, spans, config)} {_statement(group, protos, spans, mapping)}"
+    return [
+        Rule(group, protos, part)
+        for (group, mapping), protos in found.items()
+        for part in _of_each_rule(group, mapping)
+    ]
 
 
-def elements(guest: Guest, served: Iterable[Forward], config: Config) -> Iterator[Element]:
-    """Yield the elements of the maps that these rules lead to."""
-    for group, mapping in _groups(guest, served, config).items():
-        for spans in _of_each_rule(group, mapping):
-            if _shared_map(group, spans):
-                moved = [pair for pair in mapping if len(spans) > 1 or spans[0].contains(pair[0])]
-                for span, offset in moved:
-                    for port in range(span.start, span.end + 1):
-                        yield maps.target_element(group.listen, port, group.endpoint.ip, port + offset)
+def rule_text(rule: Rule, config: Config) -> str:
+    """Return a rule as nft reads it."""
+    return f"{_match(rule, config)} {_statement(rule)}"
+
+
+def elements(rule: Rule) -> Iterator[Element]:
+    """Yield the elements of the map that a rule leads to."""
+    if _shared_map(rule):
+        group = rule.group
+        for span, offset in rule.mapping:
+            for port in range(span.start, span.end + 1):
+                yield maps.target_element(group.listen, port, group.endpoint.ip, port + offset)
 
 
 def _groups(guest: Guest, served: Iterable[Forward], config: Config) -> dict[_Group, Mapping]:
@@ -68,26 +81,34 @@ def _replace_proto(group: _Group) -> _Group:
     return group._replace(listen=group.listen._replace(proto="tcp"))
 
 
-def _of_each_rule(group: _Group, mapping: Mapping) -> list[list[Span]]:
-    """Return the ports of each rule that a group has."""
-    spans = ports.merge(span for span, _ in mapping)
-    if group.shifted and group.wide:
-        return [spans]
-    rules = [[span] for span in spans]
-    if group.shifted and not maps.targets(group.listen, group.endpoint.ip.version):
-        rules = [[Span(port, port)] for span in spans for port in range(span.start, span.end + 1)]
-    return rules if len(rules) <= MAX_RULES else [spans]
+def _of_each_rule(group: _Group, mapping: Mapping) -> list[Mapping]:
+    """Return the part of a group's ports that each of its rules is for."""
+    runs = ports.merge(span for span, _ in mapping)
+    if group.shifted and not group.wide and not maps.targets(group.listen, group.endpoint.ip.version):
+        runs = [Span(port, port) for run in runs for port in range(run.start, run.end + 1)]
+    if len(runs) > MAX_RULES or (group.shifted and group.wide):
+        return [mapping]
+    return [tuple(_within(mapping, run)) for run in runs]
 
 
-def _shared_map(group: _Group, spans: list[Span]) -> maps.Map | None:
-    """Return the map that has the targets of some ports of a group, among those of other guests."""
-    if not group.shifted or group.wide or _is_port(spans):
+def _within(mapping: Mapping, run: Span) -> Iterator[tuple[Span, int]]:
+    """Yield what a mapping has of a run of ports."""
+    for span, offset in mapping:
+        if span.overlaps(run):
+            yield Span(max(span.start, run.start), min(span.end, run.end)), offset
+
+
+def _shared_map(rule: Rule) -> maps.Map | None:
+    """Return the map that has the targets of a rule, among those of other guests."""
+    group = rule.group
+    if not group.shifted or group.wide or _is_port(rule):
         return None
     return maps.targets(group.listen, group.endpoint.ip.version)
 
 
-def _is_port(spans: list[Span]) -> bool:
-    return len(spans) == 1 and spans[0].start == spans[0].end
+def _is_port(rule: Rule) -> bool:
+    (first, _), *others = rule.mapping
+    return not others and first.start == first.end
 
 
 def restrictions(listen: Listen) -> list[str]:
@@ -104,13 +125,13 @@ def _reachable(forward: Forward, config: Config) -> bool:
     return address is None or not address.is_loopback or (config.localhost and address.version == 4)
 
 
-def _match(group: _Group, protos: list[Proto], spans: list[Span], config: Config) -> str:
-    listen, endpoint = group.listen, group.endpoint
+def _match(rule: Rule, config: Config) -> str:
+    listen, endpoint = rule.group.listen, rule.group.endpoint
     version = endpoint.ip.version
     family = names.family(version)
     no_hairpin = not config.hairpin and listen.dev is None
     words = [f"iifname != {names.interface(endpoint.bridge)}"] if no_hairpin else []
-    words += [*restrictions(listen), f"meta nfproto ipv{version}", *_ports(protos, spans)]
+    words += [*restrictions(listen), f"meta nfproto ipv{version}", *_ports(rule)]
     words += [f"{family} daddr {listen.address}"] if listen.address else _not_kept(version, config)
     # Traffic that is only passing through is not ours.
     return " ".join([*words, "fib daddr type local"])
@@ -125,7 +146,8 @@ def _not_kept(version: int, config: Config) -> list[str]:
     return [*([] if config.localhost else ["ip daddr != 127.0.0.0/8"]), not_gateway]
 
 
-def _ports(protos: list[Proto], spans: list[Span]) -> Iterator[str]:
+def _ports(rule: Rule) -> Iterator[str]:
+    protos, spans = rule.protos, ports.merge(span for span, _ in rule.mapping)
     listed = str(spans[0]) if len(spans) == 1 else f"{{ {', '.join(map(str, spans))} }}"
     every = spans == [Span(1, MAX_PORT)]
     if len(protos) == 1 and not every:
@@ -136,24 +158,26 @@ def _ports(protos: list[Proto], spans: list[Span]) -> Iterator[str]:
         yield f"th dport {listed}"
 
 
-def _statement(group: _Group, protos: list[Proto], spans: list[Span], mapping: Mapping) -> str:
-    """Return what translates the connections to some ports of a group."""
-    if shared := _shared_map(group, spans):
+def _statement(rule: Rule) -> str:
+    """Return what translates the connections that match a rule."""
+    if shared := _shared_map(rule):
         return f"counter goto {shared.name}"
-    target = _target(group, protos, spans, mapping)
-    return f"ct label set {names.LABEL} counter dnat {names.family(group.endpoint.ip.version)} to {target}"
+    family = names.family(rule.group.endpoint.ip.version)
+    return f"ct label set {names.LABEL} counter dnat {family} to {_target(rule)}"
 
 
-def _target(group: _Group, protos: list[Proto], spans: list[Span], mapping: Mapping) -> str:
-    ip = group.endpoint.ip
+def _target(rule: Rule) -> str:
+    ip = rule.group.endpoint.ip
     shown = f"[{ip}]" if ip.version == 6 else str(ip)
-    if _is_port(spans):
-        offset = next(offset for span, offset in mapping if span.contains(spans[0]))
-        return f"{shown}:{spans[0].start + offset}"
-    if not group.shifted:
+    if _is_port(rule):
+        ((span, offset),) = rule.mapping
+        return f"{shown}:{span.start + offset}"
+    if not rule.group.shifted:
         return str(ip)
     # "to ADDRESS:A-B" would pick any port of the range; a map keeps the offset.
     pairs = ", ".join(
-        f"{port} : {port + offset}" for span, offset in mapping for port in range(span.start, span.end + 1)
+        f"{port} : {port + offset}"
+        for span, offset in rule.mapping
+        for port in range(span.start, span.end + 1)
     )
-    return f"{shown}:{protos[0] if len(protos) == 1 else 'th'} dport map {{ {pairs} }}"
+    return f"{shown}:{rule.protos[0] if len(rule.protos) == 1 else 'th'} dport map {{ {pairs} }}"
