@@ -123,15 +123,6 @@ class Spans:
         return [forward for forward in self._forwards[first:last] if span.start <= forward.end]
 
 
-def collide(one: Forward, other: Forward) -> bool:
-    """Tell whether both claim the same packets, so that only one of them can be open.
-
-    This is the one rule of collisions: they listen alike, and have a port in common. Where forwards
-    that do not listen alike meet, the more specific one gets the packet (``Listen.specificity``).
-    """
-    return one.listen == other.listen and one.span.overlaps(other.span)
-
-
 def colliding(forwards: Iterable[Forward], others: Iterable[Forward]) -> list[Forward]:
     """Return those of ``forwards`` that collide with one of ``others``."""
     groups = spans_by_listen(others)
@@ -148,7 +139,12 @@ def spans_by_listen(forwards: Iterable[Forward]) -> dict[Listen, Spans]:
 
 
 def by_listen(forwards: Iterable[Forward]) -> dict[Listen, list[Forward]]:
-    """Return forwards in groups of which only the ports tell whether two collide."""
+    """Return forwards in groups of which only the ports tell whether two collide.
+
+    This is the one rule of collisions: of two that listen alike and have a port in common, only one can be
+    open. Where forwards that do not listen alike meet, the more specific one gets the packet
+    (``Listen.specificity``).
+    """
     groups: dict[Listen, list[Forward]] = {}
     for forward in forwards:
         groups.setdefault(forward.listen, []).append(forward)

@@ -17,6 +17,11 @@ BRIDGE = "virbr0"
 LAN = ((ip_network("198.51.100.0/24"), BRIDGE), (ip_network("2001:db8:10::/64"), BRIDGE))
 
 
+def collide(one: Forward, other: Forward) -> bool:
+    """Tell whether both claim the same packets: the rule of ``ports.by_listen`` for a single pair."""
+    return one.listen == other.listen and one.span.overlaps(other.span)
+
+
 def uuid_of(name: str) -> str:
     return str(uuid5(NAMESPACE_DNS, name))
 

@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from unit import strategies as make
-from unit.build import MAC, endpoint, forward, guest
+from unit.build import MAC, collide, endpoint, forward, guest
 from unit.counted import Looks
-from virt_forward import names, ports, text
+from virt_forward import names, text
 from virt_forward.claims import index as claims
 from virt_forward.claims.index import EndpointRow, GatewayRow, PortRow, SubnetRow
 from virt_forward.model import LEARNED, ORIGINS, Forward, Guest, Nic, Origin
@@ -200,7 +200,7 @@ def test_settle_lets_no_two_equal_claims_through(guests: tuple[Guest, ...]) -> N
         (one, other)
         for one_uuid, one in held
         for other_uuid, other in held
-        if one_uuid != other_uuid and ports.collide(one, other)
+        if one_uuid != other_uuid and collide(one, other)
     ]
 
 
@@ -244,9 +244,9 @@ def test_row_name_keeps_enough_of_an_odd_one(name: str) -> None:
 def test_conflicts_are_those_of_every_pair_that_collides(mine: list[Forward], theirs: list[Forward]) -> None:
     others = index_of(guest("b", *theirs))
     found = claims.conflicts(others, mine)
-    assert set(found) == {one for one in mine for other in theirs if ports.collide(one, other)}
+    assert set(found) == {one for one in mine for other in theirs if collide(one, other)}
     for one, reason in found.items():
-        first = next(other for other in theirs if ports.collide(one, other))
+        first = next(other for other in theirs if collide(one, other))
         assert reason == f"host port {one.proto}/{max(one.start, first.start)} is taken by guest b"
 
 

@@ -10,7 +10,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from unit import strategies
-from unit.build import MAC, domain_xml, forward
+from unit.build import MAC, collide, domain_xml, forward
 from virt_forward import ports
 from virt_forward.errors import VirtForwardError
 from virt_forward.metadata import forwards
@@ -322,7 +322,7 @@ def valid(xml: bytes) -> Document:
 @given(strategies.documents_of(mess=False), strategies.forwards())
 def test_add_then_remove_changes_nothing(xml: bytes, item: Forward) -> None:
     edited = valid(xml)
-    assume(not any(ports.collide(item, each) for each in edited.forwards()))
+    assume(not any(collide(item, each) for each in edited.forwards()))
     before = edited.text()
     assert edited.add([item])
     assert item in edited.forwards()

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from unit import strategies as make
-from unit.build import forward
+from unit.build import collide, forward
 from virt_forward import ports
 from virt_forward.config import ReservedPort
 from virt_forward.metadata import values
@@ -125,17 +125,17 @@ forwards = st.lists(make.forwards(), min_size=2, max_size=8)
 
 @given(forwards, forwards)
 def test_colliding_finds_what_collides_with_any_other(some: list[Forward], others: list[Forward]) -> None:
-    expected = [one for one in some if any(ports.collide(one, other) for other in others)]
+    expected = [one for one in some if any(collide(one, other) for other in others)]
     assert ports.colliding(some, others) == expected
 
 
 @given(forwards)
 def test_collide_is_symmetric_and_specificity_decides_between_all_others(found: list[Forward]) -> None:
     for one, other in combinations(found, 2):
-        assert ports.collide(one, other) == ports.collide(other, one)
+        assert collide(one, other) == collide(other, one)
         meet = one.proto == other.proto and one.start <= other.end and other.start <= one.end
         alike = one.listen.specificity() == other.listen.specificity()
-        if meet and not ports.collide(one, other) and alike:
+        if meet and not collide(one, other) and alike:
             # Neither is more specific: no packet can be meant by both.
             assert apart(one, other)
 
@@ -172,7 +172,7 @@ def test_specificity_order() -> None:
 
 @given(forwards)
 def test_first_collision_finds_one_if_any(found: list[Forward]) -> None:
-    colliding = [pair for pair in combinations(found, 2) if ports.collide(*pair)]
+    colliding = [pair for pair in combinations(found, 2) if collide(*pair)]
     told = ports.first_collision(found)
     assert bool(told) == bool(colliding)
     if told:

@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 
 from support.state import in_memory, put
 from unit import strategies as make
-from unit.build import UUID, endpoint, forward, guest
-from virt_forward import ports
+from unit.build import UUID, collide, endpoint, forward, guest
 from virt_forward.claims import index as claims
 from virt_forward.claims.index import EndpointRow, PortRow, Row
 from virt_forward.host import log
@@ -229,7 +228,7 @@ def spans(found: Iterable[Row]) -> list[tuple[int, int]]:
 @given(st.lists(st.tuples(st.integers(1, 65535), st.integers(0, 40_000)), max_size=12), st.integers(1, 65535))
 def test_span_is_found_by_each_of_its_ports(pairs: list[tuple[int, int]], port: int) -> None:
     wanted = [forward(start, min(start + more, 65535)) for start, more in pairs]
-    disjoint = [f for n, f in enumerate(wanted) if not any(ports.collide(f, g) for g in wanted[:n])]
+    disjoint = [f for n, f in enumerate(wanted) if not any(collide(f, g) for g in wanted[:n])]
     state = in_memory(guest("many", *disjoint, endpoints=()))
     asked = guest("web", forward(port), endpoints=())
     assert spans(near(state, asked)) == [f.span for f in disjoint if f.start <= port <= f.end]
