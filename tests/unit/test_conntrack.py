@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from errno import EINVAL, ENOENT, EPERM
+from errno import EINVAL, ENOENT, EPERM, ETIMEDOUT
 from ipaddress import ip_address, ip_network
 from os import strerror
 from pathlib import Path
@@ -102,13 +102,18 @@ def test_udp_forward_that_moves_ends_flows_to_the_former_guest_and_to_the_host(h
 
 
 @pytest.mark.parametrize(
-    ("error", "told"), [(EPERM, strerror(EPERM)), (EINVAL, "module nf_conntrack_netlink")]
+    ("error", "told"),
+    [
+        (OSError(EPERM, strerror(EPERM)), strerror(EPERM)),
+        (OSError(EINVAL, strerror(EINVAL)), "module nf_conntrack_netlink"),
+        (TimeoutError("timed out"), strerror(ETIMEDOUT)),  # as a socket raises it
+    ],
 )
 def test_connections_that_cannot_be_read_are_told(
-    host: FakeHost, monkeypatch: pytest.MonkeyPatch, error: int, told: str
+    host: FakeHost, monkeypatch: pytest.MonkeyPatch, error: OSError, told: str
 ) -> None:
     def fail(*_: object) -> list[bytes]:
-        raise OSError(error, strerror(error))
+        raise error
 
     monkeypatch.setattr(netlink, "dump", fail)
     assert told in (conntrack.end_flows(frozenset({WEB}), NOTHING, NOTHING, OWN) or "")

@@ -4,7 +4,7 @@ Each connection is deleted by its own tuple and ID, never by a filter: a kernel 
 attributes ignores them, and deletes all connections.
 """
 
-from errno import EINVAL, ENOENT
+from errno import EINVAL, ENOENT, ETIMEDOUT
 from os import strerror
 from struct import pack
 
@@ -49,7 +49,8 @@ def end_flows(
         doomed = {*(flows.stale(known, before, after) if former else ()), *flows.predating(known, added, own)}
         return _delete([message for flow in doomed for message in known[flow]])
     except OSError as error:
-        return _not_ended(error.errno)
+        # What a socket raises after its time limit has no number.
+        return _not_ended(error.errno or ETIMEDOUT)
 
 
 def _nothing_tracked() -> bool:
@@ -63,8 +64,8 @@ def _delete(messages: list[bytes]) -> str | None:
     return _not_ended(min(errors)) if errors else None
 
 
-def _not_ended(error: int | None) -> str:
-    reason = strerror(error or 0)
+def _not_ended(error: int) -> str:
+    reason = strerror(error)
     if error == EINVAL:
         reason = "the kernel has no ctnetlink (module nf_conntrack_netlink)"
     return f"connections through removed or changed forwards are not ended: {reason}"
