@@ -284,8 +284,6 @@ libvirt_version() {
     done
 }
 
-readonly next_steps='virt-forward add GUEST 8080:80 forwards a port; for a bridge of your own, virt-forward init before it'
-
 install_all() {
     local place
     list_files
@@ -305,7 +303,8 @@ install_all() {
     remove_replaced
     finished=yes
     [[ -n $root ]] || check_work
-    [[ -n $root || $dry_run == yes ]] || note "$next_steps"
+    [[ -n $root || $dry_run == yes ]] ||
+        note 'virt-forward add GUEST 8080:80 forwards a port; for a bridge of your own, virt-forward init before it'
 }
 
 # ---- uninstall ------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from support.ctnetlink import attribute
 from virt_forward.errors import VirtForwardError
 from virt_forward.host import interfaces, netlink, process
 from virt_forward.host.netlink import NLM_F_DUMP_INTR, NLMSG_DONE, NLMSG_ERROR, Message, attributes, messages
@@ -26,10 +27,6 @@ ENOENT = 2
 def message(kind: int, payload: bytes, flags: int = 2) -> bytes:
     data = struct.pack("=IHHII", 16 + len(payload), kind, flags, 1, 77) + payload
     return data.ljust(len(data) + 3 & ~3, b"\0")
-
-
-def attribute(kind: int, payload: bytes) -> bytes:
-    return (struct.pack("=HH", 4 + len(payload), kind) + payload).ljust(4 + len(payload) + 3 & ~3, b"\0")
 
 
 DONE = message(NLMSG_DONE, struct.pack("=i", 0))

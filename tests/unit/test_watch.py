@@ -17,6 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from support.ctnetlink import attribute
 from support.proc import eventually
 from unit.build import BRIDGE, MAC, endpoint, forward, guest
 from virt_forward.libvirtd import api
@@ -49,10 +50,6 @@ def message(kind: int, state: int, ip: str, mac: str | None) -> bytes:
     body = struct.pack("=BBHiHBB", 2 if len(raw) == 4 else 10, 0, 0, 5, state, 0, 1) + attribute(NDA_DST, raw)
     body += attribute(NDA_LLADDR, bytes.fromhex(mac.replace(":", ""))) if mac else b""
     return struct.pack("=IHHII", 16 + len(body), kind, 0, 0, 0) + body
-
-
-def attribute(kind: int, data: bytes) -> bytes:
-    return (struct.pack("=HH", 4 + len(data), kind) + data).ljust((4 + len(data) + 3) & ~3, b"\0")
 
 
 @pytest.mark.parametrize(
