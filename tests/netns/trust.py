@@ -86,7 +86,7 @@ class Guests:
     def speak(self, guest: Ns, source: str) -> None:
         """Let a guest speak to its host from one of its addresses, so that the kernel knows it by that."""
         gateway = GATEWAY6 if ":" in source else GATEWAY4
-        guest.knock(gateway, 9, source=source)
+        assert guest.ask(gateway, 9, source=source) is None  # a refusal: what it said has arrived
 
     def knows(self, ip: str) -> str:
         """Return at which MAC the host's neighbour table has an address."""

@@ -81,8 +81,8 @@ def build(lab: Lab, *, libvirt: str = LIBVIRT) -> dict[str, Ns]:
     lab.host.nft(libvirt)
     lab.configure(CONFIG)
     guests = {name: _guest(lab, name) for name in NUMBERS}
-    # The host's neighbour table has who has talked to it.
-    guests["wire"].knock(netns.GATEWAY4, 9, "udp")
+    # The host's neighbour table has who has talked to it: once the port's refusal came back, however late.
+    assert guests["wire"].ask(netns.GATEWAY4, 9, "udp") is None
     return guests
 
 
