@@ -31,7 +31,7 @@ def test_uplinks(topo: Topology, family: Family) -> None:
 def test_a_device_that_is_no_uplink_is_refused(topo: Topology) -> None:
     topo.testbed.lab.configure('[forward]\nuplinks = ["enp1s0"]\n')
     said = topo.testbed.refused("web", port_forward("8080:80", attributes='dev="enp2s0"'))
-    assert 'dev="enp2s0" is not among the uplinks of the configuration, which are enp1s0' in said
+    assert 'dev="enp2s0" is not among the uplinks in /etc/virt-forward/config.toml, which are enp1s0' in said
 
 
 @both

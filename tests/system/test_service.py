@@ -27,7 +27,7 @@ def edit(host: Host, *ports: str) -> None:
     host.virsh("metadata", WEB.name, *URI, "--set", f"<forwards>{words}</forwards>")
 
 
-def test_waiting_forward_is_completed_within_a_second(service: Background, empty: Host) -> None:
+def test_waiting_forward_is_completed_once_the_guest_has_an_address(service: Background, empty: Host) -> None:
     empty.start(ANY)
     lease = empty.wait_lease(ANY)
     # systemd 252 keeps no lease file, and the guest has not spoken with its host: the service heard DHCP.

@@ -235,6 +235,23 @@ def test_other_guest_port_is_not_what_is_declared() -> None:
 
 
 @pytest.mark.parametrize(
+    ("declared", "hint"),
+    [
+        ((), "no forward is declared"),
+        ((1, 3), "declared: 1/tcp, 3/tcp"),
+        ((1, 3, 5, 7, 9), "declared: 1/tcp, 3/tcp, 5/tcp and 2 more"),
+    ],
+)
+def test_spec_of_a_port_that_no_forward_has_is_told_which_are_declared(
+    declared: tuple[int, ...], hint: str
+) -> None:
+    edited = document("")
+    edited.add([forward(port) for port in declared])
+    (error,) = edited.remove([parse_spec("9999")]).absent.values()
+    assert (str(error), error.hint) == ("tcp/9999 is not declared", hint)
+
+
+@pytest.mark.parametrize(
     ("metadata", "nics"),
     [
         ("text\n" + WHOLE, ""),  # beside our element anything goes, and none of it gets into ours

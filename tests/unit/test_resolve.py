@@ -319,12 +319,13 @@ def test_one_usable_nic_is_enough() -> None:
         (
             PortForward("tcp", (Range(80, 80, 80),), dev="eth9"),
             Config(uplinks=("enp1s0", "wlan0")),
-            'dev="eth9" is not among the uplinks of the configuration, which are enp1s0, wlan0',
+            'dev="eth9" is not among the uplinks in /etc/virt-forward/config.toml, which are enp1s0, wlan0',
         ),
         (
             PortForward("tcp", (Range(80, 80, 80),), ip_address("127.0.0.1")),
             Config(),
-            'address="127.0.0.1" needs localhost = true in section [forward] of the configuration',
+            'address="127.0.0.1" needs localhost = true in section [forward] of '
+            "/etc/virt-forward/config.toml",
         ),
     ],
 )

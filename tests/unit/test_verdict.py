@@ -240,7 +240,8 @@ UFW = Place(frozenset({"FORWARD", "ufw-user-forward", "ufw-before-forward"}))
             at("ip filter LIBVIRT_FWI FORWARD forward"),
             Place(mode="nat", admit=False),
             "libvirt",
-            "set admit = true in section [libvirt] of the configuration, and run virt-forward sync",
+            "set admit = true in section [libvirt] of /etc/virt-forward/config.toml, "
+            "and run virt-forward sync",
         ),
         (at("ip filter LIBVIRT_FWI FORWARD forward"), Place(mode=""), "libvirt", "the network is isolated"),
         (at("inet firewalld filter_FORWARD x forward"), Place(), "firewalld", "set StrictForwardPorts=no"),

@@ -13,7 +13,7 @@ from virt_forward.addresses.attachments import (
     network_of,
 )
 from virt_forward.addresses.endpoints import endpoints
-from virt_forward.config import Config
+from virt_forward.config import DEFAULT_PATH, Config
 from virt_forward.errors import VirtForwardError
 from virt_forward.model import Declaration, Domain, Endpoint, Guest, Network, Phase, PortForward, Span
 
@@ -100,9 +100,9 @@ def _not_allowed(declaration: Declaration, config: Config) -> Iterator[str]:
     for item in declaration.port_forwards:
         if item.dev and config.uplinks and item.dev not in config.uplinks:
             allowed = ", ".join(config.uplinks)
-            yield f'dev="{item.dev}" is not among the uplinks of the configuration, which are {allowed}'
+            yield f'dev="{item.dev}" is not among the uplinks in {DEFAULT_PATH}, which are {allowed}'
         if item.address and item.address.is_loopback and not config.localhost:
-            yield f'address="{item.address}" needs localhost = true in section [forward] of the configuration'
+            yield f'address="{item.address}" needs localhost = true in section [forward] of {DEFAULT_PATH}'
 
 
 def _host_address_errors(

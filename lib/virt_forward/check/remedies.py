@@ -8,6 +8,7 @@ from typing import Literal, NamedTuple
 from virt_forward import names, text
 from virt_forward.check.clone.probes import Probe
 from virt_forward.check.clone.verdict import Obstacle
+from virt_forward.config import DEFAULT_PATH
 
 Owner = Literal[
     "nftables", "iptables", "docker", "ufw", "firewalld", "libvirt", "libvirt filter", "virt-forward"
@@ -103,7 +104,7 @@ def _libvirt(place: Place) -> str:
     if place.mode == "":
         return "the network is isolated on purpose: give it a <forward mode='nat'/> with virsh net-edit"
     if not place.admit:
-        return f"set admit = true in section [libvirt] of the configuration, and run {SYNC}"
+        return f"set admit = true in section [libvirt] of {DEFAULT_PATH}, and run {SYNC}"
     return SYNC
 
 

@@ -7,21 +7,20 @@ and the order of elements survive.
 from __future__ import annotations
 
 from bisect import insort
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 
 from lxml import etree
 
 from virt_forward import ports, portspec
 from virt_forward.errors import VirtForwardError
-from virt_forward.metadata import forwards, tree, values, xml
+from virt_forward.metadata import forwards, ranges, tree, values, xml
 from virt_forward.metadata.domain import parse_domain
 from virt_forward.metadata.spec import Spec
 from virt_forward.metadata.tree import Submission, submission
-from virt_forward.model import Domain, Forward, Listen, PortForward, Range, Span, Subnet
+from virt_forward.model import MAX_PORT, Domain, Forward, Listen, PortForward, Span, Subnet
 from virt_forward.namedtuple import NamedTuple
 
 _PORT_FORWARD = f"{{{forwards.NAMESPACE}}}portForward"
-_RANGE = f"{{{forwards.NAMESPACE}}}range"
 _ATTRIBUTES = (*values.LIMITS, "mac")
 
 
@@ -96,7 +95,7 @@ class Document:
                 f"use another port, or remove {other} first",
             )
         root = self._root if self._root is not None else self._new_root()
-        tree.append(_parent(root, forward, homes), _written_range(forward, root))
+        ranges.append(_parent(root, forward, homes), forward)
         declared.add(forward)
         return True
 
@@ -126,7 +125,7 @@ class Document:
         removed = [
             forward
             for element, item in items
-            for forward in _exclude(element, item, ports.merge(spans.get(_kind(item), ())))
+            for forward in ranges.exclude(element, item, ports.merge(spans.get(_kind(item), ())))
         ]
         self._drop_empty()
         return Removed(tuple(removed), absent)
@@ -237,7 +236,7 @@ def _meant(declared: _Declared, spec: Spec, where: Where) -> _Kind:
     exact = [each for each in found if Where(each.dev, each.source, each.mac) == where]
     meant = exact or found
     if not meant:
-        raise _not_declared(spec, near)
+        raise _not_declared(spec, near or declared.overlapping(Span(1, MAX_PORT)))
     if len({_kind(each) for each in meant}) > 1:
         ways = ", ".join(dict.fromkeys(portspec.qualifiers(each) for each in meant))
         raise VirtForwardError(
@@ -272,103 +271,18 @@ def _is_narrowed(forward: Forward, where: Where) -> bool:
 
 
 def _not_declared(spec: Spec, near: Iterable[Forward]) -> NotDeclaredError:
-    shown = dict.fromkeys(
-        " ".join(filter(None, (portspec.render(each), portspec.qualifiers(each)))) for each in near
-    )
-    hint = f"declared: {', '.join([*shown][:3])}" if shown else ""
+    shown = [
+        *dict.fromkeys(
+            " ".join(filter(None, (portspec.render(each), portspec.qualifiers(each)))) for each in near
+        )
+    ]
+    more = f" and {len(shown) - 3} more" if len(shown) > 3 else ""
+    hint = f"declared: {', '.join(shown[:3])}{more}" if shown else "no forward is declared"
     return NotDeclaredError(f"{_host_words(spec)} is not declared", hint)
 
 
 def _host_words(spec: Spec) -> str:
     return portspec.host_part(spec.forward())
-
-
-def _cut(forward: Forward, span: Span) -> Forward:
-    """Return the part of a forward on the ports of ``span``."""
-    start, end = max(forward.start, span.start), min(forward.end, span.end)
-    return forward._replace(start=start, end=end, to=start + forward.offset)
-
-
-def _exclude(element: etree._Element, item: PortForward, spans: Sequence[Span]) -> list[Forward]:
-    """Take ports out of a ``<portForward>``, which goes with its last port; return what was removed."""
-    pieces = ports.expand_one(item)
-    met = [(piece, span) for piece in pieces for span in ports.overlapping(spans, piece.span)]
-    spans = [*dict.fromkeys(span for _, span in met)]
-    if ports.names_no_port(item):
-        for span in spans:
-            tree.append(element, _written_exclusion(element, span))
-        if not ports.expand_one(item, spans):
-            tree.remove(element)
-    elif spans:
-        _shorten_ranges(element, item, ports.merge(spans))
-    return [_cut(piece, span) for piece, span in met]
-
-
-def _shorten_ranges(element: etree._Element, item: PortForward, spans: Sequence[Span]) -> None:
-    ranges = [*zip(element.iterfind(_RANGE), item.ranges, strict=True)]
-    for child, each in ranges:
-        if not each.exclude and ports.overlapping(spans, each.span):
-            _shorten(child, each, ports.subtract(each.span, spans))
-    left = ports.merge(r.span for r in _read_ranges(element) if not r.exclude)
-    for child, each in ranges:
-        inside = each.exclude and not ports.subtract(each.span, spans)
-        if inside and not ports.overlapping(left, each.span):
-            tree.remove(child)
-    excluded = ports.merge(r.span for r in _read_ranges(element) if r.exclude)
-    if not any(ports.subtract(span, excluded) for span in left):
-        tree.remove(element)
-
-
-def _read_ranges(element: etree._Element) -> Iterator[Range]:
-    for child in element.iterfind(_RANGE):
-        start = int(child.get("start", ""))
-        end, to = int(child.get("end", start)), int(child.get("to", start))
-        yield Range(start, end, to, child.get("exclude") == "yes")
-
-
-def _shorten(child: etree._Element, was: Range, left: list[Span]) -> None:
-    """Leave of a ``<range>`` these spans: it goes, becomes shorter, or becomes two."""
-    if not left:
-        tree.remove(child)
-        return
-    parent = child.getparent()
-    assert parent is not None
-    at = parent.index(child)
-    for number, span in enumerate(left):
-        element = child
-        if number:
-            element = tree.new_element(_RANGE, child)
-            parent.insert(at + number, element)
-            before = parent[at + number - 1]
-            element.tail, before.tail = before.tail, parent.text
-        _set_span(element, span, was)
-
-
-def _set_span(element: etree._Element, span: Span, was: Range) -> None:
-    element.set("start", str(span.start))
-    if span.end != span.start or "end" in element.attrib:
-        element.set("end", str(span.end))
-    if was.offset or "to" in element.attrib:
-        element.set("to", str(span.start + was.offset))
-
-
-def _written_range(forward: Forward, near: etree._Element) -> etree._Element:
-    element = tree.new_element(_RANGE, near)
-    element.set("start", str(forward.start))
-    if forward.end != forward.start:
-        element.set("end", str(forward.end))
-    if forward.shifted:
-        element.set("to", str(forward.to))
-    return element
-
-
-def _written_exclusion(near: etree._Element, span: Span) -> etree._Element:
-    element = tree.new_element(_RANGE, near)
-    element.set("start", str(span.start))
-    if span.end != span.start:
-        element.set("end", str(span.end))
-    element.set("exclude", "yes")
-    return element
 
 
 def _limit(value: object) -> str:
