@@ -57,7 +57,7 @@ def test_every_way(topo: Topology, family: Family, proto: str, way: str) -> None
     assert silent(ns, family.host, 8000, proto, topo.servers)
 
 
-def test_the_guest_itself_needs_a_port_in_hairpin_mode(topo: Topology, family: Family, proto: str) -> None:
+def test_guest_itself_needs_a_port_in_hairpin_mode(topo: Topology, family: Family, proto: str) -> None:
     """The bridge never sends a frame back to the port it came from; there the kernel leaves us no choice."""
     for port, _ in ASKED:
         assert silent(topo.web, family.host, port, proto, topo.servers)

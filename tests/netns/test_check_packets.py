@@ -200,7 +200,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
-def test_what_stops_everything_is_found_and_the_fix_ends_it(served: Served, case: Case) -> None:
+def test_obstacle_to_all_forwards_is_found_and_the_fix_removes_it(served: Served, case: Case) -> None:
     served.start()
     served.shell(case.broken)
     assert served.reached(*case.reached)
@@ -232,7 +232,7 @@ def test_chains_one_after_the_other_are_all_found_at_once(served: Served) -> Non
     assert served.reached()
 
 
-def test_a_person_s_ruleset_that_admits_us_is_no_problem(served: Served) -> None:
+def test_person_s_ruleset_that_admits_us_is_no_problem(served: Served) -> None:
     served.host.nft(person.RULESET)
     served.start(
         port_forward("8080:80", "5000-5005"), port_forward("53", proto="udp"), port_forward("9", proto="sctp")
@@ -442,14 +442,14 @@ def ended(request: pytest.FixtureRequest) -> Iterator[Path]:
     yield clone
 
 
-def test_the_clone_ends_with_the_command(ended: Path) -> None:
+def test_clone_ends_with_the_command(ended: Path) -> None:
     """Its namespaces have no name, and no process but this one."""
     eventually(
         lambda: not ended.exists() or "\nState:\tZ" in (ended / "status").read_text(), "the clone has ended"
     )
 
 
-def test_where_namespaces_are_forbidden_one_sentence_says_so(served: Served) -> None:
+def test_forbidden_namespaces_are_reported_in_one_sentence(served: Served) -> None:
     served.start()
     done = served.host.run(
         ["setpriv", "--bounding-set", "-sys_admin", "--inh-caps", "-sys_admin",

@@ -132,7 +132,7 @@ def test_flows_to_a_service_on_the_gateway_address_stay(topo: Topology, family: 
         assert identities(topo, "udp") == before
 
 
-def test_a_repeated_event_cuts_nothing(topo: Topology) -> None:
+def test_repeated_event_cuts_nothing(topo: Topology) -> None:
     topo.testbed.start("web", *declared("8080:80", "5000-5009"))
     talks = opened(topo, topo.client)
     assert [answers(talk) for talk in talks] == ["web"] * 4
@@ -160,9 +160,7 @@ def test_range_that_is_made_longer_or_loses_a_port_cuts_no_other_flow(topo: Topo
 
 
 @both
-def test_a_udp_client_that_knocked_before_the_start_gets_through_after(
-    topo: Topology, family: Family
-) -> None:
+def test_udp_client_that_knocked_before_the_start_gets_through_after(topo: Topology, family: Family) -> None:
     with stateful(topo):
         talk = topo.client.conversation(family.host, 5353, "udp")
         other = topo.client.conversation(family.host, 5354, "udp")
@@ -194,7 +192,7 @@ def test_udp_client_that_knocked_while_the_table_was_flushed_gets_through_after(
             eventually(lambda talk=talk, name=name: answers(talk) == name, f"{name} answers")  # type: ignore[misc]
 
 
-def test_a_forward_that_moves_takes_its_clients_along(topo: Topology) -> None:
+def test_forward_that_moves_takes_its_clients_along(topo: Topology) -> None:
     topo.testbed.start("web", *declared("8080:80"))
     talks = opened(topo, topo.client)
     assert [answers(talk) for talk in talks] == ["web"] * 4
@@ -206,7 +204,7 @@ def test_a_forward_that_moves_takes_its_clients_along(topo: Topology) -> None:
 
 
 @both
-def test_a_port_that_changes_hands_is_the_new_guests_at_once(topo: Topology, family: Family) -> None:
+def test_port_that_changes_hands_is_the_new_guests_at_once(topo: Topology, family: Family) -> None:
     topo.testbed.lab.configure('[policy]\non_error = "warn"\n')
     for name in ("web", "db"):
         topo.testbed.start(name, port_forward("8080:80", proto="udp"))

@@ -57,7 +57,7 @@ def recorded(topo: Topology) -> list[str]:
 
 @pytest.mark.parametrize("proto", PROTOS)
 @pytest.mark.parametrize("family", FAMILIES, ids=str)
-def test_the_guest_reaches_its_own_forward(calling: Topology, family: Family, proto: str) -> None:
+def test_guest_reaches_its_own_forward(calling: Topology, family: Family, proto: str) -> None:
     if proto == "sctp":
         calling.servers.serve(calling.web, (80,), protos=("sctp",))
     calling.testbed.lab.configure(PORTS)
@@ -94,7 +94,7 @@ def test_without_br_netfilter_there_is_no_need(topo: Topology) -> None:
     assert who(topo.web, FAMILIES[0].host, 8001) == "web"
 
 
-def test_the_setting_withdrawn(calling: Topology) -> None:
+def test_setting_withdrawn(calling: Topology) -> None:
     calling.testbed.lab.configure(PORTS)
     calling.testbed.start("web", *FORWARDS)
     calling.testbed.lab.configure("")
@@ -103,7 +103,7 @@ def test_the_setting_withdrawn(calling: Topology) -> None:
     assert recorded(calling) == []
 
 
-def test_a_port_that_a_person_set_stays_as_it_is(calling: Topology) -> None:
+def test_port_that_a_person_set_stays_as_it_is(calling: Topology) -> None:
     calling.host.run(["bridge", "link", "set", "dev", "vnet0", "hairpin", "on"])
     calling.testbed.lab.configure(PORTS)
     calling.testbed.start("web", *FORWARDS)
@@ -111,7 +111,7 @@ def test_a_port_that_a_person_set_stays_as_it_is(calling: Topology) -> None:
     assert flags(calling.host) == "100"
 
 
-def test_a_port_that_went_with_its_guest_is_forgotten(calling: Topology) -> None:
+def test_port_that_went_with_its_guest_is_forgotten(calling: Topology) -> None:
     """Another guest's port may have its name next time."""
     calling.testbed.lab.configure(PORTS)
     calling.testbed.start("web", *FORWARDS)

@@ -47,7 +47,7 @@ def test_its_own_network_and_the_host_still_reach_it(topo: Topology) -> None:
             assert told(ns, family.host, 8080, proto) == ("web", family.gateway, 80)
 
 
-def test_what_it_opens_itself_is_answered(topo: Topology) -> None:
+def test_connection_that_the_guest_opens_is_answered(topo: Topology) -> None:
     start(topo)
     for family, proto in KINDS:
         far = {4: "10.20.0.5", 6: "fd20:20::5"}[family.version]
@@ -127,7 +127,7 @@ def test_unknown_address_is_reached_on_its_own_network(topo: Topology, unknown: 
             assert who(ns, item.address, 7777, proto) == "web"
 
 
-def test_what_an_unknown_address_opens_is_answered(topo: Topology, unknown: list[Unknown]) -> None:
+def test_connection_from_an_unknown_address_is_answered(topo: Topology, unknown: list[Unknown]) -> None:
     for item in unknown:
         for proto in ("tcp", "udp"):
             with topo.client.serve(proto, 9999, name="client"):
@@ -156,7 +156,7 @@ def test_another_guest_of_the_hardware_address_keeps_its_isolation(topo: Topolog
         assert topo.silent(topo.client, family.guest(200), 80)
 
 
-def test_a_person_s_own_accept_does_not_open_it(topo: Topology) -> None:
+def test_person_s_own_accept_does_not_open_it(topo: Topology) -> None:
     topo.host.nft("table inet mine { chain forward { type filter hook forward priority -10; accept; }; }")
     try:
         start(topo)
@@ -203,7 +203,7 @@ def asked_of(way: str, family: Family) -> list[tuple[str, str, int]]:
     return asked
 
 
-def test_a_counter_for_every_forward_counts_both_directions(topo: Topology) -> None:
+def test_counter_for_every_forward_counts_both_directions(topo: Topology) -> None:
     topo.testbed.start("web", *COUNTED)
     before = counted(topo, "web")
     assert list(before.values()) == [(0, 0)] * len(COUNTED)

@@ -66,7 +66,7 @@ def stop_reaching(ns: Ns) -> None:
 
 
 @pytest.mark.parametrize("hostile", ["db", "client"])
-def test_the_guard_keeps_the_hosts_loopback_to_itself(topo: Topology, hostile: str) -> None:
+def test_guard_keeps_the_hosts_loopback_to_itself(topo: Topology, hostile: str) -> None:
     ns: Ns = getattr(topo, hostile)
     topo.testbed.lab.configure(LOCALHOST)
     declare(topo, "8080:80")
@@ -104,7 +104,7 @@ def test_without_the_setting_an_address_of_loopback_is_refused(topo: Topology) -
 
 
 @pytest.mark.parametrize("proto", PROTOS)
-def test_the_loopback_of_ipv6_is_refused_in_words(topo: Topology, proto: str) -> None:
+def test_loopback_of_ipv6_is_refused_in_words(topo: Topology, proto: str) -> None:
     topo.testbed.lab.configure(LOCALHOST)
     said = topo.testbed.refused("web", port_forward("8080", proto=proto, attributes='address="::1"'))
     assert "the kernel cannot forward ::1" in said

@@ -102,7 +102,7 @@ def test_cell(topo: Topology, family: Family, proto: str, shape: Shape, way: str
 
 @pytest.mark.parametrize("proto", PROTOS)
 @pytest.mark.parametrize("family", FAMILIES, ids=str)
-def test_a_whole_address_leaves_the_others_alone(topo: Topology, family: Family, proto: str) -> None:
+def test_whole_address_leaves_the_others_alone(topo: Topology, family: Family, proto: str) -> None:
     assert told(topo.places["LAN"], family.extra, 65535, proto)[0] == "web"
     assert silent(topo.places["LAN"], family.host, 65535, proto, topo.servers)
     assert silent(topo.places["LAN"], family.gateway, 65535, proto, topo.servers)

@@ -43,7 +43,7 @@ def table(topo: Topology) -> str:
     return re.sub(r"(set revision .*?elements = \{).*?\}", r"\1", topo.testbed.table(), flags=re.DOTALL)
 
 
-def test_a_nic_that_was_plugged_out_takes_its_rules_along(topo: Topology) -> None:
+def test_nic_that_was_plugged_out_takes_its_rules_along(topo: Topology) -> None:
     topo.testbed.event("web", "release")  # so that the testbed stops it in the end
     assert two_nics(topo, "started", NEAR, BEYOND).status == 0
     assert reached(topo) == ("web", "far")
@@ -55,9 +55,7 @@ def test_a_nic_that_was_plugged_out_takes_its_rules_along(topo: Topology) -> Non
 
 
 @pytest.mark.parametrize("children", [(HTTP,), (port_forward("0"),)], ids=["as it was", "spoiled"])
-def test_a_guest_whose_only_nic_was_plugged_out_has_no_rules(
-    topo: Topology, children: tuple[str, ...]
-) -> None:
+def test_guest_whose_only_nic_was_plugged_out_has_no_rules(topo: Topology, children: tuple[str, ...]) -> None:
     """Its forwards wait for a NIC; they are its own as before, whatever its metadata says meanwhile."""
     topo.testbed.event("db", "started", HTTP)
     assert who(topo.client, V4.host, 8080) == "db"
@@ -69,7 +67,7 @@ def test_a_guest_whose_only_nic_was_plugged_out_has_no_rules(
     assert who(topo.client, V4.host, 8080) == "db"
 
 
-def test_a_nic_that_is_not_there_is_wrong_at_a_start_and_no_obstacle_to_a_restore(topo: Topology) -> None:
+def test_nic_that_is_not_there_is_wrong_at_a_start_and_no_obstacle_to_a_restore(topo: Topology) -> None:
     topo.testbed.event("web", "release")
     refused = two_nics(topo, "prepare", NEAR)
     assert refused.status == 1
@@ -79,7 +77,7 @@ def test_a_nic_that_is_not_there_is_wrong_at_a_start_and_no_obstacle_to_a_restor
     assert reached(topo) == ("web", None)
 
 
-def test_a_restore_of_a_guest_that_runs_changes_nothing(topo: Topology) -> None:
+def test_restore_of_a_guest_that_runs_changes_nothing(topo: Topology) -> None:
     """libvirt asks the hook first, and only then finds that there is nothing to restore."""
     topo.testbed.start("web", HTTP)
     before = topo.testbed.table()
@@ -93,7 +91,7 @@ def test_a_restore_of_a_guest_that_runs_changes_nothing(topo: Topology) -> None:
     assert who(topo.client, V4.host, 8080) == "web"
 
 
-def test_a_restored_guest_is_not_refused_for_what_it_declares(topo: Topology) -> None:
+def test_restored_guest_is_not_refused_for_what_it_declares(topo: Topology) -> None:
     """Others may have its ports by now, and what is wrong in the file it was saved to is hard to mend."""
     topo.testbed.start("db", HTTP)
     before = table(topo)

@@ -84,7 +84,7 @@ def test_never_a_byte_of_theirs_changes(topo: Topology) -> None:
         assert topo.host.ruleset() == whole
 
 
-def test_the_layout_of_the_readme_works_as_it_stands(topo: Topology) -> None:
+def test_layout_of_the_readme_works_as_it_stands(topo: Topology) -> None:
     with ruleset(topo, SECTION_1):
         topo.testbed.start("web", *FORWARDS)
         for proto in ("tcp", "udp", "sctp"):
@@ -95,7 +95,7 @@ def test_the_layout_of_the_readme_works_as_it_stands(topo: Topology) -> None:
 
 
 @pytest.mark.parametrize("text", [SECTION_1, STRICT], ids=["section-1", "strict"])
-def test_the_label_admits_our_connections_replies_and_hairpin(topo: Topology, text: str) -> None:
+def test_label_admits_our_connections_replies_and_hairpin(topo: Topology, text: str) -> None:
     with ruleset(topo, text, LABEL):
         topo.testbed.start("web", *FORWARDS)
         for family, proto in KINDS:
@@ -105,7 +105,7 @@ def test_the_label_admits_our_connections_replies_and_hairpin(topo: Topology, te
                 assert told(ns, family.host, 8080, proto) == ("web", family.gateway, 80)
 
 
-def test_the_label_admits_nothing_else(topo: Topology) -> None:
+def test_label_admits_nothing_else(topo: Topology) -> None:
     with ruleset(topo, STRICT, LABEL):
         topo.testbed.start("web", *FORWARDS)
         for family in FAMILIES:
@@ -115,7 +115,7 @@ def test_the_label_admits_nothing_else(topo: Topology) -> None:
             assert topo.silent(topo.web, {4: "10.20.0.5", 6: "fd20:20::5"}[family.version], 80)
 
 
-def test_an_accept_of_ours_cannot_override_their_drop(topo: Topology) -> None:
+def test_accept_of_ours_cannot_override_their_drop(topo: Topology) -> None:
     with ruleset(topo, STRICT):
         topo.testbed.start("web", *FORWARDS)
         for family in FAMILIES:
@@ -123,7 +123,7 @@ def test_an_accept_of_ours_cannot_override_their_drop(topo: Topology) -> None:
             assert who(topo.host, family.host, 8080) == "web"
 
 
-def test_the_label_admits_errors_on_our_connections(topo: Topology) -> None:
+def test_label_admits_errors_on_our_connections(topo: Topology) -> None:
     """A refusal by the guest comes back as one: the client need not wait for silence."""
     with ruleset(topo, STRICT, LABEL):
         topo.testbed.start("web", port_forward("8080:4444", proto="udp"))
@@ -156,7 +156,7 @@ def conf(topo: Topology, admit: str = LABEL) -> str:
     return str(path)
 
 
-def test_a_reload_with_the_include_brings_our_table_back(topo: Topology) -> None:
+def test_reload_with_the_include_brings_our_table_back(topo: Topology) -> None:
     path = conf(topo)
     with ruleset(topo, "flush ruleset"):
         topo.host.run(["nft", "-f", path])
@@ -177,7 +177,7 @@ def test_a_reload_with_the_include_brings_our_table_back(topo: Topology) -> None
         assert topo.silent(topo.client, V4.host, 8081)
 
 
-def test_the_include_loads_before_the_first_guest_and_after_the_last(topo: Topology) -> None:
+def test_include_loads_before_the_first_guest_and_after_the_last(topo: Topology) -> None:
     path = conf(topo)
     with ruleset(topo, "flush ruleset"):
         topo.host.run(["nft", "-f", path])
@@ -189,7 +189,7 @@ def test_the_include_loads_before_the_first_guest_and_after_the_last(topo: Topol
             assert topo.host.ruleset() == before
 
 
-def test_the_include_loads_on_its_own_any_number_of_times(topo: Topology) -> None:
+def test_include_loads_on_its_own_any_number_of_times(topo: Topology) -> None:
     topo.testbed.start("web", *FORWARDS, attributes='isolate="yes"')
     topo.testbed.start("db", port_forward("8080:81", "20000-29999", attributes='dev="enp1s0"'))
     before = listing.parse(topo.testbed.table())
@@ -206,7 +206,7 @@ FLUSHES = {
 
 @pytest.mark.parametrize("event", ["start", "stop", "reconnect"])
 @pytest.mark.parametrize("flush", FLUSHES)
-def test_a_flushed_table_is_rebuilt_at_the_next_event(topo: Topology, flush: str, event: str) -> None:
+def test_flushed_table_is_rebuilt_at_the_next_event(topo: Topology, flush: str, event: str) -> None:
     topo.testbed.start("web", *FORWARDS)
     if event != "start":
         topo.testbed.start("db", port_forward("8081:80"))
@@ -224,7 +224,7 @@ def test_a_flushed_table_is_rebuilt_at_the_next_event(topo: Topology, flush: str
             assert who(topo.client, family.host, 8081) == "db"
 
 
-def test_a_reload_with_the_include_never_leaves_loopback_unguarded(topo: Topology) -> None:
+def test_reload_with_the_include_never_leaves_loopback_unguarded(topo: Topology) -> None:
     """route_localnet outlives a flush: the guard has to be back in the same transaction."""
     topo.testbed.lab.configure("[forward]\nlocalhost = true\n")
     path = conf(topo)

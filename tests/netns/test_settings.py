@@ -28,7 +28,7 @@ def test_uplinks(topo: Topology, family: Family) -> None:
             assert topo.silent(topo.far, address, 8080, proto)
 
 
-def test_a_device_that_is_no_uplink_is_refused(topo: Topology) -> None:
+def test_device_that_is_no_uplink_is_refused(topo: Topology) -> None:
     topo.testbed.lab.configure('[forward]\nuplinks = ["enp1s0"]\n')
     said = topo.testbed.refused("web", port_forward("8080:80", attributes='dev="enp2s0"'))
     assert 'dev="enp2s0" is not among the uplinks in /etc/virt-forward/config.toml, which are enp1s0' in said
@@ -64,7 +64,7 @@ def test_ssh_is_reserved_unless_said_otherwise(topo: Topology) -> None:
 
 
 @both
-def test_a_whole_address_spares_what_the_host_keeps(topo: Topology, family: Family) -> None:
+def test_whole_address_spares_what_the_host_keeps(topo: Topology, family: Family) -> None:
     topo.testbed.lab.configure('[policy]\nreserved = ["tcp/81"]\n')
     with topo.host.serve("tcp", 80, name="own"):
         topo.testbed.start("web", port_forward(attributes=f'address="{family.extra}"'))
@@ -111,12 +111,12 @@ BROKEN = [
 
 
 @pytest.mark.parametrize(("text", "said"), BROKEN, ids=lambda value: value.split("\n")[0])
-def test_a_broken_configuration_is_told_by_file_line_and_key(topo: Topology, text: str, said: str) -> None:
+def test_broken_configuration_is_told_by_file_line_and_key(topo: Topology, text: str, said: str) -> None:
     topo.testbed.lab.configure(text)
     assert f"{topo.testbed.lab.config}:{said}" in topo.testbed.refused("web", port_forward("8080"))
 
 
-def test_a_configuration_that_broke_meanwhile_leaves_the_last_one_in_force(topo: Topology) -> None:
+def test_configuration_that_broke_meanwhile_leaves_the_last_one_in_force(topo: Topology) -> None:
     topo.testbed.lab.configure('[forward]\nuplinks = ["enp1s0"]\n')
     topo.testbed.start("web", port_forward("8080:80"))
     topo.testbed.lab.configure("[forward]\nuplinks = 1\n")

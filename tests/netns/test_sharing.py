@@ -58,7 +58,7 @@ def test_by_address(topo: Topology, order: tuple[str, ...]) -> None:
             assert who(place, family.second_host, 8080) == "app"
 
 
-def test_who_asks_for_the_gateway_address_gets_it(topo: Topology) -> None:
+def test_forward_that_names_the_gateway_address_gets_it(topo: Topology) -> None:
     topo.testbed.start("web", *claim(at("gateway")))
     for family in FAMILIES:
         for place in (topo.client, topo.host, topo.web, topo.db, topo.far):
@@ -149,7 +149,7 @@ def test_single_port_in_a_wide_range(topo: Topology, order: tuple[str, ...]) -> 
 
 
 @orders
-def test_a_wide_range_that_is_the_more_special_one(topo: Topology, order: tuple[str, ...]) -> None:
+def test_wide_range_that_is_the_more_special_one(topo: Topology, order: tuple[str, ...]) -> None:
     claims = {
         "web": claim(source("third"), ranges=("5000-5999",)),
         "db": claim(source("lan"), ranges=("5555", "5000-5005")),
@@ -189,7 +189,7 @@ SHIFTED = [("5000-5005:6000", {5000: 6000, 5005: 6005}), ("4500-5499:5000", {450
 
 @pytest.mark.parametrize(("words", "pairs"), SHIFTED, ids=["modest", "wide"])
 @pytest.mark.parametrize("limit", [source("client"), dev("enp1s0")], ids=["source", "dev"])
-def test_a_narrowed_range_keeps_its_offset(
+def test_narrowed_range_keeps_its_offset(
     topo: Topology, limit: Limit, words: str, pairs: dict[int, int]
 ) -> None:
     topo.testbed.start("web", *claim(limit, ranges=(words,)))
@@ -210,7 +210,7 @@ def test_shifted_range_at_an_address_goes_before_that_of_another_guest(
         assert told(topo.client, family.host, 5005) == ("db", family.client, 6000)
 
 
-def test_the_two_families_are_shared_by_source(topo: Topology) -> None:
+def test_two_families_are_shared_by_source(topo: Topology) -> None:
     v4, v6 = (port_forward("8080:80", attributes=f'source="{family.any}"') for family in FAMILIES)
     start(topo, {"web": [v4], "db": [v6]})
     assert who(topo.client, V4.host, 8080) == "web"
@@ -243,7 +243,7 @@ EQUALS = [
 
 
 @pytest.mark.parametrize("case", EQUALS, ids=lambda case: f"{case.proto}-{case.port}-{case.limit(V4)}")
-def test_an_equal_claim_is_refused_and_names_the_first(topo: Topology, case: Equal) -> None:
+def test_equal_claim_is_refused_and_names_the_first(topo: Topology, case: Equal) -> None:
     first, second = (
         claim(case.limit, ranges=ranges, proto=case.proto) for ranges in (case.first, case.second)
     )
@@ -252,7 +252,7 @@ def test_an_equal_claim_is_refused_and_names_the_first(topo: Topology, case: Equ
     assert f'guest "db": host port {case.proto}/{case.port} is taken by guest web' in said
 
 
-def test_a_refused_guest_leaves_nothing_and_may_come_when_the_first_has_gone(topo: Topology) -> None:
+def test_refused_guest_leaves_nothing_and_may_come_when_the_first_has_gone(topo: Topology) -> None:
     topo.testbed.start("web", *claim())
     before = topo.testbed.table()
     assert "taken by guest web" in topo.testbed.refused("db", *claim())

@@ -99,7 +99,7 @@ def test_traffic_that_only_passes_through_is_never_caught(topo: Topology, family
     assert told(topo.db, own, PLAIN, proto) == ("web", family.guest(201), PLAIN)
 
 
-def test_the_hosts_own_connections_from_a_forwarded_port_are_left_alone(
+def test_hosts_own_connections_from_a_forwarded_port_are_left_alone(
     topo: Topology, family: Family, proto: str
 ) -> None:
     answer = topo.host.ask(family.client, 9999, proto, sport=OWN)
@@ -107,7 +107,7 @@ def test_the_hosts_own_connections_from_a_forwarded_port_are_left_alone(
     assert (answer.name, answer.source, answer.sport) == ("client", family.host, OWN)
 
 
-def test_a_service_on_the_hosts_loopback_keeps_its_port(topo: Topology, family: Family, proto: str) -> None:
+def test_service_on_the_hosts_loopback_keeps_its_port(topo: Topology, family: Family, proto: str) -> None:
     assert told(topo.host, family.loopback, PLAIN, proto) == ("loopback", family.loopback, PLAIN)
     assert told(topo.host, family.host, PLAIN, proto)[0] == "web"
     assert told(topo.client, family.host, PLAIN, proto)[0] == "web"

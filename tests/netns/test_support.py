@@ -26,7 +26,7 @@ table inet hand {{
 
 @pytest.mark.parametrize("proto", ["tcp", "udp", "sctp"])
 @pytest.mark.parametrize(("host", "client"), [(HOST4, CLIENT4), (HOST6, CLIENT6)])
-def test_a_hand_written_forward_is_seen_to_work(lab: Lab, proto: str, host: str, client: str) -> None:
+def test_hand_written_forward_is_seen_to_work(lab: Lab, proto: str, host: str, client: str) -> None:
     guest = lab.guest("web")
     guest.serve(proto, 80, name="web")
     assert lab.client.unanswered(host, 8080, proto)
@@ -47,7 +47,7 @@ def test_server_that_has_settled_has_told_of_everybody_who_reached_it(lab: Lab, 
         assert len(server.asked) == number + 1
 
 
-def test_the_client_reaches_no_guest_by_itself(lab: Lab) -> None:
+def test_client_reaches_no_guest_by_itself(lab: Lab) -> None:
     guest = lab.guest("web")
     guest.serve("tcp", 80)
     assert lab.client.unanswered(GUEST4, 80)
@@ -55,7 +55,7 @@ def test_the_client_reaches_no_guest_by_itself(lab: Lab) -> None:
     assert lab.host.ask(GUEST4, 80) is not None
 
 
-def test_a_flow_stays_open_and_says_when_it_no_longer_is(lab: Lab) -> None:
+def test_flow_stays_open_and_says_when_it_no_longer_is(lab: Lab) -> None:
     guest = lab.guest("web")
     guest.serve("tcp", 80)
     lab.host.nft(DNAT)
@@ -78,7 +78,7 @@ def test_second_uplink_and_second_bridge(lab: Lab) -> None:
     assert (answer.name, answer.source) == ("host", netns.SECOND_CLIENT4)
 
 
-def test_what_is_left_behind_is_named(lab: Lab, tmp_path: Path) -> None:
+def test_leaks_are_named(lab: Lab, tmp_path: Path) -> None:
     before = leaks.traces()
     stray = netns.Ns(f"{netns.PREFIX}stray")
     orphan = proc.run(["sh", "-c", "setsid sleep 60 >/dev/null 2>&1 & echo $!"]).out.strip()
@@ -90,13 +90,13 @@ def test_what_is_left_behind_is_named(lab: Lab, tmp_path: Path) -> None:
     assert leaks.leaked_since(before) == []
 
 
-def test_a_failed_command_is_told_ready_to_paste() -> None:
+def test_failed_command_is_told_ready_to_paste() -> None:
     said = r"(?s)\$ cat - /none <<'EOF'.*exit status 1.*No such file"
     with pytest.raises(proc.CommandFailedError, match=said):
         proc.run(["cat", "-", "/none"], stdin="words")
 
 
-def test_a_command_that_hangs_is_ended_with_its_children() -> None:
+def test_command_that_hangs_is_ended_with_its_children() -> None:
     with pytest.raises(proc.CommandFailedError, match="not done after"):
         proc.run(["sh", "-c", "sleep 61 & wait"], timeout=0.3)
     assert subprocess.run(["pgrep", "-x", "-f", "sleep 61"], check=False, capture_output=True).stdout == b""

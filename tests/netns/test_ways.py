@@ -118,7 +118,7 @@ def started(ready: Topology, setting: str, br_netfilter: bool) -> Iterator[Topol
     bridge_netfilter(ready.host, False)
 
 
-def test_the_table_has_every_way(topo: Topology) -> None:
+def test_table_has_every_way(topo: Topology) -> None:
     assert {row.start for row in ROWS if not row.setting} == {
         "LAN", "LAN, by a route", "LAN, through the host", "the host", "the guest itself",
         "a sibling on the same bridge", "a guest on another bridge",

@@ -19,7 +19,7 @@ def states(host: Host) -> list[object]:
     return [row["state"] for row in host.forwards()]
 
 
-def test_a_forward_waits_for_its_guests_lease_and_sync_completes_it(empty: Host) -> None:
+def test_forward_waits_for_its_guests_lease_and_sync_completes_it(empty: Host) -> None:
     empty.start(ANY)
     (row,) = empty.forwards()
     assert row["state"] == "waiting"
@@ -39,7 +39,7 @@ def test_a_forward_waits_for_its_guests_lease_and_sync_completes_it(empty: Host)
     assert empty.our_table() == ""
 
 
-def test_the_host_keeps_its_forwards_without_its_uplink(empty: Host) -> None:
+def test_host_keeps_its_forwards_without_its_uplink(empty: Host) -> None:
     """A cable that is out while a guest starts is no reason for a forward not to be there when it is back."""
     fixed = Guest(
         "fixed",

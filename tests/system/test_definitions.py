@@ -20,7 +20,7 @@ def states(host: Host) -> dict[object, object]:
     return {row["domain"]: row["state"] for row in host.forwards()}
 
 
-def test_a_guest_that_is_undefined_while_it_runs(empty: Host, web: Guest) -> None:
+def test_guest_that_is_undefined_while_it_runs(empty: Host, web: Guest) -> None:
     empty.virsh("undefine", web.name)
     assert empty.fetch(8080) == web.page
     empty.command("sync")
@@ -31,7 +31,7 @@ def test_a_guest_that_is_undefined_while_it_runs(empty: Host, web: Guest) -> Non
     assert empty.our_table() == ""
 
 
-def test_a_transient_guest(empty: Host) -> None:
+def test_transient_guest(empty: Host) -> None:
     """The forward is there as ``virsh create`` returns, whether or not the guest has booted by then."""
     empty.run(["virsh", "-q", "create", "/dev/stdin"], stdin=empty.domain(WEB))
     assert states(empty) == {"web": "active"}
@@ -42,7 +42,7 @@ def test_a_transient_guest(empty: Host) -> None:
     assert empty.our_table() == ""
 
 
-def test_a_guest_that_gets_another_name(empty: Host) -> None:
+def test_guest_that_gets_another_name(empty: Host) -> None:
     empty.start(WEB)
     assert "chain guest-web-" in empty.our_table()
     running = empty.virsh("domrename", WEB.name, "shop", check=False)
@@ -57,7 +57,7 @@ def test_a_guest_that_gets_another_name(empty: Host) -> None:
     assert "is taken by guest shop" in empty.virsh("start", RIVAL.name, check=False).err
 
 
-def test_what_was_saved_with_the_guest_counts_when_it_is_restored(empty: Host, web: Guest) -> None:
+def test_saved_metadata_counts_when_the_guest_is_restored(empty: Host, web: Guest) -> None:
     """The definition has other ports by now; they count from the next boot."""
     edited = f"<forwards>{port_forward('8090:80')}</forwards>"
     empty.virsh("metadata", web.name, *URI, "--config", "--set", edited)
@@ -72,7 +72,7 @@ def test_what_was_saved_with_the_guest_counts_when_it_is_restored(empty: Host, w
     assert "8080" not in empty.our_table()
 
 
-def test_a_port_that_was_taken_while_the_guest_was_saved(empty: Host, web: Guest) -> None:
+def test_port_that_was_taken_while_the_guest_was_saved(empty: Host, web: Guest) -> None:
     """A restored guest is not refused: it runs, without that port until it is free again."""
     empty.virsh("save", web.name, SAVED)
     empty.start(RIVAL)

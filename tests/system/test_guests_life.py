@@ -114,7 +114,7 @@ def test_both_families_of_two_nics_after_the_first_became_another(empty: Host) -
     assert empty.ruleset_but_ours() == before
 
 
-def test_a_restore_that_libvirt_turns_down_harms_nobody(empty: Host, web: Guest, image: str) -> None:
+def test_restore_that_libvirt_turns_down_harms_nobody(empty: Host, web: Guest, image: str) -> None:
     table, others = empty.our_table(), empty.ruleset_but_ours()
     running = empty.virsh("restore", image, check=False)
     assert "already active" in running.err
@@ -140,7 +140,7 @@ def test_a_restore_that_libvirt_turns_down_harms_nobody(empty: Host, web: Guest,
     assert empty.ruleset_but_ours() == others
 
 
-def test_a_guest_without_any_nic_has_no_rules(empty: Host, web: Guest) -> None:
+def test_guest_without_any_nic_has_no_rules(empty: Host, web: Guest) -> None:
     plug(empty, "detach", web, mac=web.mac)
     empty.command("sync", check=False)
     assert GUEST4 not in empty.our_table()

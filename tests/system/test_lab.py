@@ -26,7 +26,7 @@ ip neighbour replace {GUEST6} lladdr 52:54:00:a0:8f:99 dev {BRIDGE} nud reachabl
 """
 
 
-def test_a_guest_boots_gets_its_static_lease_and_is_reached_through_a_hand_written_rule() -> None:
+def test_guest_boots_gets_its_static_lease_and_is_reached_through_a_hand_written_rule() -> None:
     guest = Guest("plain")
     with hosts.host(installed=False) as host:
         host.start(guest)

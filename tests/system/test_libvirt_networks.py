@@ -89,7 +89,7 @@ def move(libvirt: NetworkHost, address: str) -> None:
     libvirt.host.virsh("net-update", ID, "modify", "ip-dhcp-host", text, "--live")
 
 
-def test_the_life_of_a_forward_on_a_nat_network(libvirt: NetworkHost) -> None:
+def test_life_of_a_forward_on_a_nat_network(libvirt: NetworkHost) -> None:
     """One guest that boots once: every step starts from what the one before has left."""
     host = libvirt.host
     untouched = libvirt.chain()
@@ -178,7 +178,7 @@ PLUGGED = Guest(
 )
 
 
-def test_a_network_in_bridge_mode_is_the_bridge_it_names(host: Host) -> None:
+def test_network_in_bridge_mode_is_the_bridge_it_names(host: Host) -> None:
     """The address is networkd's static lease on that bridge; nothing of it needs the guest's help."""
     host.run(["virsh", "-q", "net-create", "/dev/stdin"], stdin=LAN)
     host.start(PLUGGED)
@@ -207,7 +207,7 @@ def test_sync_remembers_what_networks_libvirt_says_are_active(host: Host) -> Non
     host.virsh("net-destroy", "lan")
 
 
-def test_a_network_that_is_the_lan_itself_needs_no_forwards(host: Host) -> None:
+def test_network_that_is_the_lan_itself_needs_no_forwards(host: Host) -> None:
     direct = LAN.replace("'bridge'/>", "'bridge'><interface dev='enp1s0'/></forward>", 1)
     direct = direct.replace("<bridge name='virbr0'/>", "")
     host.run(["virsh", "-q", "net-create", "/dev/stdin"], stdin=direct)
@@ -218,7 +218,7 @@ def test_a_network_that_is_the_lan_itself_needs_no_forwards(host: Host) -> None:
     host.virsh("net-destroy", "lan")
 
 
-def test_a_nic_is_hot_plugged_into_a_nat_network(host: Host) -> None:
+def test_nic_is_hot_plugged_into_a_nat_network(host: Host) -> None:
     """The forward is for a NIC that comes later, with the reservation that waits for it."""
     text = NETWORK.xml().replace(NAME, "libvirt")
     host.run(["virsh", "-q", "net-create", "/dev/stdin"], stdin=text)

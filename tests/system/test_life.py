@@ -36,13 +36,13 @@ def test_start_opens_and_destroy_closes_and_nothing_else_changes(empty: Host) ->
     assert empty.ruleset_but_ours() == before
 
 
-def test_a_guest_that_powers_itself_off_closes_its_forward(empty: Host, web: Guest) -> None:
+def test_guest_that_powers_itself_off_closes_its_forward(empty: Host, web: Guest) -> None:
     assert empty.fetch(8080, path="/cgi-bin/poweroff") == "bye"
     eventually(lambda: empty.state(web) == "shut off", "guest powers off")
     eventually(lambda: closed(empty), "forward closes")
 
 
-def test_a_qemu_that_is_killed_closes_its_forward(empty: Host, web: Guest) -> None:
+def test_qemu_that_is_killed_closes_its_forward(empty: Host, web: Guest) -> None:
     empty.run(["kill", "-9", empty.qemu_pid(web)])
     eventually(lambda: empty.state(web) == "shut off", "libvirt notices")
     eventually(lambda: closed(empty), "forward closes")
@@ -56,14 +56,14 @@ def test_managedsave_closes_and_the_next_start_opens_again(empty: Host, web: Gue
     empty.wait_page(8080, web.page, "open again by IPv6", host=HOST6)
 
 
-def test_a_reset_leaves_the_forward_as_it_is(empty: Host, web: Guest) -> None:
+def test_reset_leaves_the_forward_as_it_is(empty: Host, web: Guest) -> None:
     pid = empty.qemu_pid(web)
     empty.virsh("reset", web.name)
     empty.wait_page(8080, web.page, "the guest boots anew")
     assert empty.qemu_pid(web) == pid
 
 
-def test_a_reload_of_nftables_conf_keeps_the_forward(empty: Host, web: Guest) -> None:
+def test_reload_of_nftables_conf_keeps_the_forward(empty: Host, web: Guest) -> None:
     empty.nft_reload()
     assert empty.fetch(8080) == web.page, empty.explain()
     empty.virsh("destroy", web.name)

@@ -61,14 +61,14 @@ def test_libvirt_runs_the_hooks_once_they_are_installed(machine: Machine) -> Non
     assert machine.fetch6(8080) == WEB.page, machine.explain()
 
 
-def test_a_guest_that_ran_before_is_forwarded_to_its_lease(machine: Machine) -> None:
+def test_guest_that_ran_before_is_forwarded_to_its_lease(machine: Machine) -> None:
     lease = machine.wait_lease(EARLY)
     rows = [row for row in machine.forwards() if row["domain"] == "early"]
     assert [(row["start"], row["guest"], row["state"]) for row in rows] == [(8081, [lease], "active")]
     assert machine.fetch(8081) == EARLY.page, machine.explain()
 
 
-def test_a_restart_of_libvirtd_keeps_guest_and_forward(machine: Machine) -> None:
+def test_restart_of_libvirtd_keeps_guest_and_forward(machine: Machine) -> None:
     pid = machine.qemu_pid(WEB)
     machine.restart_libvirtd()
     eventually(lambda: machine.state(WEB) == "running", "libvirtd finds the guest again")
@@ -76,7 +76,7 @@ def test_a_restart_of_libvirtd_keeps_guest_and_forward(machine: Machine) -> None
     assert machine.fetch(8080) == WEB.page, machine.explain()
 
 
-def test_a_reload_of_libvirtd_is_what_a_new_hook_needs(machine: Machine) -> None:
+def test_reload_of_libvirtd_is_what_a_new_hook_needs(machine: Machine) -> None:
     """A reload is told by systemd alone; ``check`` believes it."""
 
     def found() -> bool:
@@ -92,7 +92,7 @@ def test_a_reload_of_libvirtd_is_what_a_new_hook_needs(machine: Machine) -> None
 
 @pytest.mark.parametrize("verb", ["reload", "restart"])
 @pytest.mark.parametrize("conf", [NFTABLES, WITHOUT_INCLUDE], ids=["include", "no include"])
-def test_a_reload_of_nftables_keeps_the_forward(machine: Machine, theirs: None, conf: str, verb: str) -> None:
+def test_reload_of_nftables_keeps_the_forward(machine: Machine, theirs: None, conf: str, verb: str) -> None:
     machine.write("/etc/nftables.conf", conf)
     machine.systemctl(verb, "nftables")
     assert machine.fetch(8080) == WEB.page, machine.explain()
@@ -229,7 +229,7 @@ def test_unit_exposure_is_below_three(machine: Machine) -> None:
     assert float(level[1]) < 3, told
 
 
-def test_the_command_tells_what_is_forwarded(machine: Machine) -> None:
+def test_command_tells_what_is_forwarded(machine: Machine) -> None:
     said = machine.command("list").out
     assert "web" in said
     assert "8080" in said

@@ -67,7 +67,7 @@ def plug(host: Host, verb: str, mac: str) -> None:
     host.virsh(f"{verb}-interface", TWO.name, "bridge", *more, "--mac", mac, "--live")
 
 
-def test_the_life_of_two_nics(service: Background, empty: Host) -> None:
+def test_life_of_two_nics(service: Background, empty: Host) -> None:
     """One guest that boots once: every step starts from what the one before has left."""
     all_three = [TWO.page] * 3
     empty.start(TWO)

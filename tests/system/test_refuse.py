@@ -38,7 +38,7 @@ def test_broken_metadata_is_refused_with_every_error_told(empty: Host) -> None:
         assert words in said
 
 
-def test_a_port_that_a_running_guest_has_is_refused_naming_that_guest(empty: Host) -> None:
+def test_port_that_a_running_guest_has_is_refused_naming_that_guest(empty: Host) -> None:
     first = Guest("first", forwards(host_ip("10.10.0.29"), port_forward("9000:80", "443")))
     empty.start(first)
     said = refused(empty, second("other", host_ip("10.10.0.30"), port_forward("443:8443")))
@@ -49,7 +49,7 @@ def test_a_port_that_a_running_guest_has_is_refused_naming_that_guest(empty: Hos
     assert empty.state(second("other")) == "running"
 
 
-def test_a_port_the_host_listens_on_is_refused(empty: Host) -> None:
+def test_port_the_host_listens_on_is_refused(empty: Host) -> None:
     with empty.lab.host.serve("tcp", 8443, name="own"):
         said = refused(empty, second("greedy", host_ip("10.10.0.30"), port_forward("8443")))
         assert "8443" in said
@@ -57,7 +57,7 @@ def test_a_port_the_host_listens_on_is_refused(empty: Host) -> None:
     empty.virsh("start", "greedy")
 
 
-def test_a_failed_start_leaves_no_rule_and_no_claim(empty: Host) -> None:
+def test_failed_start_leaves_no_rule_and_no_claim(empty: Host) -> None:
     broken = second("broken", host_ip("10.10.0.30"), port_forward("9443"))
     text = empty.domain(broken).replace(
         "<devices>", "<devices><input type='evdev'><source dev='/none'/></input>"
@@ -70,7 +70,7 @@ def test_a_failed_start_leaves_no_rule_and_no_claim(empty: Host) -> None:
     empty.start(second("next", host_ip("10.10.0.30"), port_forward("9443")))
 
 
-def test_a_guest_without_forwards_leaves_no_trace_at_all() -> None:
+def test_guest_without_forwards_leaves_no_trace_at_all() -> None:
     plain = Guest("plain", mac="52:54:00:00:00:77", ip4="10.10.0.77/24", ip6=None)
     with hosts.host() as host:
         before = host.run(["nft", "-s", "list", "ruleset"]).out
@@ -82,7 +82,7 @@ def test_a_guest_without_forwards_leaves_no_trace_at_all() -> None:
         assert host.run(["test", "-e", "/run/virt-forward"], check=False).status == 1
 
 
-def test_a_foreign_hook_and_ours_beside_it_both_run() -> None:
+def test_foreign_hook_and_ours_beside_it_both_run() -> None:
     guest = second("both", host_ip("10.10.0.30"), port_forward("9080:80"))
     with hosts.host() as host:
         host.run(["mkdir", "/etc/libvirt/hooks/qemu.d"])

@@ -19,21 +19,21 @@ def survives_restart(host: Host, web: Guest) -> None:
     host.run(["kill", "-0", pid])
 
 
-def test_a_restart_of_libvirtd_keeps_the_forward(empty: Host, web: Guest) -> None:
+def test_restart_of_libvirtd_keeps_the_forward(empty: Host, web: Guest) -> None:
     survives_restart(empty, web)
     assert empty.fetch(8080) == web.page, empty.explain()
     empty.virsh("destroy", web.name)
     assert empty.our_table() == ""
 
 
-def test_a_restart_makes_a_lost_table_again(empty: Host, web: Guest) -> None:
+def test_restart_makes_a_lost_table_again(empty: Host, web: Guest) -> None:
     empty.run(["nft", "delete", "table", "inet", "virt-forward"])
     assert empty.closed(8080)
     survives_restart(empty, web)
     assert empty.fetch(8080) == web.page, empty.explain()
 
 
-def test_a_guest_that_died_while_libvirtd_was_down_is_closed(empty: Host, web: Guest) -> None:
+def test_guest_that_died_while_libvirtd_was_down_is_closed(empty: Host, web: Guest) -> None:
     pid = empty.qemu_pid(web)
     empty.stop_libvirtd()
     empty.run(["kill", "-9", pid])
@@ -42,7 +42,7 @@ def test_a_guest_that_died_while_libvirtd_was_down_is_closed(empty: Host, web: G
     eventually(lambda: empty.our_table() == "", "its rules are removed")
 
 
-def test_a_host_that_boots_again_starts_its_guests_with_their_forwards(empty: Host, web: Guest) -> None:
+def test_host_that_boots_again_starts_its_guests_with_their_forwards(empty: Host, web: Guest) -> None:
     """Nothing of the boot before is left, in /run or in the kernel; libvirt starts what is marked so."""
     empty.virsh("autostart", web.name)
     pid = empty.qemu_pid(web)

@@ -87,11 +87,11 @@ def test_libvirts_chain_of_nft() -> None:
         ("-A LIBVIRT_FWI -o virbr5", "virbr5", False, False),
     ],
 )
-def test_a_rule_of_iptables(line: str, bridge: str, ours: bool, rejects: bool) -> None:
+def test_rule_of_iptables(line: str, bridge: str, ours: bool, rejects: bool) -> None:
     assert chain(f"-N LIBVIRT_FWI\n-A LIBVIRT_FWX -j ACCEPT\n{line}\n") == [(bridge, ours, rejects)]
 
 
-def test_a_rule_is_deleted_by_its_own_words() -> None:
+def test_rule_is_deleted_by_its_own_words() -> None:
     (rule,) = iptables.parse(OURS)
     assert rule.handle[:2] == ("-o", "virbr5")
     assert rule.handle[-2:] == ("-j", "ACCEPT")
@@ -99,12 +99,12 @@ def test_a_rule_is_deleted_by_its_own_words() -> None:
 
 
 @pytest.mark.parametrize("line", ['-A LIBVIRT_FWI -m comment --comment "half', "-A LIBVIRT_FWI \\"])
-def test_a_damaged_listing_of_iptables_is_an_error(line: str) -> None:
+def test_damaged_listing_of_iptables_is_an_error(line: str) -> None:
     with pytest.raises(VirtForwardError, match="chain LIBVIRT_FWI: its listing cannot be read"):
         iptables.parse(f"{OURS}\n{line}\n")
 
 
-def test_a_rule_of_iptables_without_a_target_rejects_nothing() -> None:
+def test_rule_of_iptables_without_a_target_rejects_nothing() -> None:
     assert chain("-A LIBVIRT_FWI -o virbr5 -j") == [("virbr5", False, False)]
 
 
@@ -126,7 +126,7 @@ def test_a_rule_of_iptables_without_a_target_rejects_nothing() -> None:
     ],
     ids=lambda text: text[:70],
 )
-def test_a_damaged_listing_of_nft_is_an_error(text: str) -> None:
+def test_damaged_listing_of_nft_is_an_error(text: str) -> None:
     with pytest.raises(
         VirtForwardError, match="chain libvirt_network guest_input: its listing cannot be read"
     ):
@@ -145,7 +145,7 @@ def match(key: str, value: object, op: str = "==") -> dict[str, object]:
     return {"match": {"op": op, "left": {"meta": {"key": key}}, "right": value}}
 
 
-def test_a_rule_of_nft() -> None:
+def test_rule_of_nft() -> None:
     assert nft_rule(match("oifname", "virbr5"), {"drop": None}) == Rule(("7",), "virbr5", rejects=True)
     assert nft_rule(match("oif", "virbr5"), {"accept": None}, comment="virt-forward").ours
     assert not nft_rule(match("oif", "virbr5"), match("iif", "lo"), {"reject": None}).rejects
@@ -204,7 +204,7 @@ def decide(rules: list[Rule], bridges: Iterable[str]) -> tuple[set[str], Decisio
         ([theirs("a"), theirs("b")], "ab", "ab", [], Decision((), ("a", "b"))),
     ],
 )
-def test_what_a_chain_needs(
+def test_rules_of_the_chain_are_decided(
     rules: list[Rule], bridges: str, desired: str, removed: list[tuple[str, ...]], placed: Decision
 ) -> None:
     assert decide(rules, bridges) == (set(desired), Decision(tuple(removed)), placed)
@@ -340,7 +340,7 @@ def test_chain_that_cannot_be_read_does_not_hide_others(
     assert messages == [f"iptables, chain LIBVIRT_FWI: broken; {libvirt_accept.OTHERWISE}"]
 
 
-def test_where_guests_are_that_can_be_reached() -> None:
+def test_sides_are_those_of_guests_that_can_be_reached() -> None:
     web = guest(
         "web",
         forward(8080),
@@ -363,7 +363,7 @@ def test_where_guests_are_that_can_be_reached() -> None:
 @pytest.mark.parametrize(
     ("mode", "rejects"), [("nat", True), ("route", True), ("open", False), ("", False), ("bridge", False)]
 )
-def test_which_networks_are_asked_to_admit(mode: str, rejects: bool) -> None:
+def test_networks_that_reject_are_asked_to_admit(mode: str, rejects: bool) -> None:
     here, elsewhere = Side("ip", "virbr5"), Side("ip", "virbr0")
     network = Network("house", "b050cff1-fa60-5f65-9917-9b6840246df0", "virbr5", mode)
     assert plan.wanted([here, elsewhere], [network]) == ({here} if rejects else set())
@@ -380,5 +380,5 @@ def test_which_networks_are_asked_to_admit(mode: str, rejects: bool) -> None:
         ("add rule inet mine forward tcp dport 22 accept", False),
     ],
 )
-def test_what_tells_that_libvirt_makes_its_chain_anew(line: str, changed: bool) -> None:
+def test_rebuild_of_libvirts_chain_is_recognized(line: str, changed: bool) -> None:
     assert plan.chain_changed(f"# new generation 7 by process 9 (nft)\n{line}\n".encode()) == changed

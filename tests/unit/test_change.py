@@ -177,7 +177,7 @@ def test_change_is_made_where_it_is_one(web: FakeDomain, capsys: pytest.CaptureF
     assert [row["start"] for row in shown["forwards"]] == [81]
 
 
-def test_what_is_declared_already_is_told_and_no_error(
+def test_declared_forward_is_reported_and_no_error(
     web: FakeDomain, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert cli.main(["add", "web", "80"]) == 0

@@ -86,7 +86,7 @@ URI = 'use a libvirt connection URI, as in "qemu:///system"'
         *(("libvirt.uri", value, URI) for value in ('""', "1", "[]")),
     ],
 )
-def test_a_wrong_value_says_where_and_what_is_right(key: str, value: str, said: str) -> None:
+def test_wrong_value_says_where_and_what_is_right(key: str, value: str, said: str) -> None:
     section, _, name = key.partition(".")
     with pytest.raises(VirtForwardError) as caught:
         parse_config(f"# a comment\n\n[{section}]\n# another\n{name} = {value}\n", "/x.toml")
@@ -112,7 +112,7 @@ def test_a_wrong_value_says_where_and_what_is_right(key: str, value: str, said: 
         ("\n [ forward ] # here\nlocalhost = 1", "3: [forward] localhost: use true or false"),
     ],
 )
-def test_what_is_unknown_is_an_error_with_its_line(text: str, said: str) -> None:
+def test_unknown_key_is_an_error_with_its_line(text: str, said: str) -> None:
     with pytest.raises(VirtForwardError) as caught:
         parse_config(text, "/x.toml")
     (message,) = caught.value.messages
@@ -147,7 +147,7 @@ def test_toml_beyond_what_python_reads(text: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["[forward", "localhost", "[forward]\nhairpin = yes", "a = 1\na = 2", "\0"])
-def test_what_is_no_toml(text: str) -> None:
+def test_invalid_toml_is_refused(text: str) -> None:
     with pytest.raises(VirtForwardError, match=r"^/x.toml: .*(line|end of document)") as caught:
         parse_config(text, "/x.toml")
     assert "TOML" in caught.value.hint

@@ -65,7 +65,7 @@ def test_wrong_documents(fence: Fence) -> None:
     assert parsed(document)[1] == tuple(fence.after.splitlines())
 
 
-def test_the_schema_lets_pass_what_the_page_says_it_does() -> None:
+def test_schema_lets_pass_what_the_page_says_it_does() -> None:
     text = (REPO / "docs" / METADATA).read_text()
     known, unknown = text.split("### What the schema cannot say")
     for part, verdict in ((known, False), (unknown, True)):
@@ -86,7 +86,7 @@ def test_every_word_of_the_vocabulary_is_on_the_page() -> None:
     assert {word for word in words if f"| `{word}` |" not in page} == set()
 
 
-def test_the_commands_set_what_is_right() -> None:
+def test_commands_set_what_is_right() -> None:
     page = (REPO / "docs" / METADATA).read_text()
     found = re.findall(r"--set '([^']*)'", page)
     assert found
@@ -95,7 +95,7 @@ def test_the_commands_set_what_is_right() -> None:
         assert parsed(text.replace("<forwards", f'<forwards xmlns="{NAMESPACE}"').encode())[1] == ()
 
 
-def test_the_defaults() -> None:
+def test_defaults() -> None:
     first, *others = blocks(CONFIGURATION, "toml")
     assert parse_config(first.text) == Config()
     for section, keys in SECTIONS.items():

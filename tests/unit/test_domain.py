@@ -16,7 +16,7 @@ from virt_forward.model import Declaration, Nic
 GOOD = forwards_xml('<vf:portForward proto="tcp"><vf:range start="80"/></vf:portForward>').decode()
 
 
-def test_a_domain_without_our_metadata() -> None:
+def test_domain_without_our_metadata() -> None:
     domain = parse_domain(
         domain_xml("<x:app xmlns:x='urn:other'><vf:forwards xmlns:vf='urn:not-us'/></x:app>")
     )
@@ -38,12 +38,12 @@ def test_nics_of_every_type_are_told_apart() -> None:
     )
 
 
-def test_the_status_file_of_a_running_domain_is_read_as_well() -> None:
+def test_status_file_of_a_running_domain_is_read_as_well() -> None:
     status = b"<domstatus state='running' pid='1'>" + domain_xml(GOOD) + b"</domstatus>"
     assert parse_domain(status) == parse_domain(domain_xml(GOOD))
 
 
-def test_the_uuid_is_lower_case_whatever_was_written() -> None:
+def test_uuid_is_lower_case_whatever_was_written() -> None:
     assert parse_domain(domain_xml(uuid=f" {UUID.upper()}\n")).uuid == UUID
 
 
@@ -56,7 +56,7 @@ def test_any_name_is_kept_as_it_is(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["with spaces", "it's &quot;quoted&quot;", "two&#10;lines", "x" * 200, "☃"])
-def test_an_error_names_the_guest_on_one_line(name: str) -> None:
+def test_error_names_the_guest_on_one_line(name: str) -> None:
     with pytest.raises(MetadataError) as caught:
         parse_domain(domain_xml(GOOD.replace("80", "80;drop"), name=name))
     (message,) = caught.value.messages
@@ -79,7 +79,7 @@ def test_all_errors_of_a_document_are_told() -> None:
     assert caught.value.hint == "correct it with: virsh edit web"
 
 
-def test_a_mac_that_is_no_nic_of_the_guest() -> None:
+def test_mac_that_is_no_nic_of_the_guest() -> None:
     strange = f'<forwards xmlns="{NAMESPACE}"><host ip="198.51.100.9" mac="52:54:00:00:00:99"/></forwards>'
     assert str(foreign_macs(parse_domain(domain_xml(strange)))) == (
         f'guest "web": mac="52:54:00:00:00:99" is no NIC of this guest; its NICs: {MAC}'
@@ -89,12 +89,12 @@ def test_a_mac_that_is_no_nic_of_the_guest() -> None:
     assert foreign_macs(parse_domain(domain_xml())) is None
 
 
-def test_the_prefix_does_not_matter() -> None:
+def test_prefix_does_not_matter() -> None:
     plain = GOOD.replace("vf:", "").replace("xmlns:vf", "xmlns")
     assert parse_domain(domain_xml(plain)) == parse_domain(domain_xml(GOOD))
 
 
-def test_an_empty_declaration_is_one() -> None:
+def test_empty_declaration_is_one() -> None:
     assert parse_domain(domain_xml(f'<forwards xmlns="{NAMESPACE}"/>')).declaration == Declaration()
 
 
@@ -114,7 +114,7 @@ def test_an_empty_declaration_is_one() -> None:
         (domain_xml(uuid=UUID.replace("9", "٩")), "which is no UUID"),
     ],
 )
-def test_what_is_no_domain(document: bytes, said: str) -> None:
+def test_xml_without_a_domain_is_refused(document: bytes, said: str) -> None:
     with pytest.raises(VirtForwardError, match=said) as caught:
         parse_domain(document)
     assert not isinstance(caught.value, MetadataError)
@@ -139,12 +139,12 @@ def lol(inside: str) -> bytes:
     ],
     ids=["unused", "text", "attribute", "external", "parameter", "plain"],
 )
-def test_a_document_type_is_refused_quickly(document: bytes) -> None:
+def test_document_type_is_refused_quickly(document: bytes) -> None:
     with pytest.raises(VirtForwardError, match=r"DOCTYPE|not well-formed"):
         parse_domain(document)
 
 
-def test_an_external_entity_is_never_read(tmp_path: Path) -> None:
+def test_external_entity_is_never_read(tmp_path: Path) -> None:
     secret = tmp_path / "secret"
     secret.write_text("hidden")
     document = f'<!DOCTYPE domain [<!ENTITY e SYSTEM "file://{secret}">]>'.encode() + domain_xml("&e;")
@@ -158,7 +158,7 @@ def test_nesting_that_is_too_deep_is_refused() -> None:
         parse_domain(domain_xml("<a>" * 10_000 + "</a>" * 10_000))
 
 
-def test_a_document_that_is_too_large_is_refused_unread() -> None:
+def test_document_that_is_too_large_is_refused_unread() -> None:
     with pytest.raises(VirtForwardError, match="larger than 4194304 bytes; refused unread"):
         parse_domain(domain_xml(" " * xml.MAX_BYTES))
 
@@ -168,5 +168,5 @@ def test_comments_and_instructions_are_passed_over() -> None:
     assert parse_domain(domain_xml(noisy)) == parse_domain(domain_xml(GOOD))
 
 
-def test_the_bridge_of_the_default_document() -> None:
+def test_bridge_of_the_default_document() -> None:
     assert parse_domain(domain_xml(GOOD)).nics == (Nic(MAC, "bridge", BRIDGE),)

@@ -68,7 +68,7 @@ def test_missing_arguments_count_as_empty(arguments: list[str]) -> None:
     assert parse_event("qemu", arguments).policy == Policy(Action.NOTHING)
 
 
-def test_the_quick_look_knows_the_same_operations() -> None:
+def test_quick_look_knows_the_same_operations() -> None:
     assert set(prefilter.OPERATIONS) == {operation for operation, _ in QEMU}
     known = (*prefilter.NETWORK_OPERATIONS, *prefilter.PORT_OPERATIONS)
     assert set(known) == {operation for operation, _ in NETWORK}

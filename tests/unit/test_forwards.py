@@ -241,7 +241,7 @@ ERRORS = [
 
 
 @pytest.mark.parametrize(("inside", "element", "said"), ERRORS)
-def test_an_error_names_the_element_its_line_and_what_is_right(inside: str, element: str, said: str) -> None:
+def test_error_names_the_element_its_line_and_what_is_right(inside: str, element: str, said: str) -> None:
     _, errors = declared(f"\n\n{inside}")
     line = 1 if element == "vf:forwards" else 4
     assert len(errors) == 1, errors
@@ -283,7 +283,7 @@ def test_host_of_one_family_says_nothing_of_the_other(inside: str) -> None:
 
 
 @pytest.mark.parametrize(("inside", "said"), CONTRADICTIONS)
-def test_a_contradiction_names_both_sides(inside: str, said: str) -> None:
+def test_contradiction_names_both_sides(inside: str, said: str) -> None:
     _, errors = declared(inside)
     assert len(errors) == 1, errors
     assert errors[0].startswith(said)
@@ -319,7 +319,7 @@ def test_a_contradiction_names_both_sides(inside: str, said: str) -> None:
         + one_port(f'address="2001:db8::1" mac="{MAC}"'),
     ],
 )
-def test_what_looks_odd_and_is_right(inside: str) -> None:
+def test_unusual_valid_input_is_accepted(inside: str) -> None:
     assert declared(inside)[1] == ()
 
 
@@ -337,7 +337,7 @@ def test_all_errors_are_told_in_the_order_of_their_lines() -> None:
     assert lines == [2, 2, 3, 4, 4, 5, 6, 1]
 
 
-def test_a_value_in_a_message_stays_on_its_line_and_readable() -> None:
+def test_value_in_a_message_stays_on_its_line_and_readable() -> None:
     _, errors = declared(one_range(f'start="8&#10;0&#x85;&#x2028;&#x202e;{"x" * 200}"'))
     assert errors[0].splitlines() == [errors[0]]
     assert errors[0].isprintable()

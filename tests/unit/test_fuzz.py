@@ -24,7 +24,7 @@ def test_every_target_passes_its_seeds_and_some_inputs(target: Target) -> None:
     assert outcome.lines
 
 
-def test_the_command_runs_from_anywhere(tmp_path: Path) -> None:
+def test_command_runs_from_anywhere(tmp_path: Path) -> None:
     done = run([REPO / "tests/fuzz/run", "--list"], cwd=tmp_path, env={"PYTHON": sys.executable})
     assert done.out.split() == [target.name for target in TARGETS]
 
@@ -47,14 +47,14 @@ def broken(data: bytes) -> None:
 BROKEN = Target("broken", broken, (b"route_localnet virbr5\nhairpin_port virbr7\n",))
 
 
-def test_a_failing_input_is_cut_to_the_shortest() -> None:
+def test_failing_input_is_cut_to_the_shortest() -> None:
     (failure,) = fuzz(BROKEN, 1, lambda count: count < 5).failures
     assert failure.data.endswith(b"7")
     assert len(failure.data) <= len(b"hairpin_port 7")
     assert failure.place.startswith("KeyError at ")
 
 
-def test_the_same_seed_makes_the_same_inputs() -> None:
+def test_same_seed_makes_the_same_inputs() -> None:
     def inputs(seed: int) -> list[bytes]:
         seen: list[bytes] = []
         fuzz(Target("x", seen.append, (b"a 1\n", b"b 2\n")), seed, lambda count: count < 50)
@@ -63,7 +63,7 @@ def test_the_same_seed_makes_the_same_inputs() -> None:
     assert inputs(1) == inputs(1) != inputs(2)
 
 
-def test_what_reaches_new_lines_is_kept() -> None:
+def test_input_that_reaches_new_lines_is_kept() -> None:
     def port(data: bytes) -> None:
         try:
             values.port(data.decode("ascii", "replace"))
@@ -73,7 +73,7 @@ def test_what_reaches_new_lines_is_kept() -> None:
     assert fuzz(Target("port", port, (b"x",)), 1, lambda count: count < 500).kept > 1
 
 
-def test_a_loop_without_end_is_a_failure() -> None:
+def test_loop_without_end_is_a_failure() -> None:
     def forever(_: bytes) -> None:
         while True:
             pass
@@ -98,7 +98,7 @@ def one_target(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[Tar
     return use
 
 
-def test_the_command_fails_and_leaves_the_input_to_run_again(
+def test_command_fails_and_leaves_the_input_to_run_again(
     one_target: Callable[[Target], None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     one_target(BROKEN)
@@ -112,7 +112,7 @@ def test_the_command_fails_and_leaves_the_input_to_run_again(
     assert command.main(["--only", "broken", "--input", str(path)]) == 0
 
 
-def test_the_command_counts_what_it_has_done(
+def test_command_counts_what_it_has_done(
     one_target: Callable[[Target], None], capsys: pytest.CaptureFixture[str]
 ) -> None:
     one_target(Target("x", lambda _: None, (b"a", b"b")))
@@ -123,7 +123,7 @@ def test_the_command_counts_what_it_has_done(
     assert last.split() == ["total", "40", "2", "0", "0", "0"]
 
 
-def test_a_target_that_fails_everywhere_is_given_up() -> None:
+def test_target_that_fails_everywhere_is_given_up() -> None:
     def fail(data: bytes) -> None:
         raise type(f"E{len(data)}", (Exception,), {})
 
@@ -131,6 +131,6 @@ def test_a_target_that_fails_everywhere_is_given_up() -> None:
     assert len(outcome.failures) == engine.ENOUGH
 
 
-def test_an_input_that_passes_is_no_failure() -> None:
+def test_input_that_passes_is_no_failure() -> None:
     assert check(BROKEN, b"") is None
     assert isinstance(check(BROKEN, BROKEN.seeds[0]), Failure)

@@ -188,7 +188,7 @@ def test_peer_of_another_user_is_refused(
 
 
 @pytest.mark.parametrize("data", [b"", b"\n", b"1\n", b"-1 1\n", b"x y\n", b"99999999999 0\n", b"9 9\nshort"])
-def test_what_is_no_event_is_refused(data: bytes) -> None:
+def test_invalid_event_is_refused(data: bytes) -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs:
         theirs.sendall(data)

@@ -144,13 +144,13 @@ def test_module_imports_only_from_the_layers_below(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", PURE_MODULES)
-def test_a_pure_module_does_no_input_or_output(name: str) -> None:
+def test_pure_module_does_no_input_or_output(name: str) -> None:
     roots = {item.partition(".")[0] for item in IMPORTS[name]}
     assert not roots & FORBIDDEN_IN_PURE
 
 
 @pytest.mark.parametrize("name", PURE_MODULES)
-def test_a_pure_module_opens_and_prints_nothing(name: str) -> None:
+def test_pure_module_opens_and_prints_nothing(name: str) -> None:
     tree = ast.parse(MODULES[name].read_text())
     called = {
         node.func.id
@@ -161,7 +161,7 @@ def test_a_pure_module_opens_and_prints_nothing(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", PURE_MODULES)
-def test_a_pure_module_never_imports_an_edge(name: str) -> None:
+def test_pure_module_never_imports_an_edge(name: str) -> None:
     assert {item for item in IMPORTS[name] if item in MODULES and not is_pure(item)} <= {""}
 
 
@@ -172,7 +172,7 @@ def test_each_edge_is_the_only_one_of_its_kind(what: str, allowed: set[str]) -> 
 
 
 @pytest.mark.parametrize("entry", ["hooks.prefilter", "hooks.dispatch"])
-def test_a_hook_never_comes_to_import_what_hangs_or_slows_it(entry: str) -> None:
+def test_hook_never_comes_to_import_what_hangs_or_slows_it(entry: str) -> None:
     reached = closure(entry)
     assert "reconcile.apply" in reached or entry == "hooks.prefilter"
     names = {item for name in reached for item in IMPORTS[name]} | reached
@@ -183,12 +183,12 @@ HOOK_FOLDERS = {*PURE, "host", "state", "effects", "reconcile", "hooks"} - {"set
 
 
 @pytest.mark.parametrize("name", [name for name in MODULES if top(name) in HOOK_FOLDERS])
-def test_what_a_hook_may_import_does_not_import_typing(name: str) -> None:
+def test_modules_for_hooks_do_not_import_typing(name: str) -> None:
     """Of what a hook imports from elsewhere, nothing needs it; it takes longer than most of our own."""
     assert not {item for item in IMPORTS[name] if item.partition(".")[0] == "typing"}
 
 
-def test_the_quick_look_imports_nothing_but_os() -> None:
+def test_quick_look_imports_nothing_but_os() -> None:
     assert IMPORTS["hooks.prefilter"] == {"os"}
 
 

@@ -128,7 +128,7 @@ def test_guest_that_cannot_be_served_keeps_what_it_has_while_it_runs() -> None:
         assert (kept_out.guest, kept_out.changes()) == (None, False)
 
 
-def test_which_guests_the_host_is_read_for() -> None:
+def test_host_is_read_for_nics_of_the_want_or_the_record() -> None:
     before = guest("web")._replace(nics=NICS)
     assert located.nics(present(), None) == NICS
     assert located.nics(Readdressed(UUID), before) == NICS

@@ -43,7 +43,7 @@ def documented() -> dict[str, set[str]]:
     }
 
 
-def test_there_are_pages() -> None:
+def test_manual_pages_exist() -> None:
     assert [page.name for page in PAGES] == [CONFIGURATION.name, COMMAND.name]
 
 

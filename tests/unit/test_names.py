@@ -50,7 +50,7 @@ def check(name: str) -> None:
     assert UUID in names.guest_comment(name, UUID)
 
 
-def test_a_plain_name_can_be_read_in_the_chains_name() -> None:
+def test_plain_name_can_be_read_in_the_chains_name() -> None:
     assert names.suffix("web-1_a", UUID) == f"web-1_a-{UUID[:8]}"
     assert names.suffix("a b", UUID) == "a_b-" + UUID.replace("-", "")
 

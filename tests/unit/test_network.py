@@ -57,7 +57,7 @@ def parsed(inside: str) -> Network:
     return network
 
 
-def test_what_the_network_hook_is_given() -> None:
+def test_input_of_the_network_hook_is_parsed() -> None:
     assert parse_network(f"<hookData>{NETWORK}</hookData>".encode()) == (PARSED, None)
     assert parse_network(f"<hookData>{NETWORK}{PORT}</hookData>".encode()) == (
         PARSED,
@@ -65,7 +65,7 @@ def test_what_the_network_hook_is_given() -> None:
     )
 
 
-def test_the_status_file_and_the_bare_network() -> None:
+def test_status_file_and_the_bare_network() -> None:
     status = f"<networkstatus><class_id bitmap='0-2'/><floor sum='0'/>{NETWORK}</networkstatus>"
     assert parse_network(status.encode()) == (PARSED, None)
     assert parse_network(NETWORK.strip().encode()) == (PARSED, None)
@@ -81,7 +81,7 @@ def test_the_status_file_and_the_bare_network() -> None:
         ("<forward mode='bridge'/>", "bridge"),
     ],
 )
-def test_the_forward_mode(forward: str, mode: str) -> None:
+def test_forward_mode(forward: str, mode: str) -> None:
     network = parsed(f"<name>n</name>{forward}<bridge name='br0'/>")
     assert network == Network("n", UUID, "br0", mode)
 
@@ -111,12 +111,12 @@ def test_subnets_with_and_without_their_size(attributes: str, subnet: str) -> No
         "<ip address='192.0.2.1' prefix='33'/>",
     ],
 )
-def test_a_subnet_that_cannot_be_read_is_passed_over(ip: str) -> None:
+def test_subnet_that_cannot_be_read_is_passed_over(ip: str) -> None:
     assert parsed(ip).subnets == ()
 
 
 @pytest.mark.parametrize("ip", ["", "x", "192.0.2.1/24", "2001:db8::1%a } ; flush ruleset", "192.0.2.01"])
-def test_a_reservation_that_cannot_be_read_is_passed_over(ip: str) -> None:
+def test_reservation_that_cannot_be_read_is_passed_over(ip: str) -> None:
     text = f"<ip address='192.0.2.1'><dhcp><host mac='x' ip='{ip}'/></dhcp></ip>"
     assert parsed(text).reservations == ()
 
@@ -124,6 +124,6 @@ def test_a_reservation_that_cannot_be_read_is_passed_over(ip: str) -> None:
 @pytest.mark.parametrize(
     "text", ["", "<hookData/>", "<hookData><networkport/></hookData>", "<network", "<network/>"]
 )
-def test_what_is_no_network(text: str) -> None:
+def test_xml_without_a_network_is_refused(text: str) -> None:
     with pytest.raises(VirtForwardError, match="network XML"):
         parse_network(text.encode())

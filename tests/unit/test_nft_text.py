@@ -33,7 +33,7 @@ def spoken(guests: list[Guest]) -> None:
 
 
 @given(events)
-def test_what_guests_come_to(happenings: list[Event]) -> None:
+def test_nft_text_of_guests_has_typed_values_only(happenings: list[Event]) -> None:
     simulation = Simulation()
     for happening in happenings:
         include = simulation.include
@@ -63,7 +63,7 @@ HOST = '<vf:host ip="198.51.100.200"/><vf:host ip="2001:db8:10::200"/>'
 
 
 @given(make.documents, st.text(max_size=30).filter(lambda text: "]]>" not in text))
-def test_what_documents_come_to(document: bytes, name: str) -> None:
+def test_nft_text_of_documents_has_typed_values_only(document: bytes, name: str) -> None:
     good = document.decode().replace("</vf:forwards>", f"{HOST}</vf:forwards>")
     for metadata in (document.decode(), good):
         found = resolved(domain_xml(metadata, name=f"<![CDATA[{name}]]>"))
@@ -71,7 +71,7 @@ def test_what_documents_come_to(document: bytes, name: str) -> None:
             spoken([found])
 
 
-def test_a_good_document_does_come_to_something() -> None:
+def test_good_document_does_come_to_something() -> None:
     """Or the test above would prove nothing."""
     forwards = '<portForward proto="tcp"><range start="80"/></portForward><host ip="198.51.100.200"/>'
     found = resolved(
@@ -86,7 +86,7 @@ def test_a_good_document_does_come_to_something() -> None:
 
 @pytest.mark.parametrize("bridge", ["a b", 'x" accept', "..", "", "x" * 16, "virbr1", "x;y", "x\ny"])
 @pytest.mark.parametrize("ip", ["192.0.2.9", "2001:db8::9%a } accept", "2001:db8::9", "x"])
-def test_what_networks_come_to(bridge: str, ip: str) -> None:
+def test_nft_text_of_networks_has_typed_values_only(bridge: str, ip: str) -> None:
     written = bridge.replace('"', "&quot;").replace("\n", "&#10;")
     xml = f"""<network><name>n</name><uuid>{FULL.uuid}</uuid><bridge name="{written}"/>
     <ip address="192.0.2.1" prefix="24"><dhcp><host mac="52:54:00:00:00:01" ip="{ip}"/></dhcp></ip>
@@ -105,7 +105,7 @@ def test_what_networks_come_to(bridge: str, ip: str) -> None:
 @pytest.mark.parametrize(
     "path", paths(json.loads(dump_guest(FULL)))[1:], ids=lambda path: ".".join(map(str, path))
 )
-def test_what_records_come_to(path: tuple[Any, ...]) -> None:
+def test_nft_text_of_records_has_typed_values_only(path: tuple[Any, ...]) -> None:
     document = json.loads(dump_guest(FULL))
     for value in (*EVIL, DELETE):
         try:
@@ -129,7 +129,7 @@ def test_what_records_come_to(path: tuple[Any, ...]) -> None:
         "\tchain guest-a b {",
     ],
 )
-def test_the_grammar_is_one(line: str) -> None:
+def test_grammar_is_one(line: str) -> None:
     with pytest.raises(AssertionError):
         assert_spoken(line)
 

@@ -130,7 +130,7 @@ def test_guest_that_waits_and_cannot_have_its_port_stays_as_it_is(located: Locat
     assert found.errors == {}
 
 
-def test_what_the_host_rules_out_is_a_conflict() -> None:
+def test_veto_of_the_host_is_a_conflict() -> None:
     wanted = named(2, forward(81), forward(82))
     found = make(State(HOLDER), {wanted.uuid: Located(None, wanted, {forward(82): "why"})}).after[wanted.uuid]
     assert found

@@ -40,7 +40,7 @@ NETWORK = Network(
 
 
 @given(make.guests())
-def test_a_guest_comes_back_as_it_was(item: Guest) -> None:
+def test_guest_comes_back_as_it_was(item: Guest) -> None:
     assert load_guest(dump_guest(item), "x") == item
 
 
@@ -139,7 +139,7 @@ def test_any_value_in_any_place_is_a_network_or_a_state_error(path: tuple[Any, .
     ],
     ids=lambda text: text[:12],
 )
-def test_what_is_no_record_is_a_state_error(text: str) -> None:
+def test_damaged_record_is_a_state_error(text: str) -> None:
     for load in (load_guest, load_network):
         with pytest.raises(StateError, match=r"^x: is no record of ours: "):
             load(text, "x")
@@ -165,7 +165,7 @@ def test_what_is_no_record_is_a_state_error(text: str) -> None:
         (("phase",), "dead"),
     ],
 )
-def test_what_must_not_reach_nft_is_refused(path: tuple[Any, ...], value: Any) -> None:
+def test_unsafe_text_is_refused_before_it_reaches_nft(path: tuple[Any, ...], value: Any) -> None:
     document = json.loads(dump_guest(FULL))
     with pytest.raises(StateError):
         load_guest(json.dumps(changed(document, path, value)), "x")

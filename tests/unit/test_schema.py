@@ -90,7 +90,7 @@ def test_agreement_on_ports_of_every_shape() -> None:
     assert accepts(forwards_xml(inside))
 
 
-def test_the_made_up_documents_are_good_and_bad() -> None:
+def test_made_up_documents_are_good_and_bad() -> None:
     """A generator that made nothing but errors would prove nothing."""
     verdicts = set()
 

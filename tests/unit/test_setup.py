@@ -172,7 +172,7 @@ def test_subnet_is_the_first_that_nothing_uses(facts: SetupFacts, chosen: str) -
     assert str(choose.subnet(Options(), facts)) == chosen
 
 
-def test_a_given_network_that_overlaps_is_refused() -> None:
+def test_given_network_that_overlaps_is_refused() -> None:
     subnet = Options(subnet=IPv4Interface("192.168.1.129/25"))
     assert refused(subnet, NETWORKD) == "--subnet 192.168.1.128/25: overlaps with 192.168.1.5/24 on enp1s0"
     facts = NETWORKD._replace(routes=((ip_network("fd00::/8"), "wg0"),))
@@ -228,7 +228,7 @@ def test_network_file_that_no_name_can_precede_is_an_error() -> None:
     assert "00-a.network matches vmbr0 as well" in refused(Options(), facts)
 
 
-def test_a_drop_in_keeps_what_the_person_says_of_router_advertisements() -> None:
+def test_drop_in_keeps_what_the_person_says_of_router_advertisements() -> None:
     facts = NETWORKD._replace(networks={"20-wired.network": f"{WIRED}[Network]\nIPv6AcceptRA=no\n"})
     drop_in = next(file for file in plan(Options(), facts).files if ".network.d/" in file.path)
     assert "IPv6AcceptRA" not in drop_in.text
@@ -286,7 +286,7 @@ def test_wrong_values_are_usage_errors_that_name_the_value(read: object, word: s
     assert word in str(caught.value)
 
 
-def test_a_network_stands_for_its_first_address() -> None:
+def test_network_stands_for_its_first_address() -> None:
     assert str(options.subnet("10.20.0.0/16")) == "10.20.0.1/16"
     assert str(options.subnet("10.20.0.9/16")) == "10.20.0.9/16"
 
@@ -372,7 +372,7 @@ def test_note_about_networkd_is_true_before_and_after_its_start() -> None:
     assert "above" not in notes, "with --apply there is no command above"
 
 
-def test_a_drop_in_a_chain_that_is_jumped_to_counts() -> None:
+def test_drop_in_a_chain_that_is_jumped_to_counts() -> None:
     open_chain = base("inet", "filter", "forward")
     jump = rule("inet", "filter", "forward", TCP, {"jump": {"target": "strangers"}})
     inner = item("chain", "inet", "filter", name="strangers")
@@ -381,7 +381,7 @@ def test_a_drop_in_a_chain_that_is_jumped_to_counts() -> None:
     assert (found.drops, found.ends) == (True, False)
 
 
-def test_a_last_rule_that_drops_all_is_seen() -> None:
+def test_last_rule_that_drops_all_is_seen() -> None:
     (found,) = chains.base_chains([FORWARD, rule("inet", "filter", "forward", COUNTER, {"drop": None})])
     assert (found.drops, found.ends) == (True, True)
     (found,) = chains.base_chains([FORWARD, rule("inet", "filter", "forward", TCP, {"drop": None})])
@@ -414,7 +414,7 @@ def test_lines_never_go_into_tables_of_other_programs() -> None:
     )
 
 
-def test_an_open_chain_needs_no_lines() -> None:
+def test_open_chain_needs_no_lines() -> None:
     opened = tuple(chain._replace(policy="accept") for chain in CHAINS)
     assert "chain forward" not in plan(Options(), NETWORKD._replace(chains=opened)).ruleset
 
@@ -448,12 +448,12 @@ def test_other_firewalls_are_named_with_lines_of_the_page(owner: str, line: str)
     assert line in (REPO / "docs/firewalls.md").read_text()
 
 
-def test_a_ruleset_that_cannot_be_read_is_told() -> None:
+def test_ruleset_that_cannot_be_read_is_told() -> None:
     notes = " ".join(plan(Options(), NETWORKD._replace(chains=None)).notes)
     assert "the ruleset cannot be read" in notes
 
 
-def test_the_include_is_printed_once_only() -> None:
+def test_include_is_printed_once_only() -> None:
     assert plan(Options(), NETWORKD).ruleset.endswith(f"{rules.INCLUDE}\n")
     assert rules.INCLUDE not in plan(Options(), NETWORKD._replace(includes=True)).ruleset
     assert rules.INCLUDE in NFTABLES

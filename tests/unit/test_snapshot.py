@@ -150,7 +150,7 @@ def test_bridges_and_sides_are_those_of_running_guests() -> None:
         (WEB._replace(forwards=(), isolate=True), True),
     ],
 )
-def test_there_is_a_table_as_long_as_a_guest_has_a_part_in_it(item: Guest, expected: bool) -> None:
+def test_table_exists_as_long_as_a_guest_has_a_part_in_it(item: Guest, expected: bool) -> None:
     state = in_memory(item)
     assert state.has_table() == expected
 

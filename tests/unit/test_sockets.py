@@ -223,12 +223,12 @@ V6ONLY, BOTH = 25002, 25003
         (BOTH, forward(80, source="198.51.100.0/24"), True),
     ],
 )
-def test_a_socket_that_takes_ipv6_alone_leaves_ipv4(inode: int, wanted: Forward, taken: bool) -> None:
+def test_socket_that_takes_ipv6_alone_leaves_ipv4(inode: int, wanted: Forward, taken: bool) -> None:
     details = Details(v6only=frozenset({V6ONLY}))
     assert bool(stands_against([listener("tcp", "::", 80, inode)], wanted, details=details)) == taken
 
 
-def test_the_kernel_tells_which_sockets_take_ipv6_alone() -> None:
+def test_kernel_tells_which_sockets_take_ipv6_alone() -> None:
     inodes = []
     with socket.socket(socket.AF_INET6) as alone, socket.socket(socket.AF_INET6) as both:
         for ours, only in ((alone, 1), (both, 0)):
@@ -250,7 +250,7 @@ def test_only_the_same_port_and_protocol_counts(wanted: Forward, found: list[int
     assert [item.port for item in stands_against(sockets, wanted)] == found
 
 
-def test_the_kernel_tells_which_ports_were_its_own_choice() -> None:
+def test_kernel_tells_which_ports_were_its_own_choice() -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client, _udp6() as client6, _udp6() as server:
         client.sendto(b"", ("127.0.0.1", 9))
         client6.bind(("::", 0))
@@ -267,14 +267,14 @@ def _udp6() -> socket.socket:
     return socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
 
 
-def test_a_client_that_only_sent_is_autobound() -> None:
+def test_client_that_only_sent_is_autobound() -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
         client.sendto(b"", ("127.0.0.1", 9))
         (found,) = [item for item in hostports.listeners() if item.port == client.getsockname()[1]]
         assert autobound(found, SocketFacts(details=sockdiag.details()))
 
 
-def test_the_kernel_tells_to_which_device_a_socket_is_bound() -> None:
+def test_kernel_tells_to_which_device_a_socket_is_bound() -> None:
     with _udp6() as bound, _udp6() as free:
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b"lo")
         for ours in (bound, free):
@@ -336,7 +336,7 @@ def test_kernel_without_sock_diag_has_no_details(how: str, monkeypatch: pytest.M
         (3, forward(80), True),
     ],
 )
-def test_a_socket_that_is_bound_to_another_device_loses_nothing(
+def test_socket_that_is_bound_to_another_device_loses_nothing(
     bound: int, wanted: Forward, taken: bool
 ) -> None:
     facts: dict[str, Any] = {
@@ -358,7 +358,7 @@ def test_a_socket_that_is_bound_to_another_device_loses_nothing(
         ("192.0.2.10", BOTH, {4, 6}, True),
     ],
 )
-def test_a_listener_loses_nothing_to_a_guest_of_the_other_family(
+def test_listener_loses_nothing_to_a_guest_of_the_other_family(
     address: str, inode: int, families: set[int], taken: bool
 ) -> None:
     reach, details = Reach(families=frozenset(families)), Details(v6only=frozenset({V6ONLY}))
@@ -368,6 +368,6 @@ def test_a_listener_loses_nothing_to_a_guest_of_the_other_family(
     assert stands_against([listener("tcp", "2001:db8::1", 80)], AT_UPLINK6, reach)
 
 
-def test_a_forward_with_dev_takes_nothing_of_127_0_0_1() -> None:
+def test_forward_with_dev_takes_nothing_of_127_0_0_1() -> None:
     found = [listener("tcp", "127.0.0.1", 80)]
     assert not stands_against(found, forward(80, dev="enp1s0"), Reach(localhost=True))

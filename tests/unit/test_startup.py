@@ -50,7 +50,7 @@ def qemu(operation: str, sub: str, data: bytes, run_dir: Path) -> set[str]:
         ("reconnect", "begin", ""),
     ],
 )
-def test_an_event_that_is_not_about_us(operation: str, sub: str, metadata: str, tmp_path: Path) -> None:
+def test_event_that_is_not_about_us(operation: str, sub: str, metadata: str, tmp_path: Path) -> None:
     found = qemu(operation, sub, domain_xml(metadata), tmp_path / "run")
     assert found == {"virt_forward", "virt_forward.hooks", "virt_forward.hooks.prefilter"}
     assert not (tmp_path / "run").exists()
@@ -83,7 +83,7 @@ SLOW = {
 }
 
 
-def test_the_start_of_a_guest_of_ours_loads_nothing_slow_for_nothing(tmp_path: Path) -> None:
+def test_start_of_a_guest_of_ours_loads_nothing_slow_for_nothing(tmp_path: Path) -> None:
     """With a broken document, it stops before it touches a kernel."""
     broken = domain_xml(OURS.replace("80", "0"))
     found = qemu("started", "begin", broken, tmp_path / "run")
@@ -113,7 +113,7 @@ def loaded_without_kernel(operation: str, sub: str, data: bytes, directory: Path
 
 
 @pytest.mark.parametrize("operation", ["started", "reconnect"])
-def test_a_guest_that_has_started_needs_no_lxml(operation: str, tmp_path: Path) -> None:
+def test_guest_that_has_started_needs_no_lxml(operation: str, tmp_path: Path) -> None:
     """Its metadata are plain, and nothing has to be said about them: metadata/plain.py."""
     found = loaded_without_kernel(operation, "begin", domain_xml(OURS), tmp_path)
     assert {"pyexpat", "virt_forward.reconcile.located"} <= found
@@ -121,13 +121,13 @@ def test_a_guest_that_has_started_needs_no_lxml(operation: str, tmp_path: Path) 
     assert (tmp_path / "run" / "guests" / UUID).exists()
 
 
-def test_the_start_of_a_guest_is_decided_by_lxml(tmp_path: Path) -> None:
+def test_start_of_a_guest_is_decided_by_lxml(tmp_path: Path) -> None:
     found = loaded_without_kernel("prepare", "begin", domain_xml(OURS), tmp_path)
     assert {"lxml.etree", "virt_forward.reconcile.located"} <= found
     assert not found & {"tomllib", *SLOW}
 
 
-def test_the_end_of_a_guest_needs_no_xml_parser(tmp_path: Path) -> None:
+def test_end_of_a_guest_needs_no_xml_parser(tmp_path: Path) -> None:
     """A marker without a guest makes nothing to end, so no kernel is touched here, either."""
     guests = tmp_path / "run" / "guests"
     guests.mkdir(parents=True)

@@ -39,7 +39,7 @@ def messages(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return found
 
 
-def test_the_environment_names_the_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_environment_names_the_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VIRT_FORWARD_RUN_DIR", str(tmp_path))
     assert Store().include_path == str(tmp_path / "ruleset.nft")
     monkeypatch.setenv("VIRT_FORWARD_RUN_DIR", "")
@@ -207,7 +207,7 @@ def test_process_killed_within_its_commit_has_changed_all_or_nothing(store: Stor
     assert len([killed for killed, _ in found if killed]) > 10
 
 
-def test_there_is_nothing_to_peek_at_without_state(store: Store) -> None:
+def test_peek_returns_nothing_without_state(store: Store) -> None:
     with store.peek() as state:
         assert state is None
 
@@ -228,7 +228,7 @@ def held(path: Path) -> Iterator[None]:
         yield
 
 
-def test_the_wait_for_the_lock_is_bounded(tmp_path: Path) -> None:
+def test_wait_for_the_lock_is_bounded(tmp_path: Path) -> None:
     store = Store(str(tmp_path))
     with (
         held(tmp_path / "lock"),
@@ -262,7 +262,7 @@ def test_lock_of_a_file_that_is_removed_during_the_wait_is_not_taken(
             pytest.fail("two have the lock")
 
 
-def test_the_lock_is_free_again_after_an_error(tmp_path: Path) -> None:
+def test_lock_is_free_again_after_an_error(tmp_path: Path) -> None:
     store = Store(str(tmp_path))
     with pytest.raises(KeyError), store.lock(1):
         raise KeyError
@@ -270,16 +270,14 @@ def test_the_lock_is_free_again_after_an_error(tmp_path: Path) -> None:
         pass
 
 
-def test_a_path_that_is_no_directory(tmp_path: Path) -> None:
+def test_path_that_is_no_directory(tmp_path: Path) -> None:
     (tmp_path / "run").write_text("")
     with pytest.raises(StateError, match="run"), Store(str(tmp_path / "run")).lock(1):
         pytest.fail("no directory, no lock")
 
 
 @pytest.mark.parametrize("error", [errno.EROFS, errno.EACCES, errno.ENOSPC])
-def test_a_directory_that_cannot_be_written(
-    error: int, store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_directory_that_cannot_be_written(error: int, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """Root writes into any directory, so the kernel's answer is stood in for."""
     with store.open():
         pass

@@ -42,7 +42,7 @@ def test_every_function_returns_harmless_text(value: str) -> None:
 
 
 @given(ANYTHING)
-def test_a_quote_ends_where_the_value_ends(value: str) -> None:
+def test_quote_ends_where_the_value_ends(value: str) -> None:
     quoted = text.quote(value)
     assert quoted[0] == quoted[-1] == '"'
     assert '"' not in quoted[1:-1]

@@ -39,13 +39,13 @@ ANY = ip_address("0.0.0.0")
         ("", "give one of the two guests another port; virt-forward list shows who has which"),
     ],
 )
-def test_the_remedy_fits_the_reason(reason: str, remedy: str) -> None:
+def test_remedy_fits_the_reason(reason: str, remedy: str) -> None:
     assert vetoes.remedy(reason) == remedy
 
 
 @pytest.mark.parametrize(
     "name", ["a, which listens on x", "a is reserved by the configuration ([policy] reserved)"]
 )
-def test_the_name_of_a_guest_is_not_taken_for_a_reason(name: str) -> None:
+def test_name_of_a_guest_is_not_taken_for_a_reason(name: str) -> None:
     reason = f"host port tcp/8080 is taken by guest {text.word(name)}"
     assert vetoes.remedy(reason).startswith("give one of the two guests another port")

@@ -68,7 +68,7 @@ def named(name: str) -> Callable[[str], bool]:
     ids=["nft missing", "nft failing", "ip missing", "connections not listed", "connections not deleted"],
 )
 @pytest.mark.parametrize("operation", [*RUNNING_EVENTS, "stopped"])
-def test_a_program_or_request_that_fails_costs_no_running_guest(
+def test_program_or_request_that_fails_costs_no_running_guest(
     two: FaultTestbed, which: Callable[[str], bool], how: Callable[[str], object], operation: str
 ) -> None:
     if operation == "stopped":
@@ -94,7 +94,7 @@ def test_without_nft_no_guest_with_forwards_starts_and_it_is_said_why(two: Fault
     two.stop("late")
 
 
-def test_what_nft_refuses_of_one_guest_refuses_no_other_guests_start(two: FaultTestbed) -> None:
+def test_refusal_by_nft_for_one_guest_refuses_no_other_guests_start(two: FaultTestbed) -> None:
     """web's end could not be told to the kernel; late has no part in that."""
     failing = Steps(1, program("nft"), refused(5), forever=True)
     assert two.event("web", "stopped", failing).status == 0
@@ -215,7 +215,7 @@ LARGE = xml_of("late", "prepare", port_forward(*map(str, range(20_000, 20_600, 2
 """More than there is room for in the blocks that are there already."""
 
 
-def test_a_full_run_directory(small: FaultTestbed) -> None:
+def test_full_run_directory(small: FaultTestbed) -> None:
     """A start is refused with the reason, a running guest is spared, and what stops goes all the same."""
     small.start("web", "db", "mail")
     ballast = fill(small)
@@ -235,7 +235,7 @@ def test_a_full_run_directory(small: FaultTestbed) -> None:
     small.assert_right("web", "db", "late")
 
 
-def test_a_full_run_directory_and_a_flushed_table(small: FaultTestbed) -> None:
+def test_full_run_directory_and_a_flushed_table(small: FaultTestbed) -> None:
     """Nothing has to be written to make right again what was there."""
     small.start("web", "db")
     ballast = fill(small)
@@ -260,7 +260,7 @@ def test_start_in_a_full_run_directory_is_made_good_by_the_next_event(small: Fau
     small.assert_right("web", "db", "late")
 
 
-def test_a_read_only_run_directory(small: FaultTestbed) -> None:
+def test_read_only_run_directory(small: FaultTestbed) -> None:
     small.start("web", "db", "mail")
     read_only: list[str | Path] = ["mount", "-o", "remount,ro", small.run_dir]
     # A hook does not wait for the end of nft, which has its lock open.
@@ -283,7 +283,7 @@ def test_a_read_only_run_directory(small: FaultTestbed) -> None:
     small.assert_right("web", "db", "late")
 
 
-def test_a_run_directory_that_is_gone(two: FaultTestbed) -> None:
+def test_run_directory_that_is_gone(two: FaultTestbed) -> None:
     """Only libvirt knows then who runs: a restart of libvirtd, or sync, tells."""
     shutil.rmtree(two.run_dir)
     for name in ("web", "db"):
@@ -327,7 +327,7 @@ DAMAGES = (truncated, emptied, foreign, binary, removed)
 
 
 @pytest.mark.parametrize("damage", [*DAMAGES, edited])
-def test_a_damaged_include_file_is_rebuilt(two: FaultTestbed, damage: Callable[[Path], None]) -> None:
+def test_damaged_include_file_is_rebuilt(two: FaultTestbed, damage: Callable[[Path], None]) -> None:
     damage(two.run_dir / "ruleset.nft")
     done = two.event("mail", "started")
     assert done.status == 0
@@ -335,9 +335,7 @@ def test_a_damaged_include_file_is_rebuilt(two: FaultTestbed, damage: Callable[[
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_database_is_rebuilt_from_libvirt(
-    two: FaultTestbed, damage: Callable[[Path], None]
-) -> None:
+def test_damaged_database_is_rebuilt_from_libvirt(two: FaultTestbed, damage: Callable[[Path], None]) -> None:
     """No event fails for it; a restart of libvirtd, or sync, tells who runs."""
     damage(two.run_dir / "state.db")
     for name in ("web", "db"):
@@ -400,7 +398,7 @@ RECORDS = ["", "{", '{"version": 7}', "\0"]
 
 @pytest.mark.parametrize("record", RECORDS)
 @pytest.mark.parametrize("operation", ["reconnect", "stopped"])
-def test_a_damaged_record_is_mended_by_its_guest(two: FaultTestbed, operation: str, record: str) -> None:
+def test_damaged_record_is_mended_by_its_guest(two: FaultTestbed, operation: str, record: str) -> None:
     damaged_record(two, record)
     done = two.event("web", operation)
     assert done.status == 0, done
@@ -410,7 +408,7 @@ def test_a_damaged_record_is_mended_by_its_guest(two: FaultTestbed, operation: s
 
 
 @pytest.mark.parametrize("record", RECORDS)
-def test_a_damaged_record_harms_nobody_else(two: FaultTestbed, record: str) -> None:
+def test_damaged_record_harms_nobody_else(two: FaultTestbed, record: str) -> None:
     damaged_record(two, record)
     two.start("mail")
     two.assert_kept("web", "db", "mail")
@@ -421,7 +419,7 @@ def test_a_damaged_record_harms_nobody_else(two: FaultTestbed, record: str) -> N
     two.assert_kept("web", "db", "mail", "late")
 
 
-def test_a_guest_whose_record_is_lost_has_its_rules_once(two: FaultTestbed) -> None:
+def test_guest_whose_record_is_lost_has_its_rules_once(two: FaultTestbed) -> None:
     """The include file and the kernel still have them."""
     two.start("mail")
     with state.edited(two.run_dir) as connection:
@@ -431,7 +429,7 @@ def test_a_guest_whose_record_is_lost_has_its_rules_once(two: FaultTestbed) -> N
     two.assert_right("web", "db", "mail")
 
 
-def test_a_record_that_claims_what_another_has(two: FaultTestbed) -> None:
+def test_record_that_claims_what_another_has(two: FaultTestbed) -> None:
     """Put there by hand: nft would refuse the whole table for it."""
     strange = uuid_of("strange")
     with state.edited(two.run_dir) as connection:
@@ -444,7 +442,7 @@ def test_a_record_that_claims_what_another_has(two: FaultTestbed) -> None:
     assert done.status == 0
     assert "claim the same" in done.reasons, done
     two.assert_kept("db", "mail", why=done)
-    for _ in range(2):  # see test_what_a_dead_guest_had_is_free_at_once
+    for _ in range(2):  # see test_ports_of_a_dead_guest_are_free_at_once
         assert two.sync("web", "db", "mail").status == 0
     two.assert_right("web", "db", "mail")
 
@@ -469,7 +467,7 @@ EDITS = {
 
 
 @pytest.mark.parametrize("edit", EDITS)
-def test_a_table_edited_by_hand(two: FaultTestbed, edit: str) -> None:
+def test_table_edited_by_hand(two: FaultTestbed, edit: str) -> None:
     """The guest's own stop takes everything of it away; sync makes the whole right."""
     two.lab.host.nft(EDITS[edit])
     assert two.event("web", "stopped").status == 0
@@ -480,7 +478,7 @@ def test_a_table_edited_by_hand(two: FaultTestbed, edit: str) -> None:
 
 
 @pytest.mark.parametrize("edit", ["deleted", "flushed"])
-def test_a_table_that_is_gone_comes_back_with_any_guest(two: FaultTestbed, edit: str) -> None:
+def test_table_that_is_gone_comes_back_with_any_guest(two: FaultTestbed, edit: str) -> None:
     two.lab.host.nft(EDITS[edit])
     two.start("mail")
     two.assert_right("web", "db", "mail")
@@ -490,7 +488,7 @@ def test_a_table_that_is_gone_comes_back_with_any_guest(two: FaultTestbed, edit:
 
 
 @pytest.mark.parametrize("years", [-30, 30])
-def test_a_clock_that_jumps(two: FaultTestbed, years: int) -> None:
+def test_clock_that_jumps(two: FaultTestbed, years: int) -> None:
     """Nothing that decides anything looks at the clock on the wall."""
     really = time.time
 
@@ -523,7 +521,7 @@ def impatiently(testbed: FaultTestbed, name: str, operation: str) -> Outcome:
     return done
 
 
-def test_who_cannot_have_the_lock_leaves_the_work_to_the_next(two: FaultTestbed, held: Path) -> None:
+def test_lock_timeout_queues_change(two: FaultTestbed, held: Path) -> None:
     for name, operation in (("mail", "started"), ("web", "stopped"), ("web", "release"), ("twin", "prepare")):
         impatiently(two, name, operation)
     two.assert_kept("web", "db")
@@ -535,7 +533,7 @@ def test_who_cannot_have_the_lock_leaves_the_work_to_the_next(two: FaultTestbed,
     two.assert_right("db", "mail", "twin")
 
 
-def test_the_last_word_counts_of_what_was_left(two: FaultTestbed, held: Path) -> None:
+def test_last_word_counts_of_what_was_left(two: FaultTestbed, held: Path) -> None:
     for operation in ("started", "stopped", "started"):
         impatiently(two, "mail", operation)
     for operation in ("stopped", "reconnect", "stopped"):
@@ -581,7 +579,7 @@ def test_sync_does_not_open_a_guest_whose_start_was_queued_before_it_ended(
     two.assert_right("web", "db")
 
 
-def test_a_guest_left_for_later_takes_no_port_of_the_host(two: FaultTestbed, held: Path) -> None:
+def test_guest_left_for_later_takes_no_port_of_the_host(two: FaultTestbed, held: Path) -> None:
     """It is judged like any other: nobody is locked out of the host because the lock was late."""
     two.lab.configure('[policy]\nreserved = ["tcp/8081"]\n')
     impatiently(two, "twin", "reconnect")
@@ -591,7 +589,7 @@ def test_a_guest_left_for_later_takes_no_port_of_the_host(two: FaultTestbed, hel
     two.assert_kept("web", "db", "late")
 
 
-def test_a_port_of_the_host_is_not_freed_by_another_guests_end(testbed: FaultTestbed) -> None:
+def test_port_of_the_host_is_not_freed_by_another_guests_end(testbed: FaultTestbed) -> None:
     """A conflict with the host stands, whoever comes and goes."""
     testbed.lab.configure('[policy]\nreserved = ["tcp/22", "tcp/2525"]\non_error = "warn"\n')
     testbed.start("mail", "web")
@@ -599,7 +597,7 @@ def test_a_port_of_the_host_is_not_freed_by_another_guests_end(testbed: FaultTes
     assert not [line for line in testbed.table()["map ports"] if "2525" in line]
 
 
-def test_a_guest_without_metadata_any_more_is_forgotten(two: FaultTestbed) -> None:
+def test_guest_without_metadata_any_more_is_forgotten(two: FaultTestbed) -> None:
     assert two.event("web", "reconnect", xml=domain("web")).status == 0
     two.stop("mail")
     two.assert_right("db")

@@ -128,12 +128,12 @@ def somebody_syncs(testbed: FaultTestbed, case: Case, why: str) -> None:
     done = testbed.sync(*running)
     assert done.status == 0, done
     if "twin" in running:
-        testbed.sync(*running)  # see test_what_a_dead_guest_had_is_free_at_once
+        testbed.sync(*running)  # see test_ports_of_a_dead_guest_are_free_at_once
     testbed.assert_right(*running, why=f"{why}, then {done}")
 
 
 @pytest.mark.parametrize("forever", [False, True] if THOROUGH else [None], ids=str)
-def test_a_failing_step_ends_no_guest_and_is_told(
+def test_failing_step_ends_no_guest_and_is_told(
     testbed: FaultTestbed, case: Case, forever: bool | None
 ) -> None:
     """One step fails, or all do from then on; by default one or the other in turn."""
@@ -153,7 +153,7 @@ def test_a_failing_step_ends_no_guest_and_is_told(
         testbed.assert_right(*running, why=why)
 
 
-def test_what_a_dead_guest_had_is_free_at_once(testbed: FaultTestbed) -> None:
+def test_ports_of_a_dead_guest_are_free_at_once(testbed: FaultTestbed) -> None:
     """Nobody told us that web ended; twin waits for its port."""
     testbed.lab.configure('[policy]\non_error = "warn"\n')
     testbed.start("web", "twin")

@@ -16,7 +16,7 @@ from virt_forward.state.store import Store
 pytestmark = pytest.mark.root
 
 
-def test_a_guest_on_a_nat_network_is_reached_and_nothing_of_ours_stays(testbed: LibvirtTestbed) -> None:
+def test_guest_on_a_nat_network_is_reached_and_nothing_of_ours_stays(testbed: LibvirtTestbed) -> None:
     before = testbed.host.ruleset()
     testbed.event("prepare")
     assert testbed.host.ruleset() == before, "a guest that does not run yet needs no rule"
@@ -57,7 +57,7 @@ def test_one_rule_for_any_number_of_guests_until_the_last_is_gone(testbed: Libvi
     assert testbed.rules("ip") == []
 
 
-def test_a_rule_that_libvirt_put_its_own_above_is_put_back_on_top(testbed: LibvirtTestbed) -> None:
+def test_rule_that_libvirt_put_its_own_above_is_put_back_on_top(testbed: LibvirtTestbed) -> None:
     testbed.start()
     for event in ("reconnect", "updated", "started"):
         testbed.push_down()
@@ -84,7 +84,7 @@ def heard(testbed: LibvirtTestbed, log: Path) -> bool:
     return "ready" in log.read_text()
 
 
-def test_a_reload_that_no_hook_tells_of(testbed: LibvirtTestbed) -> None:
+def test_reload_that_no_hook_tells_of(testbed: LibvirtTestbed) -> None:
     """nft monitor does, and the service has the rule put back."""
     testbed.start()
     log = testbed.lab.dir / "monitor"
@@ -99,7 +99,7 @@ def test_a_reload_that_no_hook_tells_of(testbed: LibvirtTestbed) -> None:
     assert testbed.asks() == INNER
 
 
-def test_a_rule_that_is_gone_comes_back(testbed: LibvirtTestbed) -> None:
+def test_rule_that_is_gone_comes_back(testbed: LibvirtTestbed) -> None:
     testbed.start()
     testbed.rebuild(updated=True)
     assert testbed.rules() == []
@@ -108,7 +108,7 @@ def test_a_rule_that_is_gone_comes_back(testbed: LibvirtTestbed) -> None:
     assert testbed.asks() == INNER
 
 
-def test_a_look_that_finds_all_in_order_changes_nothing(testbed: LibvirtTestbed) -> None:
+def test_look_that_finds_all_in_order_changes_nothing(testbed: LibvirtTestbed) -> None:
     testbed.start()
     before = [testbed.admitting(family) for family in ("ip", "ip6")]
     store = Store(str(testbed.lab.run_dir))
@@ -133,7 +133,7 @@ def test_only_our_connections_are_admitted(testbed: LibvirtTestbed) -> None:
         testbed.host.nft("delete table ip mine\n")
 
 
-def test_what_a_person_put_above_our_rule_stays_above(testbed: LibvirtTestbed) -> None:
+def test_rules_that_a_person_put_above_ours_stay_above(testbed: LibvirtTestbed) -> None:
     if testbed.backend == "nftables":
         blocked = "ip saddr 192.0.2.2 oifname virbr5 counter drop"
         testbed.start()
@@ -164,7 +164,7 @@ FAKES = {
 
 @pytest.mark.parametrize("built", ["iptables"], indirect=True)
 @pytest.mark.parametrize("what", FAKES)
-def test_an_iptables_that_is_not_as_it_should_be_harms_no_guest(testbed: LibvirtTestbed, what: str) -> None:
+def test_iptables_that_is_not_as_it_should_be_harms_no_guest(testbed: LibvirtTestbed, what: str) -> None:
     folder = testbed.lab.dir / f"bin-{len(what)}"
     folder.mkdir(exist_ok=True)
     for program in ("iptables", "ip6tables"):

@@ -15,7 +15,7 @@ from support.xml import Network, network_hook
 pytestmark = [pytest.mark.root, pytest.mark.parametrize("built", ["nftables"], indirect=True)]
 
 
-def test_a_network_that_stops_under_its_guest_and_starts_again(testbed: LibvirtTestbed) -> None:
+def test_network_that_stops_under_its_guest_and_starts_again(testbed: LibvirtTestbed) -> None:
     testbed.start()
     testbed.network("started", "stopped")
     assert testbed.asks() is None
@@ -26,7 +26,7 @@ def test_a_network_that_stops_under_its_guest_and_starts_again(testbed: LibvirtT
     assert testbed.rules("ip") == ["virbr5"]
 
 
-def test_a_network_that_is_only_edited_is_not_taken_for_one_that_runs(testbed: LibvirtTestbed) -> None:
+def test_network_that_is_only_edited_is_not_taken_for_one_that_runs(testbed: LibvirtTestbed) -> None:
     testbed.start()
     testbed.network("started", "stopped")
     testbed.host.ip("link set virbr5 name away")
@@ -38,7 +38,7 @@ def test_a_network_that_is_only_edited_is_not_taken_for_one_that_runs(testbed: L
         testbed.host.ip("link set away name virbr5")
 
 
-def test_a_reservation_that_moves_takes_the_forward_along(testbed: LibvirtTestbed) -> None:
+def test_reservation_that_moves_takes_the_forward_along(testbed: LibvirtTestbed) -> None:
     testbed.start(WEB)
     assert "10.50.0.5:80" in testbed.host.ruleset("table", "inet", "virt-forward")
     testbed.rebuild(updated=True)
@@ -87,7 +87,7 @@ def record(testbed: LibvirtTestbed) -> str:
     return str(found)
 
 
-def test_a_nic_plugged_into_a_running_guest_and_out_again(testbed: LibvirtTestbed) -> None:
+def test_nic_plugged_into_a_running_guest_and_out_again(testbed: LibvirtTestbed) -> None:
     lan = xml.Nic("virbr0", "52:54:00:00:01:99")
     testbed.start(xml.port_forward("8080:80", attributes=f'mac="{lan.mac}"'), nics=(lan, HOUSE))
     testbed.network("port-deleted", "port-deleted")
@@ -97,7 +97,7 @@ def test_a_nic_plugged_into_a_running_guest_and_out_again(testbed: LibvirtTestbe
     assert '"virbr5"' in record(testbed)
 
 
-def test_a_nic_unplugged_from_a_network_in_bridge_mode(testbed: LibvirtTestbed) -> None:
+def test_nic_unplugged_from_a_network_in_bridge_mode(testbed: LibvirtTestbed) -> None:
     """A running guest's XML says type bridge for it, with the name of the bridge."""
     lan = Network("lan", "virbr0", "bridge")
     nic = xml.Nic("virbr0", MAC)
@@ -108,7 +108,7 @@ def test_a_nic_unplugged_from_a_network_in_bridge_mode(testbed: LibvirtTestbed) 
     assert mac_on("virbr6") in record(testbed)
 
 
-def test_a_nic_that_moves_between_networks_is_where_its_new_port_is(testbed: LibvirtTestbed) -> None:
+def test_nic_that_moves_between_networks_is_where_its_new_port_is(testbed: LibvirtTestbed) -> None:
     nic = xml.Nic("old", MAC, "network", "virbr6")
     old = Network("old", "virbr6", "nat", "10.60.0.1", reservations=((MAC, "10.60.0.5", "inner"),))
     testbed.lab.hook("network", "old", "started", xml=network_hook(old))
@@ -139,7 +139,7 @@ def test_networks_of_any_name(testbed: LibvirtTestbed, name: str) -> None:
     assert testbed.rules() == []
 
 
-def test_a_guest_elsewhere_asks_nothing_of_libvirts_chains(testbed: LibvirtTestbed) -> None:
+def test_guest_elsewhere_asks_nothing_of_libvirts_chains(testbed: LibvirtTestbed) -> None:
     """Most guests are on the person's own bridge: their events run neither iptables nor a listing."""
     log = testbed.lab.dir / "asked"
     folder = testbed.lab.dir / "bin-asked"

@@ -45,7 +45,7 @@ def several(testbed: ReloadTestbed) -> None:
         testbed.reload()
 
 
-def test_the_include_costs_no_connection(testbed: ReloadTestbed) -> None:
+def test_include_costs_no_connection(testbed: ReloadTestbed) -> None:
     """The same reloads with the rule that a person wrote by hand are the measure, in turn with ours."""
     by_hand = with_us = Count()
     for _ in range(max(RELOADS // BLOCK, 1)):
@@ -81,7 +81,7 @@ def commands(key: str) -> list[str]:
 
 
 @pytest.mark.parametrize("key", ["ExecStartPost", "ExecReload"])
-def test_the_drop_in_brings_the_table_back(testbed: ReloadTestbed, key: str) -> None:
+def test_drop_in_brings_the_table_back(testbed: ReloadTestbed, key: str) -> None:
     """The unit is systemd's to verify; its line is run here, for the run directory of this test."""
     (line,) = commands(key)
     assert line.startswith("-"), "a mistake of ours must not fail a person's firewall"
@@ -100,9 +100,7 @@ def test_the_drop_in_brings_the_table_back(testbed: ReloadTestbed, key: str) -> 
 
 @pytest.mark.parametrize("key", ["ExecStartPost", "ExecReload"])
 @pytest.mark.parametrize("text", [None, "{", ""], ids=["missing", "broken", "empty"])
-def test_the_drop_in_never_fails_the_persons_firewall(
-    testbed: ReloadTestbed, key: str, text: str | None
-) -> None:
+def test_drop_in_never_fails_the_persons_firewall(testbed: ReloadTestbed, key: str, text: str | None) -> None:
     path = testbed.lab.run_dir / "ruleset.nft"
     if text is None:
         path.unlink()
@@ -147,7 +145,7 @@ def test_systemd_accepts_the_drop_in(tmp_path: Path) -> None:
     assert "nftables.service" not in done.err, done
 
 
-def test_the_service_alone_brings_the_table_back(testbed: ReloadTestbed) -> None:
+def test_service_alone_brings_the_table_back(testbed: ReloadTestbed) -> None:
     """Whoever flushed it, and however often."""
     env = {**HOOK_ENV, **testbed.lab.env, "PYTHONPATH": str(REPO / "lib")}
     words = ["env", "-i", *(f"{key}={value}" for key, value in env.items())]

@@ -66,7 +66,7 @@ def on_private_run(host: Ns, prepare: str, command: list[str]) -> int:
 
 @pytest.mark.root
 @pytest.mark.parametrize("key", ["ExecStartPost", "ExecReload"])
-def test_the_drop_in_brings_the_table_back_after_a_flush(host: Ns, key: str) -> None:
+def test_drop_in_brings_the_table_back_after_a_flush(host: Ns, key: str) -> None:
     command = commands_of_the_drop_in()[key]
     prepare = f"mkdir /run/virt-forward && printf %s {shlex.quote(TABLE)} >/run/virt-forward/ruleset.nft"
     host.nft("table inet theirs { }")
@@ -80,12 +80,12 @@ def test_the_drop_in_brings_the_table_back_after_a_flush(host: Ns, key: str) -> 
 
 @pytest.mark.root
 @pytest.mark.parametrize("key", ["ExecStartPost", "ExecReload"])
-def test_the_drop_in_without_a_file_does_nothing(host: Ns, key: str) -> None:
+def test_drop_in_without_a_file_does_nothing(host: Ns, key: str) -> None:
     assert on_private_run(host, "true", commands_of_the_drop_in()[key]) == 0
     assert host.ruleset() == ""
 
 
-def test_the_drop_in_never_fails_the_service() -> None:
+def test_drop_in_never_fails_the_service() -> None:
     lines = (DATA / "nftables-virt-forward.conf").read_text().splitlines()
     commands = [line for line in lines if line.startswith("Exec")]
     assert [line.split("=")[0] for line in commands] == ["ExecStartPost", "ExecReload"]

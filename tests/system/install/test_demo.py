@@ -48,7 +48,7 @@ def altered_checkout(tmp_path: Path, file: str, old: str, new: str) -> Path:
     return tmp_path
 
 
-def test_the_demo_shows_the_main_job_in_seconds() -> None:
+def test_demo_shows_the_main_job_in_seconds() -> None:
     before = traces()
     done = install("--demo")
     assert traces() == before
@@ -77,7 +77,9 @@ def test_the_demo_shows_the_main_job_in_seconds() -> None:
         ("demo/nftables.conf", "flush ruleset", "nonsense", "nft"),
     ],
 )
-def test_what_is_not_as_it_should_be_fails(tmp_path: Path, file: str, old: str, new: str, says: str) -> None:
+def test_demo_fails_where_something_is_wrong(
+    tmp_path: Path, file: str, old: str, new: str, says: str
+) -> None:
     checkout = altered_checkout(tmp_path, file, old, new)
     before = traces()
     done = run([checkout / "install.sh", "--demo"], env={"PATH": PATH}, check=False)
@@ -88,7 +90,7 @@ def test_what_is_not_as_it_should_be_fails(tmp_path: Path, file: str, old: str, 
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
-def test_a_demo_cut_short_leaves_nothing(tmp_path: Path, number: signal.Signals) -> None:
+def test_demo_cut_short_leaves_nothing(tmp_path: Path, number: signal.Signals) -> None:
     before = traces()
     with Background([REPO / "install.sh", "--demo"], tmp_path / "log", env={"PATH": PATH}) as demo:
         demo.wait_for(lambda: "before: " in demo.text(), "the demo begins")
@@ -100,7 +102,7 @@ def test_a_demo_cut_short_leaves_nothing(tmp_path: Path, number: signal.Signals)
     assert traces() == before
 
 
-def test_where_namespaces_are_forbidden_it_says_why() -> None:
+def test_forbidden_namespaces_are_reported_with_the_reason() -> None:
     powerless = ["setpriv", "--bounding-set", "-sys_admin", "--inh-caps", "-sys_admin"]
     done = run([*powerless, INSTALL, "--demo"], env={"PATH": PATH}, check=False)
     assert done.status == 1

@@ -42,7 +42,7 @@ def test_installs_exactly_these_files(tmp_path: Path) -> None:
     assert not [name for name, mode in tree(tmp_path).items() if mode & 0o022 and name not in links]
 
 
-def test_the_package_is_the_whole_package_compiled(tmp_path: Path) -> None:
+def test_package_is_the_whole_package_compiled(tmp_path: Path) -> None:
     install(DESTDIR=str(tmp_path))
     package = tmp_path / LIB / "virt_forward"
     there = {name for name in contents(package) if "__pycache__" not in name}
@@ -64,14 +64,14 @@ def test_no_configuration_is_made(tmp_path: Path) -> None:
     assert not (tmp_path / "etc/virt-forward").exists()
 
 
-def test_a_second_time_changes_nothing(tmp_path: Path) -> None:
+def test_second_time_changes_nothing(tmp_path: Path) -> None:
     install(DESTDIR=str(tmp_path))
     before = (tree(tmp_path), {n: c for n, c in contents(tmp_path).items() if not n.endswith(".pyc")})
     install(DESTDIR=str(tmp_path))
     assert before == (tree(tmp_path), {n: c for n, c in contents(tmp_path).items() if not n.endswith(".pyc")})
 
 
-def test_a_module_that_is_no_more_goes_with_the_update(tmp_path: Path) -> None:
+def test_module_that_is_no_more_goes_with_the_update(tmp_path: Path) -> None:
     install(DESTDIR=str(tmp_path))
     old = put(tmp_path / LIB / "virt_forward/of_yesterday.py")
     install(DESTDIR=str(tmp_path))
@@ -86,7 +86,7 @@ def test_bytecode_is_valid_whatever_the_times_of_the_sources(tmp_path: Path) -> 
         assert flags == 1, f"{compiled} is not an unchecked hash-based pyc (PEP 552)"
 
 
-def test_an_update_switches_the_link_and_removes_the_package_of_before(tmp_path: Path) -> None:
+def test_update_switches_the_link_and_removes_the_package_of_before(tmp_path: Path) -> None:
     checkout = tmp_path / "checkout"
     shutil.copytree(REPO / "lib/virt_forward", checkout / "lib/virt_forward")
     for part in ("installer", "hooks"):
@@ -106,7 +106,7 @@ def test_an_update_switches_the_link_and_removes_the_package_of_before(tmp_path:
     )
 
 
-def test_an_update_replaces_the_directory_of_a_version_before_the_link(tmp_path: Path) -> None:
+def test_update_replaces_the_directory_of_a_version_before_the_link(tmp_path: Path) -> None:
     install(DESTDIR=str(tmp_path))
     link = tmp_path / LIB / "virt_forward"
     package = link.resolve()
@@ -120,7 +120,7 @@ def test_an_update_replaces_the_directory_of_a_version_before_the_link(tmp_path:
     assert len(list(link.parent.iterdir())) == 3
 
 
-def test_a_strict_umask_does_not_lock_anybody_out(tmp_path: Path) -> None:
+def test_strict_umask_does_not_lock_anybody_out(tmp_path: Path) -> None:
     run(["bash", "-c", f"umask 077; DESTDIR={tmp_path} exec {REPO}/install.sh"])
     assert not [name for name, mode in tree(tmp_path).items() if not mode & 0o004]
 
@@ -132,7 +132,7 @@ def test_another_prefix_is_written_into_what_needs_it(tmp_path: Path) -> None:
     assert not (tmp_path / "usr").exists()
 
 
-def test_an_installed_hook_finds_its_package(tmp_path: Path) -> None:
+def test_installed_hook_finds_its_package(tmp_path: Path) -> None:
     install(DESTDIR=str(tmp_path), PREFIX="/opt/vf")
     hook = tmp_path / "etc/libvirt/hooks/qemu"
     hook.write_text(hook.read_text().replace('"/opt/vf', f'"{tmp_path}/opt/vf'))
@@ -189,7 +189,7 @@ def test_uninstall_keeps_a_drop_in_of_the_unit_and_says_so(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("driver", ["qemu", "network"])
-def test_a_foreign_hook_is_left_untouched(tmp_path: Path, driver: str) -> None:
+def test_foreign_hook_is_left_untouched(tmp_path: Path, driver: str) -> None:
     foreign = put(tmp_path / "etc/libvirt/hooks" / driver)
     before = (foreign.read_bytes(), foreign.stat())
     done = install(DESTDIR=str(tmp_path))
@@ -203,7 +203,7 @@ def test_a_foreign_hook_is_left_untouched(tmp_path: Path, driver: str) -> None:
     assert not ours.parent.exists()
 
 
-def test_a_link_to_nowhere_is_a_foreign_hook(tmp_path: Path) -> None:
+def test_link_to_nowhere_is_a_foreign_hook(tmp_path: Path) -> None:
     link = tmp_path / "etc/libvirt/hooks/qemu"
     link.parent.mkdir(parents=True)
     link.symlink_to("/somewhere/else")
@@ -222,7 +222,7 @@ def test_ours_never_runs_twice_once_the_foreign_hook_has_gone(tmp_path: Path) ->
     assert [path.name for path in other.parent.iterdir()] == ["10-other"]
 
 
-def test_a_second_prefix_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+def test_second_prefix_is_refused_before_anything_is_written(tmp_path: Path) -> None:
     install(DESTDIR=str(tmp_path))
     before = tree(tmp_path)
     done = install(DESTDIR=str(tmp_path), PREFIX="/opt/vf", check=False)

@@ -85,7 +85,7 @@ tables "started after that"
     ]
 
 
-def test_a_foreign_hook_and_ours_both_run() -> None:
+def test_foreign_hook_and_ours_both_run() -> None:
     out = private_host(
         LIBVIRTD
         + """

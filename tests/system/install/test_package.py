@@ -97,7 +97,7 @@ def test_every_module_is_compiled(installed: Machine) -> None:
     assert len(sources) == len(compiled) > 100
 
 
-def test_a_hook_of_the_package_runs_for_a_guest_that_starts(installed: Machine) -> None:
+def test_hook_of_the_package_runs_for_a_guest_that_starts(installed: Machine) -> None:
     installed.virsh("destroy", WEB.name)
     assert installed.traces_of_guests() == []
     installed.virsh("start", WEB.name)
@@ -150,7 +150,7 @@ def test_upgrade_waits_for_a_hook_that_runs(installed: Machine) -> None:
     installed.run(["sh", "-c", f"rm {MODULES}/of_yesterday.py {MODULES}/__pycache__/of_yesterday.*"])
 
 
-def test_a_hook_of_somebody_else_is_left_as_it_is(installed: Machine) -> None:
+def test_hook_of_somebody_else_is_left_as_it_is(installed: Machine) -> None:
     installed.write(f"{HOOKS}/qemu", THEIRS, mode="0755")
     install(installed)
     assert installed.read(f"{HOOKS}/qemu") == THEIRS

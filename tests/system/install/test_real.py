@@ -73,7 +73,7 @@ def test_dry_run_sends_nothing_and_writes_nothing() -> None:
     assert out.splitlines() == ["1", "0"]
 
 
-def test_a_stale_pid_file_hits_nobody() -> None:
+def test_stale_pid_file_hits_nobody() -> None:
     out = private_host('sleep 60 & echo $! >/run/libvirtd.pid; "$INSTALL"; kill $! && echo alive')
     assert "SIGHUP" not in out
     assert "no libvirt daemon runs" in out
@@ -231,7 +231,7 @@ test ! -e /run/virt-forward
     assert out.split() == ["1", "0"], "virbr0's is somebody else's"
 
 
-def test_a_hook_that_runs_during_an_upgrade_ends_with_the_package_it_began_with() -> None:
+def test_hook_that_runs_during_an_upgrade_ends_with_the_package_it_began_with() -> None:
     """The old package has a module that the new one has not, and its hook waits before it imports that."""
     out = private_host(
         """

@@ -68,7 +68,7 @@ def test_wrong_places(env: dict[str, str], says: str) -> None:
 
 
 @pytest.mark.parametrize("manager", FAMILIES)
-def test_the_packages_of_each_distribution(tmp_path: Path, manager: str) -> None:
+def test_packages_of_each_distribution(tmp_path: Path, manager: str) -> None:
     release, packages = FAMILIES[manager]
     (tmp_path / "os-release").write_text(release)
     path = only_stub(tmp_path, manager, f'echo "{manager} $*" >>{tmp_path}/called')
@@ -95,7 +95,7 @@ def test_derivatives(tmp_path: Path, release: str, manager: str) -> None:
     assert functions(f"os_release={tmp_path}/os-release; package_manager x").out == f"{manager}\n"
 
 
-def test_an_unknown_distribution_is_told_what_to_install(tmp_path: Path) -> None:
+def test_unknown_distribution_is_told_what_to_install(tmp_path: Path) -> None:
     (tmp_path / "os-release").write_text("ID=plan9\n")
     script = f"os_release={tmp_path}/os-release; has() {{ false; }}; need_packages nftables python3-lxml"
     done = functions(script, check=False)
@@ -103,13 +103,13 @@ def test_an_unknown_distribution_is_told_what_to_install(tmp_path: Path) -> None
     assert "install nftables python3-lxml yourself" in done.err
 
 
-def test_what_is_there_is_not_installed_again(tmp_path: Path) -> None:
+def test_installed_packages_are_not_installed_again(tmp_path: Path) -> None:
     path = only_stub(tmp_path, "apt-get", f"touch {tmp_path}/called")
     functions(f"PATH={path}; has() {{ true; }}; need_packages {NEEDS}")
     assert not (tmp_path / "called").exists()
 
 
-def test_a_package_manager_that_fails_is_quoted(tmp_path: Path) -> None:
+def test_package_manager_that_fails_is_quoted(tmp_path: Path) -> None:
     (tmp_path / "os-release").write_text("ID=fedora\n")
     path = only_stub(tmp_path, "dnf", "echo 'no such mirror'; exit 3")
     script = f"PATH={path}; os_release={tmp_path}/os-release; has() {{ false; }}; need_packages nftables"
@@ -122,7 +122,7 @@ def test_a_package_manager_that_fails_is_quoted(tmp_path: Path) -> None:
     ("state", "refused"),
     [("installed", True), ("half-configured", True), ("config-files", False), ("not-installed", False)],
 )
-def test_a_package_of_the_distribution_is_left_alone(tmp_path: Path, state: str, refused: bool) -> None:
+def test_package_of_the_distribution_is_left_alone(tmp_path: Path, state: str, refused: bool) -> None:
     path = only_stub(tmp_path, "dpkg-query", f"echo -n {state}")
     done = functions(f"PATH={path}; refuse_beside_package", check=False)
     assert (done.status != 0) == refused
@@ -140,7 +140,7 @@ def test_dry_run_of_packages_calls_nobody(tmp_path: Path) -> None:
     assert not (tmp_path / "called").exists()
 
 
-def test_an_old_python_is_refused_in_one_sentence(tmp_path: Path) -> None:
+def test_old_python_is_refused_in_one_sentence(tmp_path: Path) -> None:
     old = tmp_path / "python3"
     old.write_text('#!/bin/sh\n[ "$1" = -V ] && echo "Python 3.9.2" && exit\nexit 1\n')
     old.chmod(0o755)
@@ -155,13 +155,13 @@ def test_an_old_python_is_refused_in_one_sentence(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("version", "refused"), [("6.4.0", True), ("6.5.0", False), ("10.0.0", False), ("", False)]
 )
-def test_a_second_hook_needs_libvirt_6_5(version: str, refused: bool) -> None:
+def test_second_hook_needs_libvirt_6_5(version: str, refused: bool) -> None:
     done = functions(f"libvirt_version() {{ echo '{version}'; }}; need_hook_dirs qemu", check=False)
     assert (done.status != 0) == refused
     assert ("libvirt 6.4.0 runs no second one" in done.err) == refused
 
 
-def test_the_version_of_a_daemon_is_understood(tmp_path: Path) -> None:
+def test_version_of_a_daemon_is_understood(tmp_path: Path) -> None:
     path = only_stub(tmp_path, "libvirtd", "echo '/usr/sbin/libvirtd (libvirt) 11.3.0'")
     assert functions(f"PATH={path}; libvirt_version").out == "11.3.0\n"
 
@@ -223,7 +223,7 @@ def test_without_root_one_sentence(options: list[str]) -> None:
     assert done.err == "install.sh: error: only root may do this: run it with sudo\n"
 
 
-def test_the_demo_can_be_asked_what_it_would_do() -> None:
+def test_demo_can_be_asked_what_it_would_do() -> None:
     done = install("--demo", "--dry-run")
     assert done.out.startswith("would ")
     assert "demo/demo.py" in done.out
