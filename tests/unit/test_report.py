@@ -58,6 +58,11 @@ def test_active_forward_has_missing_address_or_device_as_reason(wanted: Forward,
     assert only_line(guest("web", wanted), None).reason is None
 
 
+def test_active_forward_has_missing_bridge_as_reason() -> None:
+    line = only_line(guest("web", forward(), endpoints=(endpoint(bridge="virbr9"),)))
+    assert (line.state, line.reason) == ("active", "the guest's bridge virbr9 does not exist now")
+
+
 def test_forward_is_missing_where_no_packet_comes_to_its_rules() -> None:
     record = guest("web", forward())
     domain = Domain(record.name, record.uuid, declaration=DECLARED)

@@ -1,11 +1,13 @@
-"""What a forward listens on and the host does not have now. The forward works as soon as the host has it."""
+"""What a forward needs and the host does not have now. The forward works as soon as the host has it."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from ipaddress import ip_network
 
-from virt_forward.model import Address, Forward, Subnet
+from virt_forward import text
+from virt_forward.model import Address, Endpoint, Forward, Subnet
 from virt_forward.namedtuple import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -39,15 +41,22 @@ def device(forward: Forward, host: Host) -> str | None:
     )
 
 
-def reason(forward: Forward, host: Host) -> str | None:
-    """Return why nothing can come in by a forward now, or None."""
-    return "; ".join(filter(None, (address(forward, host), device(forward, host)))) or None
+def bridge(endpoints: Iterable[Endpoint], host: Host) -> str | None:
+    """Return in words that the bridge of a guest's address does not exist, or None where all do."""
+    lost = dict.fromkeys(one.bridge for one in endpoints if one.bridge not in host.devices)
+    return "; ".join(f"the guest's bridge {text.word(name)} does not exist now" for name in lost) or None
 
 
-def parse_local_routes(text: str) -> tuple[Subnet, ...]:
+def reason(forward: Forward, endpoints: Iterable[Endpoint], host: Host) -> str | None:
+    """Return why no packet can pass a forward to these endpoints now, or None."""
+    found = address(forward, host), device(forward, host), bridge(endpoints, host)
+    return "; ".join(filter(None, found)) or None
+
+
+def parse_local_routes(listing: str) -> tuple[Subnet, ...]:
     """Return the destinations in what ``ip -j route show table local type local`` printed (ip-route(8))."""
     try:
-        routes: list[dict[str, Any]] = json.loads(text or "[]", strict=False)
+        routes: list[dict[str, Any]] = json.loads(listing or "[]", strict=False)
     except ValueError:  # without a table of that family, ip breaks off after the first bracket
         return ()
     return tuple(ip_network(route["dst"]) for route in routes if route.get("dst", "default") != "default")

@@ -188,7 +188,7 @@ def _line(domain: Domain, guest: Guest, forward: Forward, host: HostState) -> Li
     counted = host.counters.get((chain, comment))
     if counted is None or guest_block.nat_chain(suffix) not in host.reached:
         return line._replace(state="missing", reason="not in the kernel; run virt-forward sync to restore it")
-    why = absent.reason(forward, host.targets) if host.targets else None
+    why = absent.reason(forward, endpoints, host.targets) if host.targets else None
     return line._replace(reason=why, packets=counted[0], bytes=counted[1])
 
 
