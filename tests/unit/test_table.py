@@ -17,7 +17,7 @@ from virt_forward.config import Config
 from virt_forward.model import Guest
 from virt_forward.names import TABLE
 from virt_forward.ruleset import static, table
-from virt_forward.ruleset.block import Block, Chain, Element, add, remove
+from virt_forward.ruleset.block import OPENING, Block, Chain, Element, add, remove
 
 configs = st.builds(
     Config,
@@ -260,11 +260,13 @@ def test_rebuild_keeps_base_chains_and_deletes_the_others() -> None:
     assert all(line in commands for line in chains)
 
 
-def test_replacement_adds_the_elements_of_a_map_by_one_command() -> None:
+def test_replacement_has_one_block_for_all_chains_and_one_command_for_each_map() -> None:
     include = table.whole([WEB, DB], Config(), 5)
     commands = table.replacement(include)
-    assert table.text(include).count(f"add element {TABLE} ports ") > 1
-    assert commands.count(f"add element {TABLE} ports ") == 1
+    static_blocks = include.header.count(OPENING)
+    for repeated, once in ((OPENING, static_blocks + 1), (f"add element {TABLE} ports ", 1)):
+        assert table.text(include).count(repeated) > once
+        assert commands.count(repeated) == once
     one, two = FakeNft(), FakeNft()
     one.apply(commands)
     two.apply(table.text(include))

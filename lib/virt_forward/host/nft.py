@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import re
-from collections.abc import Iterator
 
 from virt_forward.errors import NftError, NftUnusableError
+from virt_forward.host import netlink
 from virt_forward.host.nft_commit import CommitWatch
 from virt_forward.host.process import run
 from virt_forward.namedtuple import TYPE_CHECKING, NamedTuple
@@ -51,31 +53,59 @@ def _commit_watch(commands: str) -> CommitWatch | None:
         return None
 
 
-_KINDS = ("chains", "sets", "maps", "counters", "quotas", "flowtables")
+class _Kind(NamedTuple):
+    """A kind of object of nf_tables: the request for all of them, and the attribute that is their name."""
+
+    request: int
+    name: int
+
+
+_TABLES = _Kind(10 << 8 | 1, 1)
+_CHAINS = _Kind(10 << 8 | 4, 3)
+_SETS = _Kind(10 << 8 | 10, 2)
+_OBJECTS = _Kind(10 << 8 | 19, 2)
+_FLOWTABLES = _Kind(10 << 8 | 23, 2)
+"""NFT_MSG_GETTABLE and NFTA_TABLE_NAME and so on, of NFNL_SUBSYS_NFTABLES (linux/netfilter/nf_tables.h)."""
+
+_OWNER = 1
+"""NFTA_CHAIN_TABLE, NFTA_SET_TABLE and so on, and the name of a table itself."""
+
+_SET_FLAGS, _ANONYMOUS = 3, 1
+"""NFTA_SET_FLAGS and NFT_SET_ANONYMOUS: such a set is part of a rule."""
+
+_INET = bytes((1, 0, 0, 0))
+"""struct nfgenmsg with NFPROTO_INET."""
 
 
 def parts() -> Parts | None:
-    """Return the names in our table, or None if there is no table."""
-    words = "; ".join(f"list {kind} inet" for kind in _KINDS)
-    result = run(["nft", "-j", "-t", words], timeout=TIMEOUT)
-    if result.status:
-        raise _failure(result.stderr, result.status)
-    chains: set[str] = set()
-    others: set[str] = set()
-    for line in result.stdout.splitlines():
-        for kind, item in _objects(json.loads(line)["nftables"]):
-            (chains if kind == "chain" else others).add(item["name"])
-    found = Parts(frozenset(chains), frozenset(others))
-    return found if chains or others or _exists() else None
+    """Return the names in our table, or None if there is no table. Raises NftUnusableError.
+
+    The kernel is asked, and not nft, which reads all rules first: a fifth of a second for 1,000 guests.
+    """
+    try:
+        if not _names(_TABLES):
+            return None
+        others = (name for kind in (_SETS, _OBJECTS, _FLOWTABLES) for name in _names(kind))
+        return Parts(frozenset(_names(_CHAINS)), frozenset(others))
+    except OSError as error:
+        # What a socket raises after its time limit has no number.
+        reason = os.strerror(error.errno or errno.ETIMEDOUT)
+        raise NftUnusableError(f"the kernel does not list what is in its tables: {reason}") from None
 
 
-def _objects(items: list[dict[str, Any]]) -> Iterator[tuple[str, dict[str, Any]]]:
-    for item in items:
-        yield from (pair for pair in item.items() if pair[1].get("table") == "virt-forward")
-
-
-def _exists() -> bool:
-    return run(["nft", "list", "table", *TABLE.split()], timeout=TIMEOUT).status == 0
+def _names(kind: _Kind) -> list[str]:
+    """Return the names of what our table has of a kind, or of the table itself. Raises OSError."""
+    table = TABLE.partition(" ")[2].encode() + b"\0"
+    found = (
+        dict(netlink.attributes(payload[len(_INET) :]))
+        for payload in netlink.dump(netlink.NETLINK_NETFILTER, kind.request, _INET)
+    )
+    return [
+        fields[kind.name].rstrip(b"\0").decode()
+        for fields in found
+        if fields.get(_OWNER) == table
+        and not (kind is _SETS and int.from_bytes(fields.get(_SET_FLAGS, b"")) & _ANONYMOUS)
+    ]
 
 
 def delete_table() -> None:

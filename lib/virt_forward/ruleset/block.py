@@ -7,6 +7,9 @@ from collections.abc import Iterable
 from virt_forward.namedtuple import NamedTuple
 from virt_forward.names import TABLE
 
+OPENING, CLOSING = f"table {TABLE} {{", "}"
+"""The lines around chains."""
+
 
 class Chain(NamedTuple):
     """A regular chain; ``comment`` is already quoted.
@@ -40,7 +43,7 @@ def add(block: Block) -> str:
     """Return the commands that add a block to the table, as one paragraph without an empty line."""
     lines = [f"# {block.key}"]
     if block.chains:
-        lines += [f"table {TABLE} {{", *(line for chain in block.chains for line in _chain(chain)), "}"]
+        lines += [OPENING, *(line for chain in block.chains for line in _chain(chain)), CLOSING]
     lines += _elements("add", block.elements)
     return "\n".join(lines)
 

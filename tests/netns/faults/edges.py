@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from virt_forward.host import log, netlink
+from virt_forward.host import conntrack, log, netlink
 
 CLONE_NEWNET = 0x40000000
 STEP_COUNT, REASONS = "steps", "reasons"
@@ -103,7 +103,8 @@ class Steps:
         def counted_dump(protocol: int, kind: int, request: bytes) -> Any:
             if protocol != netlink.NETLINK_NETFILTER:
                 return really_dump(protocol, kind, request)
-            return self.step("list connections", lambda: really_dump(protocol, kind, request))
+            what = "connections" if kind == conntrack.CT_GET else "table"
+            return self.step(f"list {what}", lambda: really_dump(protocol, kind, request))
 
         netlink.dump = counted_dump
         netlink.send = lambda *args: self.step("delete connections", lambda: really_send(*args))
