@@ -83,7 +83,9 @@ class Simulation:
         before = table.text(self.include).encode()
         pieces = table.splice(before, revision, revision + 1, change, self.config)
         assert pieces is not None, change
-        return parts(b"".join(pieces).decode(), revision + 1)
+        text = b"".join(pieces).decode()
+        assert text == table.text(whole)
+        return parts(text, revision + 1)
 
     def commands(self, happening: Event) -> str:
         """Make an event happen, and return what the engine would say to nft."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from ipaddress import ip_network
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -13,6 +14,7 @@ from support.fake_nft import FakeNft
 from unit import strategies as make
 from unit.build import endpoint, forward, guest, uuid_of
 from unit.simulation import Event, Simulation, events, owners, parts, transaction
+from virt_forward.claims import index as claims
 from virt_forward.config import Config
 from virt_forward.model import Guest
 from virt_forward.names import TABLE
@@ -42,8 +44,7 @@ def test_changes_in_any_order_give_the_table_rendered_as_a_whole(happenings: lis
     simulation = Simulation()
     for happening in happenings:
         simulation.change(happening)
-        assert owners(simulation.include) == owners(simulation.whole())
-        assert len(simulation.include.paragraphs) == len(owners(simulation.include))
+        assert simulation.include == simulation.whole()
 
 
 @given(events)
@@ -163,6 +164,36 @@ def test_splice_copies_the_paragraphs_of_others() -> None:
 )
 def test_splice_rejects_another_file(text: str) -> None:
     assert spliced(text) is None
+
+
+def test_splice_rejects_a_file_whose_paragraphs_are_in_another_order() -> None:
+    include = table.whole([WEB, DB], Config(), 3)
+    backwards = table.text(include._replace(paragraphs=include.paragraphs[::-1]))
+    blocks = table.blocks_of([WEB, DB], (), (), Config())
+    assert spliced(table.text(include), table.Change(blocks, {}))
+    assert spliced(backwards, table.Change(blocks, {})) is None
+
+
+class Watched(bytes):
+    """Text that counts how often a paragraph is searched for in it."""
+
+    searches = 0
+
+    def rfind(self, *args: Any) -> int:
+        self.searches += 1
+        return super().rfind(*args)
+
+
+@pytest.mark.parametrize("ports", [1, 64])
+def test_splice_of_a_block_looks_at_few_of_many_paragraphs(ports: int) -> None:
+    guests = [guest(f"g{n}", forward(1000 + n), endpoints=[endpoint(f"10.10.1.{n}")]) for n in range(200)]
+    data = Watched(table.text(table.whole(guests, Config(), 3)).encode())
+    new = guest("new", *(forward(port) for port in range(5000, 5000 + ports)))
+    blocks = table.blocks_of([new], claims.rows(new), claims.rows(new), Config())
+    change = table.Change({key: blocks[key] for key in ("lan virbr0", "lookups")}, blocks)
+    assert len(change.added()) == 1 + ports
+    assert table.splice(data, 3, 4, change, Config())
+    assert 8 <= data.searches <= 10 * (ports + 1)  # of 400 paragraphs
 
 
 def test_splice_rejects_a_file_with_a_block_that_is_unknown_or_without_one_that_is_known() -> None:

@@ -31,12 +31,11 @@ class Element(NamedTuple):
 
 
 class Block(NamedTuple):
-    """``key`` is unique in the table; ``shared`` blocks refer to the chains of the others."""
+    """``key`` is unique in the table."""
 
     key: str
     chains: tuple[Chain, ...] = ()
     elements: tuple[Element, ...] = ()
-    shared: bool = False
 
 
 def add(block: Block) -> str:

@@ -9,10 +9,8 @@ from virt_forward.model import Endpoint, Forward, Guest
 from virt_forward.ruleset import maps, translate
 from virt_forward.ruleset.block import Block, Chain, Element
 
-
-def key(uuid: str) -> str:
-    """Return the key of a guest's block."""
-    return f"guest {uuid}"
+KEY = "guest "
+"""What the key of a guest's block begins with, and no other."""
 
 
 def block(guest: Guest, config: Config) -> Block | None:
@@ -25,7 +23,7 @@ def block(guest: Guest, config: Config) -> Block | None:
     rules = translate.rules(guest, served, config)
     elements += [element for rule in rules for element in translate.elements(rule)]
     elements += [element for endpoint in guest.endpoints for element in _endpoint_elements(guest, endpoint)]
-    return Block(key(guest.uuid), (_nat(guest, rules, config), _count(guest, forwards)), tuple(elements))
+    return Block(KEY + guest.uuid, (_nat(guest, rules, config), _count(guest, forwards)), tuple(elements))
 
 
 def nat_chain(suffix: str) -> str:

@@ -35,7 +35,7 @@ def _lookup_block(index: tuple[Row, ...], config: Config) -> Iterator[Block]:
     if used:
         rules = static.lookups(config, used)
         chains = tuple(Chain(name, "", found) for name, found in rules.items() if found)
-        yield Block("lookups", chains, shared=True)
+        yield Block("lookups", chains)
 
 
 def _lan_blocks(index: tuple[Row, ...], touching: tuple[Row, ...]) -> Iterator[Block]:
@@ -52,7 +52,7 @@ def _lan_blocks(index: tuple[Row, ...], touching: tuple[Row, ...]) -> Iterator[B
         chain = Chain(name, names.quoted(f"from guests on {bridge} to guests on it"), tuple(rules))
         same_bridge = maps.SAME_BRIDGE.element(bridge, bridge)
         lan = maps.LAN.element(bridge, data=f"goto {name}")
-        yield Block(f"lan {bridge}", (chain,), (same_bridge, lan), shared=True)
+        yield Block(f"lan {bridge}", (chain,), (same_bridge, lan))
 
 
 def _gateway_blocks(index: tuple[Row, ...], touching: tuple[Row, ...]) -> Iterator[Block]:
@@ -60,11 +60,11 @@ def _gateway_blocks(index: tuple[Row, ...], touching: tuple[Row, ...]) -> Iterat
     present = {row.ip for row in index if isinstance(row, GatewayRow)} if touched else set()
     for ip in sorted(touched & present, key=str):
         element = maps.GATEWAY[ip.version].element(ip)
-        yield Block(f"gateway {ip}", elements=(element,), shared=True)
+        yield Block(f"gateway {ip}", elements=(element,))
 
 
 def _isolated_blocks(index: tuple[Row, ...], touching: tuple[Row, ...]) -> Iterator[Block]:
     touched = {row.mac for row in touching if isinstance(row, IsolatedRow)}
     present = {row.mac for row in index if isinstance(row, IsolatedRow)} if touched else set()
     for mac in sorted(touched & present):
-        yield Block(f"isolated {mac}", elements=(maps.ISOLATED_MACS.element(mac),), shared=True)
+        yield Block(f"isolated {mac}", elements=(maps.ISOLATED_MACS.element(mac),))

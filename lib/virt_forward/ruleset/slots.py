@@ -134,9 +134,9 @@ def _block(slot: Slot, rows: list[PortRow], *, straight: bool) -> Block:
     address = f"-at-{str(slot.address).replace(':', '_')}" if slot.address else ""
     name = f"port-{slot.proto}-{slot.port or 'range'}{address}"
     if straight:
-        return Block(name.replace("-", " ", 1), (), (_element(slot, _chain_of(rows[0])),), shared=True)
+        return Block(name.replace("-", " ", 1), (), (_element(slot, _chain_of(rows[0])),))
     chain = Chain(name, names.quoted("the most specific claim comes first"), tuple(_rules(slot, rows)))
-    return Block(name.replace("-", " ", 1), (chain,), (_element(slot, name),), shared=True)
+    return Block(name.replace("-", " ", 1), (chain,), (_element(slot, name),))
 
 
 def _element(slot: Slot, chain: str) -> Element:

@@ -1,9 +1,10 @@
 """The whole table as text, and the transactions between two states of it.
 
-The include file is a header and one paragraph a block, separated by empty lines, so that
-one guest's change can be spliced into it without rendering, or even reading, the others. Its
-revision is an element of a set in the table, too: a transaction that finds another revision there
-fails as a whole, which tells us that somebody flushed or replaced the table.
+The include file is a header and one paragraph a block, separated by empty lines. The first line of a
+paragraph is the key of its block, by which they are sorted: so one guest's change can be spliced into
+the file without rendering, or even reading, the others. Its revision is an element of a set in the
+table, too: a transaction that finds another revision there fails as a whole, which tells us that
+somebody flushed or replaced the table.
 """
 
 from __future__ import annotations
@@ -45,16 +46,21 @@ class Change(NamedTuple):
         return not self.removed() and not self.added()
 
     def removed(self) -> list[Block]:
-        """Return the blocks to remove, in an order in which nft accepts it: guests' before shared ones."""
+        """Return the blocks to remove, in an order in which nft accepts it."""
         return _ordered(block for key, block in self.before.items() if self.after.get(key) != block)
 
     def added(self) -> list[Block]:
-        """Return the blocks to add, in an order in which nft accepts it: guests' before shared ones."""
+        """Return the blocks to add, in an order in which nft accepts it."""
         return _ordered(block for key, block in self.after.items() if self.before.get(key) != block)
 
 
 def _ordered(blocks: Iterable[Block]) -> list[Block]:
-    return sorted(blocks, key=lambda block: (block.shared, block.key))
+    return sorted(blocks, key=lambda block: _order(block.key.encode()))
+
+
+def _order(key: bytes) -> tuple[bool, bytes]:
+    """Return what blocks are sorted by: guests' first, as shared ones refer to their chains."""
+    return not key.startswith(guest_block.KEY.encode()), key
 
 
 def blocks_of(
@@ -110,38 +116,52 @@ def _top(header: str, revision: int) -> str:
     return f"{header}\nadd element {TABLE} revision {{ {revision} }}"
 
 
-def splice(data: bytes, before: int, after: int, change: Change, config: Config) -> list[bytes] | None:
+def splice(
+    data: bytes, before: int, after: int, change: Change, config: Config
+) -> list[bytes | memoryview] | None:
     """Return the pieces of the include file of revision ``after``, out of that of revision ``before``.
 
-    Paragraphs of other blocks are copied as they are; new ones of guests come first, as shared blocks
-    refer to them. None where the file is not one of that revision and this configuration, or has other
-    blocks than the change knows of.
+    Together they are what :func:`text` returns. Paragraphs of other blocks are neither read nor copied here.
+    None where the file is not one of that revision and this configuration, or has other blocks than
+    the change knows of.
     """
     top = _top(_header(config), before).encode() + b"\n"
     if not data.startswith(top + b"\n# "):
         return None
-    new, cuts = change.added(), [(0, len(top))]
-    for key in {block.key for block in (*change.removed(), *new)}:
-        cut = _find_paragraph(data, key.encode())
-        if (cut is None) == (key in change.before):
+    new = {block.key: block for block in change.added()}
+    old = {block.key: block for block in change.removed()}
+    pieces: list[bytes | memoryview] = [_top(_header(config), after).encode() + b"\n"]
+    view, end = memoryview(data), len(top)
+    for key in (block.key for block in _ordered((old | new).values())):
+        start = _find_paragraph(data, key.encode(), end)
+        known = data.startswith(f"\n# {key}\n".encode(), start)
+        if known != (key in change.before):
             return None
-        cuts += [cut] if cut else []
-    cuts.sort()
-    first, last = (
-        [_paragraph(add(block)) for block in new if block.shared is shared] for shared in (False, True)
-    )
-    ends = [*(start for start, _ in cuts[1:]), len(data)]
-    kept = [data[end:start] for (_, end), start in zip(cuts, ends, strict=True)]
-    return [_top(_header(config), after).encode() + b"\n", *first, *kept, *last]
+        pieces.append(view[end:start])
+        pieces += [_paragraph(add(new[key]))] if key in new else []
+        end = _end_of_paragraph(data, start) if known else start
+    return [*pieces, view[end:]]
 
 
-def _find_paragraph(data: bytes, key: bytes) -> tuple[int, int] | None:
-    """Return where the paragraph of a block begins, with the empty line before it, and where it ends."""
-    start = data.find(b"\n\n# " + key + b"\n")
-    if start < 0:
-        return None
-    end = data.find(b"\n\n", start + 2)
-    return start + 1, len(data) if end < 0 else end + 1
+def _find_paragraph(data: bytes, key: bytes, low: int) -> int:
+    """Return where the paragraph of a block begins, or has to be inserted: at its empty line.
+
+    ``low`` is where one begins that is not after it. By bisection, a paragraph at a time.
+    """
+    wanted, high = _order(key), len(data)
+    while low < high:
+        # The one with the byte in the middle; from the line break that ends the paragraph before it.
+        start = data.rfind(b"\n\n# ", low - 1, (low + high) // 2 + 3) + 1
+        if _order(data[start + 3 : data.find(b"\n", start + 3)]) < wanted:
+            low = _end_of_paragraph(data, start)
+        else:
+            high = start
+    return low
+
+
+def _end_of_paragraph(data: bytes, start: int) -> int:
+    end = data.find(b"\n\n# ", start + 1)
+    return len(data) if end < 0 else end + 1
 
 
 def _paragraph(text: str) -> bytes:

@@ -35,7 +35,7 @@ class IncludeFile:
         except OSError:
             return b""
 
-    def stage(self, pieces: Iterable[bytes]) -> None:
+    def stage(self, pieces: Iterable[bytes | memoryview]) -> None:
         """Write a new text; where that fails it is logged, and there is nothing to publish."""
         pieces = tuple(pieces)
         self.name = ""
@@ -51,7 +51,7 @@ class IncludeFile:
             self.discard()
             log.error(f"{database.unusable(self.path, error)}; the include file is out of date")
 
-    def _write(self, pieces: Iterable[bytes]) -> None:
+    def _write(self, pieces: Iterable[bytes | memoryview]) -> None:
         fd = os.open(self._staged, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         with open(fd, "wb") as file:
             file.writelines(pieces)
