@@ -19,7 +19,9 @@ import ipaddress
 import json
 import os
 import signal
+import socket
 import statistics
+import struct
 import subprocess
 import sys
 import tempfile
@@ -30,10 +32,11 @@ from pathlib import Path
 from typing import Any
 
 REPO = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(REPO / "lib"))
+sys.path[:0] = [str(REPO / "lib"), str(REPO / "tests")]
 
+from support.ctnetlink import attribute  # noqa: E402
 from virt_forward.config import Config  # noqa: E402
-from virt_forward.host import nft  # noqa: E402
+from virt_forward.host import netlink, nft  # noqa: E402
 from virt_forward.model import Endpoint, Forward, Guest  # noqa: E402
 from virt_forward.reconcile.apply import apply, context  # noqa: E402
 from virt_forward.reconcile.plan import Plan  # noqa: E402
@@ -142,14 +145,34 @@ def service() -> Iterator[int]:
             running.terminate()
 
 
-def restored() -> float:
-    """Delete the table and return how many seconds later it is back."""
-    nft.delete_table()
-    began = time.perf_counter()
-    while nft.revision() is None:
-        if time.perf_counter() - began > PATIENCE:
-            raise SystemExit("the service does not restore the table")
-    return time.perf_counter() - began
+def restored(patience: float = PATIENCE) -> float:
+    """Delete the table and return how many seconds after the kernel's commit of that it has one again.
+
+    The kernel is asked by netlink, on one socket. An nft process for each question, when it ends, would have
+    other transactions wait until what was deleted is freed (host.nft_commit), the one that is waited for too.
+    """
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, netlink.NETLINK_NETFILTER) as kernel:
+        kernel.bind((0, 0))
+        nft.delete_table()
+        began = time.perf_counter()
+        while not _has_table(kernel):
+            if time.perf_counter() - began > patience:
+                raise SystemExit(f"the service has not restored the table within {patience:g} seconds")
+            time.sleep(0.0002)
+        return time.perf_counter() - began
+
+
+NFT_MSG_GETTABLE, NFTA_TABLE_NAME, NFPROTO_INET = 10 << 8 | 1, 1, 1
+"""With NFNL_SUBSYS_NFTABLES: linux/netfilter/nfnetlink.h, nf_tables.h and netfilter.h."""
+
+
+def _has_table(kernel: socket.socket) -> bool:
+    """Ask the kernel for our table; its answer is the table, or an error (nf_tables_gettable)."""
+    payload = struct.pack("=BBH", NFPROTO_INET, 0, 0) + attribute(NFTA_TABLE_NAME, b"virt-forward\0")
+    head = struct.pack("=IHHII", 16 + len(payload), NFT_MSG_GETTABLE, netlink.NLM_F_REQUEST, 1, 0)
+    kernel.send(head + payload)
+    (answer,) = netlink.messages(kernel.recv(1 << 16))
+    return answer.kind != netlink.NLMSG_ERROR
 
 
 def start() -> float:
