@@ -11,6 +11,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from virt_forward.namedtuple import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from typing import Literal, Protocol
 
     Proto = Literal["tcp", "udp", "sctp"]
@@ -285,6 +286,17 @@ class Guest(NamedTuple):
             if version not in chosen and forward.mac in (None, endpoint.mac) and fits(forward, version):
                 chosen[version] = endpoint
         return tuple([chosen[version] for version in sorted(chosen)])
+
+    def served(self) -> Iterator[tuple[Forward, tuple[Endpoint, ...]]]:
+        """Yield each forward that has an endpoint, with those that serve it."""
+        # Most forwards of a guest are limited alike.
+        known: dict[tuple[object, ...], tuple[Endpoint, ...]] = {}
+        for forward in self.forwards:
+            limits = forward.mac, forward.address, forward.source
+            if limits not in known:
+                known[limits] = self.endpoints_for(forward)
+            if known[limits]:
+                yield forward, known[limits]
 
 
 Guests = dict[str, Guest | None]

@@ -70,8 +70,9 @@ def expand_one(item: PortForward, excluded: Iterable[Span] = ()) -> tuple[Forwar
     holes = merge(declared)
     wide = merge([*declared, *excluded])
     mapped = [r for r in item.ranges if not r.exclude] or [Range(1, MAX_PORT, 1)]
+    listen, mac = item.listen, item.mac
     return tuple(
-        Forward.of(item.listen, span, r.offset, item.mac)
+        Forward.of(listen, span, r.offset, mac)
         for r in mapped
         for span in subtract(r.span, holes if r.start == r.end else wide)
     )
@@ -96,6 +97,8 @@ def overlapping(spans: Sequence[S], span: Span) -> Sequence[S]:
 
 def subtract(span: Span, holes: Sequence[Span]) -> list[Span]:
     """Return what is left of ``span`` without ``holes``, which are merged."""
+    if not holes:
+        return [span]
     left, end = span
     pieces = []
     for hole_start, hole_end in overlapping(holes, span):

@@ -151,7 +151,7 @@ def fake_host(directory: Path) -> Iterator[FakeHost]:
             patch.setattr(os, name, _stepping(host, getattr(os, name)))
         patch.setattr(_sqlite3, "connect", _stepping_connections(host))
         patch.setattr(process, "_until", None)
-        patch.setattr(conntrack, "_nothing_tracked", lambda: False)
+        patch.setattr(conntrack, "is_empty", lambda: not host.connections)
         patch.setattr(netlink, "dump", host.dump)
         patch.setattr(netlink, "send", host.send)
         patch.setattr(hostports, "listeners", lambda: iter(host.listeners))

@@ -69,14 +69,6 @@ def test_unchanged_forward_asks_for_no_connections(host: FakeHost) -> None:
     assert host.dumps == 0
 
 
-def test_host_that_tracks_nothing_is_not_asked_for_connections(
-    host: FakeHost, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(conntrack, "_nothing_tracked", lambda: True)
-    conntrack.end_flows(frozenset({WEB}), NOTHING, NOTHING, OWN)
-    assert host.dumps == 0
-
-
 def test_changes_of_all_guests_take_one_dump(host: FakeHost) -> None:
     many: frozenset[Pair] = frozenset((forward(8080), endpoint(f"198.51.100.{n}")) for n in range(2, 9))
     host.connections = [through(8080, 8080, guest=f"198.51.100.{n}") for n in range(2, 9)]

@@ -138,6 +138,15 @@ def test_start_ends_udp_flows_that_clients_opened_to_the_host(host: FakeHost) ->
     assert host.connections == own[1:]
 
 
+def test_host_that_tracks_nothing_is_not_asked_for_connections(host: FakeHost) -> None:
+    host.start("web", host_ip(WEB), port_forward("53", proto="udp"))
+    host.stop("web")
+    assert host.dumps == 0
+    host.connections = [connection(CLIENT4, (HOST4, 22), (HOST4, 22))]
+    host.start("web", host_ip(WEB), port_forward("53", proto="udp"))
+    assert host.dumps == 1
+
+
 def edit(host: FakeHost) -> None:
     host.nft.apply("delete element inet virt-forward ports { tcp . 8080 }\n")
     host.nft.apply("flush set inet virt-forward revision\n")

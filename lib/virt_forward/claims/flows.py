@@ -80,11 +80,9 @@ def pairs(guest: Guest | None) -> set[Pair]:
     if guest is None or guest.phase != "running":
         return set()
     # How an address was learned is nothing to a connection.
-    return {
-        (forward, endpoint._replace(origin=ORIGINS[-1]))
-        for forward in guest.forwards
-        for endpoint in guest.endpoints_for(forward)
-    }
+    alike = tuple(endpoint._replace(origin=ORIGINS[-1]) for endpoint in guest.endpoints)
+    served = guest._replace(endpoints=alike).served()
+    return {(forward, endpoint) for forward, endpoints in served for endpoint in endpoints}
 
 
 def stale(flows: Iterable[Flow], before: Iterable[Pair], after: Iterable[Pair]) -> Iterator[Flow]:

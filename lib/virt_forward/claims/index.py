@@ -217,16 +217,16 @@ class SearchIndex:
         return (*claimed.wide, *(number for numbers in single for number in numbers))
 
 
-def clash(rows: Iterable[Row]) -> bool:
+def clash(guests: Iterable[Guest]) -> bool:
     """Tell whether two guests hold the same address, or two claims that listen alike the same port."""
     endpoints: dict[Location, str] = {}
     spans: dict[Listen, list[Span]] = {}
-    for row in rows:
-        if _holds_endpoint(row):
-            if endpoints.setdefault(location(row), row.uuid) != row.uuid:
+    for guest in guests:
+        for endpoint in guest.endpoints:
+            if endpoints.setdefault(location(endpoint), guest.uuid) != guest.uuid:
                 return True
-        elif isinstance(row, PortRow) and row.holds:
-            spans.setdefault(row.listen, []).append(row.span)
+        for forward in guest.forwards:
+            spans.setdefault(forward.listen, []).append(forward.span)
     return any(one.overlaps(other) for found in map(sorted, spans.values()) for one, other in pairwise(found))
 
 

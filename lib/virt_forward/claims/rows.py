@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from virt_forward import text
 from virt_forward.metadata import values
-from virt_forward.model import Address, Guest, Listen, Origin, Span, Subnet
+from virt_forward.model import Address, Forward, Guest, Listen, Origin, Span, Subnet
 from virt_forward.namedtuple import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -106,17 +106,16 @@ def rows(guest: Guest) -> Index:
 
 def _rows(guest: Guest) -> Iterator[Row]:
     who = guest.uuid, text.plain(guest.name, MAX_NAME)
-    running = guest.phase == "running"
+    served = _served(guest)
     for forward in guest.forwards:
-        is_open = running and guest.endpoints_for(forward)
-        yield PortRow(*who, "open" if is_open else "held", forward.listen, forward.span)
+        yield PortRow(*who, "open" if forward in served else "held", forward.listen, forward.span)
     for forward, _ in guest.conflicts:
         yield PortRow(*who, "kept out", forward.listen, forward.span)
     for endpoint in guest.endpoints:
         yield EndpointRow(*who, endpoint.ip, endpoint.bridge, endpoint.origin)
     for endpoint in guest.contested:
         yield EndpointRow(*who, endpoint.ip, endpoint.bridge, endpoint.origin, holds=False)
-    needed = lookups(guest)
+    needed = _lookups(guest, served)
     if needed:
         for subnet, bridge in guest.lans:
             yield SubnetRow(*who, subnet, bridge)
@@ -130,9 +129,17 @@ def _rows(guest: Guest) -> Iterator[Row]:
 
 def lookups(guest: Guest) -> list[str]:
     """Return the lookups that packets need because of a guest; none where it has nothing in the table."""
+    return _lookups(guest, _served(guest))
+
+
+def _served(guest: Guest) -> set[Forward]:
+    """Return the forwards that have rules in the table."""
+    return {forward for forward, _ in guest.served()} if guest.phase == "running" else set()
+
+
+def _lookups(guest: Guest, served: Iterable[Forward]) -> list[str]:
     if guest.phase != "running":
         return []
-    served = [forward for forward in guest.forwards if guest.endpoints_for(forward)]
     found = {lookup(forward.listen, forward.span) for forward in served}
     found |= {"isolated"} if guest.isolate and _macs(guest) else set()
     return sorted({"ports", *found}) if found else []

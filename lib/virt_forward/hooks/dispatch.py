@@ -16,7 +16,7 @@ from virt_forward.hooks.prefilter import known, uuid_of
 from virt_forward.host import log, process
 from virt_forward.model import Domain, Guest
 from virt_forward.reconcile import plan
-from virt_forward.reconcile.apply import Context, apply, context, empty_chains, located, make_plan, reconcile
+from virt_forward.reconcile.apply import Context, apply, context, located, make_plan, reconcile
 from virt_forward.reconcile.plan import Plan
 from virt_forward.reconcile.wants import Absent, Present, Replugged, Restoring
 from virt_forward.state.config_file import load_config, load_config_or_last
@@ -273,8 +273,10 @@ def _close(name: str, data: bytes, store: Store) -> None:
     try:
         _forget(uuid, store)
     except StateError:
+        from virt_forward.reconcile import kernel
+
         # What its rules are cannot be read; where they are follows from its name.
-        empty_chains(name, uuid)
+        kernel.empty_chains(name, uuid)
         raise
 
 

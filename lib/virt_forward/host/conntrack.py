@@ -40,7 +40,7 @@ def end_flows(
     """
     former = {endpoint.ip for _, endpoint in before} if before != after else set()
     opened = own if any(forward.proto == "udp" for forward, _ in added) else frozenset()
-    if not (former or opened) or _nothing_tracked():
+    if not (former or opened):
         return None
     try:
         # The kernel walks its whole table for each dump, even a filtered one, so there is only one.
@@ -53,7 +53,8 @@ def end_flows(
         return _not_ended(error.errno or ETIMEDOUT)
 
 
-def _nothing_tracked() -> bool:
+def is_empty() -> bool:
+    """Tell whether no connection is tracked at all, which is known without a dump."""
     return read_text("/proc/sys/net/netfilter/nf_conntrack_count").strip() == "0"
 
 

@@ -19,7 +19,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache, cached_property
 
-from virt_forward import names, text
+from virt_forward import text
 from virt_forward.claims import flows
 from virt_forward.claims import index as claims
 from virt_forward.claims.rows import lookups
@@ -33,8 +33,7 @@ from virt_forward.namedtuple import TYPE_CHECKING, NamedTuple
 from virt_forward.reconcile import plan as plans
 from virt_forward.reconcile.plan import Located, Plan
 from virt_forward.reconcile.wants import Absent, Lasting, Readdressed, Want
-from virt_forward.ruleset import guest as guest_block
-from virt_forward.ruleset import static, table
+from virt_forward.ruleset import table
 from virt_forward.state.include import IncludeFile
 from virt_forward.state.snapshot import Commit, Snapshot
 from virt_forward.state.store import Store
@@ -138,13 +137,6 @@ def apply(context: Context, plan: Plan, *, rebuild: bool = False) -> None:
         # Rules that must go do go, even where that cannot be written.
         log.error(f"{error}; virt-forward sync writes it again")
         _Application(context, plan.only_wanted(), rebuild=rebuild, written=False).run()
-
-
-def empty_chains(name: str, uuid: str) -> None:
-    """Empty the chains of a guest whose state cannot be read: nothing leads to it then; raises NftError."""
-    suffix = names.suffix(name, uuid)
-    chains = guest_block.nat_chain(suffix), guest_block.count_chain(suffix)
-    nft.apply("".join(f"flush chain {names.TABLE} {chain}\n" for chain in chains))
 
 
 class _Application:
@@ -281,6 +273,11 @@ class _Application:
         except NftError as error:
             self._load_without_latest(error)
 
+    def _load(self, include: table.Include) -> None:
+        from virt_forward.reconcile import kernel
+
+        kernel.load(include, self.config, absent=not (self.had_table or self.search_all))
+
     def _load_without_latest(self, error: NftError) -> None:
         """Rebuild without the guest that came last: what nft refuses of one must not keep all others out."""
         latest = self.state.latest(self.all)
@@ -296,26 +293,6 @@ class _Application:
         self.include.stage([table.text(whole).encode()])
         self.state.commit(Commit({latest: kept_out}, self.previous, {}, self.revision, self.include.name))
 
-    def _load(self, include: table.Include) -> None:
-        """Make the kernel's table that of an include file, whatever it is now."""
-        if not include.paragraphs:
-            nft.delete_table()
-            return
-        empty = not (self.had_table or self.search_all)
-        found = None if empty else nft.parts()
-        if found is None or found.others - set(static.containers()):
-            nft.apply(table.replacement(include))
-            return
-        try:
-            # The table is not deleted, so that no packet finds it without its hooks.
-            nft.apply(table.rebuild(include, self.config, found.chains))
-        except NftUnusableError:
-            raise
-        except NftError as error:
-            # Another version's table may have maps of other types: then nothing but a new one will do.
-            log.warning(f"the table cannot be converted ({error}); it is replaced")
-            nft.apply(table.replacement(include))
-
     # effects and flows
 
     def _outside(self) -> Change:
@@ -330,6 +307,8 @@ class _Application:
         return tuple(guest for guest in (*self.after.values(), *interrupted) if guest)
 
     def _end_flows(self) -> None:
+        if conntrack.is_empty():
+            return
         old = frozenset(pair for guest in self.previous.values() for pair in flows.pairs(guest))
         new = frozenset(pair for guest in self._changed() for pair in flows.pairs(guest))
         # While there was no table, clients may have opened UDP flows to the host's own ports.

@@ -64,7 +64,9 @@ def _vetoed(guest: Guest, before: Guest | None, facts: HostFacts, config: Config
     """Return what the host has against forwards of a guest that it does not have already."""
     # A guest that is to start is vetoed in full: what an earlier start was given is no longer its own.
     had = frozenset(before.forwards if before and guest.phase == "running" else ())
+    wanted = [forward for forward in (*guest.forwards, *dict(guest.conflicts)) if forward not in had]
+    if not wanted:
+        return {}
     checks = PortChecks(config, find_attachments(guest.nics, facts), facts, hosts=guest.hosts)
-    wanted = (*guest.forwards, *(forward for forward, _ in guest.conflicts))
-    found = ((forward, checks.veto(forward)) for forward in wanted if forward not in had)
+    found = ((forward, checks.veto(forward)) for forward in wanted)
     return {forward: reason for forward, reason in found if reason}

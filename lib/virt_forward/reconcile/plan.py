@@ -240,7 +240,7 @@ def without_clashes(guests: Iterable[Guest]) -> dict[str, Guest]:
     nft would refuse the whole table for it. Only a state that is not of our making does that.
     """
     found = sorted(guests, key=lambda guest: (guest.phase != "running", guest.uuid))
-    if not claims.clash(row for guest in found for row in claims.rows(guest)):
+    if not claims.clash(found):
         return {guest.uuid: guest for guest in found}
     index: claims.Index = ()
     resolved: dict[str, Guest] = {}

@@ -15,12 +15,13 @@ KEY = "guest "
 
 def block(guest: Guest, config: Config) -> Block | None:
     """Return the block of a running guest, or None where nothing of it belongs into the table."""
-    forwards = sorted(guest.forwards, key=ports.specificity)
-    served = [forward for forward in forwards if guest.endpoints_for(forward)]
     if not lookups(guest):
         return None
+    forwards = sorted(guest.forwards, key=ports.specificity)
+    endpoints = dict(guest.served())
+    served = {forward: endpoints[forward] for forward in forwards if forward in endpoints}
     elements = [element for forward in served for element in _range_elements(guest, forward)]
-    rules = translate.rules(guest, served, config)
+    rules = translate.rules(served, config)
     elements += [element for rule in rules for element in translate.elements(rule)]
     elements += [element for endpoint in guest.endpoints for element in _endpoint_elements(guest, endpoint)]
     return Block(KEY + guest.uuid, (_nat(guest, rules, config), _count(guest, forwards)), tuple(elements))

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
 from virt_forward import names, ports
 from virt_forward.config import Config
-from virt_forward.model import MAX_PORT, Endpoint, Forward, Guest, Listen, Proto, Span
+from virt_forward.model import MAX_PORT, Endpoint, Forward, Listen, Proto, Span
 from virt_forward.namedtuple import NamedTuple
 from virt_forward.ruleset import maps
 from virt_forward.ruleset.block import Element
 
 Mapping = tuple[tuple[Span, int], ...]
 """Spans of host ports, each with the offset of the guest's ports."""
+
+Served = dict[Forward, tuple[Endpoint, ...]]
+"""Forwards of a guest, each with the endpoints that serve it."""
 
 MAX_RULES = 8
 """Up to how many rules forwards that are alike have before an anonymous set takes their place.
@@ -39,10 +42,10 @@ class Rule(NamedTuple):
     mapping: Mapping
 
 
-def rules(guest: Guest, served: Iterable[Forward], config: Config) -> list[Rule]:
-    """Return the rules for forwards that are in the order of their specificity."""
+def rules(served: Served, config: Config) -> list[Rule]:
+    """Return the rules for forwards of a guest that are in the order of their specificity."""
     found: dict[tuple[_Group, Mapping], list[Proto]] = {}
-    for group, mapping in _groups(guest, served, config).items():
+    for group, mapping in _groups(served, config).items():
         # The anonymous map of a wide range is large: tcp and udp share it.
         alike = _replace_proto(group) if group.shifted and group.wide else group
         found.setdefault((alike, mapping), []).append(group.listen.proto)
@@ -67,11 +70,11 @@ def elements(rule: Rule) -> Iterator[Element]:
                 yield maps.target_element(group.listen, port, group.endpoint.ip, port + offset)
 
 
-def _groups(guest: Guest, served: Iterable[Forward], config: Config) -> dict[_Group, Mapping]:
+def _groups(served: Served, config: Config) -> dict[_Group, Mapping]:
     groups: dict[_Group, list[tuple[Span, int]]] = {}
-    for forward in served:
+    for forward, endpoints in served.items():
         if _reachable(forward, config):
-            for endpoint in guest.endpoints_for(forward):
+            for endpoint in endpoints:
                 group = _Group(forward.listen, endpoint, forward.shifted, forward.span.wide)
                 groups.setdefault(group, []).append((forward.span, forward.offset))
     return {group: tuple(pairs) for group, pairs in groups.items()}
