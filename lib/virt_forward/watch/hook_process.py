@@ -134,7 +134,7 @@ def _load() -> None:
     from virt_forward.hooks import network_events  # noqa: F401
     from virt_forward.host import collect, hostports, probe_socket, sockdiag  # noqa: F401
     from virt_forward.metadata import domain  # noqa: F401
-    from virt_forward.reconcile import located  # noqa: F401
+    from virt_forward.reconcile import kernel, located  # noqa: F401
     from virt_forward.state import upgrade  # noqa: F401
 
     collect.bridge_facts("", {}, collect.networkd_files())
