@@ -130,6 +130,14 @@ installed_libdir() {
     [[ ! -f $root$unit ]] || sed -n 's|^ExecStart=\(.*\)/bin/virt-forward .*|\1/lib/virt-forward|p' "$root$unit"
 }
 
+# One installation has one PREFIX, which only its hooks and its unit name.
+need_same_prefix() {
+    local there
+    there=$(installed_libdir)
+    [[ -z $there || $there == "$libdir" ]] ||
+        fail "it is installed with PREFIX=${there%/lib/virt-forward}: use that, or $1"
+}
+
 # ---- install --------------------------------------------------------------------------------
 
 # Directories that we make are written down, so that --uninstall knows which were there before.
@@ -256,13 +264,11 @@ put_hooks() {
 
 # Before the first file is touched: what would make half an installation.
 check_install() {
-    local file there driver
+    local file driver
     for file in "${source_of[@]}" "$repo"/hooks/{qemu,network}; do
         [[ -f $file ]] || fail "$file is missing: this checkout is not complete"
     done
-    there=$(installed_libdir)
-    [[ -z $there || $there == "$libdir" ]] ||
-        fail "it is installed with PREFIX=${there%/lib/virt-forward}: use that, or --uninstall it first"
+    need_same_prefix '--uninstall it first'
     for driver in qemu network; do
         [[ $(hook_place "$driver") != *.d/* ]] || need_hook_dirs "$driver"
     done
@@ -315,6 +321,7 @@ uninstall_all() {
     there=$(installed_libdir)
     if [[ -z ${PREFIX:-} && -n $there ]]; then prefix=${there%/lib/virt-forward}; fi
     places
+    need_same_prefix none
     list_files
     # Hooks first: one without its package would refuse every start.
     while read -r place; do remove_file "$place"; done < <(installed_hooks)

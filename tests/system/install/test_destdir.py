@@ -222,12 +222,15 @@ def test_ours_never_runs_twice_once_the_foreign_hook_has_gone(tmp_path: Path) ->
     assert [path.name for path in other.parent.iterdir()] == ["10-other"]
 
 
-def test_second_prefix_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("options", "remedy"), [((), "--uninstall it first"), (("--uninstall",), "none")])
+def test_second_prefix_is_refused_before_anything_is_changed(
+    tmp_path: Path, options: tuple[str, ...], remedy: str
+) -> None:
     install(DESTDIR=str(tmp_path))
     before = tree(tmp_path)
-    done = install(DESTDIR=str(tmp_path), PREFIX="/opt/vf", check=False)
-    assert done.status == 1
-    assert done.err.startswith("install.sh: error: it is installed with PREFIX=/usr/local")
+    done = install(*options, DESTDIR=str(tmp_path), PREFIX="/opt/vf", check=False)
+    says = f"install.sh: error: it is installed with PREFIX=/usr/local: use that, or {remedy}\n"
+    assert (done.status, done.out, done.err) == (1, "", says)
     assert tree(tmp_path) == before
 
 
