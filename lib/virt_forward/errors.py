@@ -46,6 +46,10 @@ class NftUnusableError(NftError):
     """nft is missing or hangs, so that another transaction would fail as well."""
 
 
+class NftTimeout(NftUnusableError):  # noqa: N818 - named like TimeoutError
+    """nft hangs, or the table is larger than what it can load in the time that is left."""
+
+
 class StateError(VirtForwardError):
     """The run directory cannot be read or written."""
 

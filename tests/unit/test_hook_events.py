@@ -18,9 +18,10 @@ from support.xml import host_ip, port_forward, uuid_of
 from unit.build import forward
 from unit.expected_table import guest, holds, include_loads_the_same
 from virt_forward.claims.sockets import Listener
-from virt_forward.errors import NftError, VirtForwardError
+from virt_forward.errors import NftError, NftTimeout, VirtForwardError
 from virt_forward.hooks import dispatch
 from virt_forward.host import collect, starter
+from virt_forward.reconcile import refresh
 from virt_forward.state.store import Store
 
 WEB, DB = "10.10.0.200", "10.10.0.201"
@@ -36,6 +37,7 @@ web = guest("web", WEB, forward(8080, to=80))
 db = guest("db", DB, forward(5432))
 WEB_XML = (host_ip(WEB), port_forward("8080:80"))
 DB_XML = (host_ip(DB), port_forward("5432"))
+APP_XML = (host_ip("10.10.0.202"), port_forward("9090"))
 
 
 def test_guest_without_metadata_runs_no_program(host: FakeHost) -> None:
@@ -179,6 +181,29 @@ def test_next_event_rebuilds_a_table_that_somebody_changed(
     harm(host)
     host.event("db", event, *DB_XML)
     assert holds(host, web) if event == "stopped" else holds(host, web, db)
+    assert include_loads_the_same(host)
+
+
+def too_slow(_text: str) -> None:
+    raise NftTimeout("nft did not finish within 14 seconds")
+
+
+def test_table_that_no_hook_has_time_to_rebuild_is_rebuilt_by_whoever_has(host: FakeHost) -> None:
+    host.start("web", *WEB_XML)
+    host.nft.flush_ruleset()
+    before, host.nft.before_apply = host.nft.before_apply, too_slow
+    # The guest that needs the rebuild is not refused for it, and neither are those after it.
+    for name, declared in (("db", DB_XML), ("app", APP_XML)):
+        for operation in ("prepare", "start", "started"):
+            assert host.event(name, operation, *declared) == 0, operation
+    assert "qemu db started: nft did not finish within 14 seconds" in host.messages
+    for operation in ("stopped", "release"):
+        assert host.event("app", operation, *APP_XML) == 0
+    assert host.nft.table is None
+    host.nft.before_apply = before
+    # The service, in any case every half minute; or sync.
+    refresh.verify(Store())
+    assert holds(host, web, db)
     assert include_loads_the_same(host)
 
 

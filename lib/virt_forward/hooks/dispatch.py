@@ -10,7 +10,14 @@ import sys
 from virt_forward import text
 from virt_forward.claims import vetoes
 from virt_forward.config import Config
-from virt_forward.errors import LockTimeout, NftError, NftUnusableError, StateError, VirtForwardError
+from virt_forward.errors import (
+    LockTimeout,
+    NftError,
+    NftTimeout,
+    NftUnusableError,
+    StateError,
+    VirtForwardError,
+)
 from virt_forward.hooks.events import Action, Event, parse_event
 from virt_forward.hooks.prefilter import known, uuid_of
 from virt_forward.host import log, process
@@ -197,13 +204,14 @@ def _claim(domain: Domain, store: Store) -> None:
 def _apply_claims(work: Context, planned: Plan) -> None:
     """Make a guest that does not run yet what it is to be; its rules may wait.
 
-    What nft refuses then is another guest's, and no reason against this one's start.
+    What nft refuses then is another guest's, and no reason against this one's start. Nor is that the whole
+    table has to be rebuilt, and takes longer than a hook may.
     """
     try:
         apply(work, planned)
-    except NftUnusableError:
-        raise
     except NftError as error:
+        if isinstance(error, NftUnusableError) and not isinstance(error, NftTimeout):
+            raise
         log.error(f"{error}; the next event tries again")
 
 

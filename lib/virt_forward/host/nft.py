@@ -7,7 +7,7 @@ import json
 import os
 import re
 
-from virt_forward.errors import NftError, NftUnusableError
+from virt_forward.errors import NftError, NftTimeout, NftUnusableError
 from virt_forward.host import netlink
 from virt_forward.host.nft_commit import CommitWatch
 from virt_forward.host.process import run
@@ -170,4 +170,4 @@ def _failure(stderr: str, status: int) -> NftError:
     words = output(stderr) or f"exit status {status}"
     if status == 127:
         return NftUnusableError("nft not found", "install the package nftables")
-    return (NftUnusableError if status == 124 else NftError)(f"nft refused: {words}")
+    return NftTimeout(words) if status == 124 else NftError(f"nft refused: {words}")
