@@ -15,7 +15,7 @@ import pytest
 
 from support import netns, payload
 from support.netns import BRIDGE, GATEWAY4, GUEST4, GUEST_MAC, HOOK_ENV, Lab
-from support.proc import REPO, Background, eventually
+from support.proc import REPO, Background, children, eventually, is_tied
 from support.xml import domain, forwards, host_ip, port_forward
 from virt_forward.addresses.probe import ETH_P_ARP
 from virt_forward.state.store import Store
@@ -26,8 +26,9 @@ pytestmark = pytest.mark.root
 TABLE = ("table", "inet", "virt-forward")
 DECLARED = forwards(host_ip(GUEST4), port_forward("8080:80"))
 START = """\
-from virt_forward.watch import service
+from virt_forward.watch import service, table_check
 service.TABLE_CHECK_SECONDS = {look}
+table_check.LARGE = {large}
 service.Service().run()
 """
 
@@ -53,10 +54,10 @@ def watch(lab: Lab) -> Iterator[Callable[..., Background]]:
     """Start the service; it ends with the test."""
     running: list[Background] = []
 
-    def start(look: float = 3600, path: str = HOOK_ENV["PATH"]) -> Background:
+    def start(look: float = 3600, path: str = HOOK_ENV["PATH"], large: int = 1 << 20) -> Background:
         env = {**HOOK_ENV, **lab.env, "PYTHONPATH": str(REPO / "lib"), "PATH": path}
         words = ["env", "-i", *(f"{key}={value}" for key, value in env.items())]
-        argv = [*words, "/usr/bin/python3", "-c", START.format(look=look)]
+        argv = [*words, "/usr/bin/python3", "-c", START.format(look=look, large=large)]
         service = lab.host.background(argv, lab.dir / "watch.log")
         running.append(service)
         service.wait_for(lambda: monitor_of(service), "the service has begun")
@@ -70,9 +71,9 @@ def watch(lab: Lab) -> Iterator[Callable[..., Background]]:
 
 def monitor_of(service: Background) -> int:
     """Return the PID of the service's nft monitor once it is subscribed, 0 before."""
-    for pid in Path(f"/proc/{service.pid}/task/{service.pid}/children").read_text().split():
-        if Path(f"/proc/{pid}/cmdline").read_bytes().startswith(b"nft\0monitor\0"):
-            return int(pid) if any(int(row[3], 16) for row in sockets_of(int(pid))) else 0
+    for pid in children(service.pid):
+        if words_of(pid).startswith(b"nft\0monitor\0"):
+            return pid if any(int(row[3], 16) for row in sockets_of(pid)) else 0
     return 0
 
 
@@ -161,6 +162,67 @@ def test_service_that_waits_for_the_lock_stops_when_told(lab: Lab, watch: Callab
         service.wait_for(waits, "it waits for the lock")
         os.kill(service.pid, signal.SIGTERM)
         eventually(lambda: not service.alive(), "it ends before it has the lock", timeout=8)
+    assert not there(lab)
+
+
+def put_nft(lab: Lab, command: str) -> str:
+    """Have nft -f run a shell's command first, from now on; return the PATH for that."""
+    program = lab.dir / "bin" / "nft"
+    program.parent.mkdir(exist_ok=True)
+    program.write_text(f'#!/bin/sh\n[ "$1" = -f ] && {command}\nexec /usr/sbin/nft "$@"\n')
+    program.chmod(0o755)
+    return f"{program.parent}:{HOOK_ENV['PATH']}"
+
+
+def restores(service: Background) -> bool:
+    """Tell whether the service has a child process that restores the table."""
+    return any(b"watch.table_process" in words_of(pid) for pid in children(service.pid))
+
+
+def words_of(pid: int) -> bytes:
+    """Return the command line of a process; empty if it has ended."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except (FileNotFoundError, ProcessLookupError):
+        return b""
+
+
+def test_jobs_wait_until_a_large_table_is_restored(lab: Lab, watch: Callable[..., Background]) -> None:
+    """They would wait for the lock, and with them the service."""
+    gate = lab.dir / "gate"
+    os.mkfifo(gate)
+    path, calls = counting(lab)
+    service = watch(path=path, large=1)
+    begun(calls)
+    put_nft(lab, f"read _ <{gate}")
+    lab.host.run(["nft", "delete", *TABLE])
+    # Opened once somebody reads: nft has been started.
+    with gate.open("w") as opened:
+        before = calls()
+        arp_request(lab, "web", GUEST_MAC, ["10.10.0.77"])
+        time.sleep(1.5)
+        assert (calls(), there(lab), restores(service)) == (before, False, True)
+        put_nft(lab, "true")
+        opened.write("\n")
+    eventually(lambda: there(lab), f"the table is back\n{service.text()}")
+    eventually(lambda: calls() > before, "the new address is looked at")
+    eventually(lambda: not restores(service), "the process ends")
+    assert "virt-forward" not in service.text(), service.text()
+
+
+def test_service_stops_while_a_large_table_is_restored(lab: Lab, watch: Callable[..., Background]) -> None:
+    begin = lab.dir / "begin"
+    os.mkfifo(begin)
+    path = put_nft(lab, "true")
+    service = watch(path=path, large=1)
+    eventually(lambda: not restores(service), "it has begun")
+    put_nft(lab, f"echo $$ >{begin} && exec sleep 600")
+    lab.host.run(["nft", "delete", *TABLE])
+    nft = int(begin.read_text())
+    eventually(lambda: is_tied(nft), "nft is tied to the process that has started it")
+    os.kill(service.pid, signal.SIGTERM)
+    eventually(lambda: not service.alive(), "it ends before nft has", timeout=8)
+    eventually(lambda: not words_of(nft), "nft ends with the process that has started it")
     assert not there(lab)
 
 

@@ -41,7 +41,7 @@ PURE_ABOVE = {"reconcile.wants", "reconcile.located", "reconcile.plan"}
 
 EDGES = {
     # The service also listens to what never ends, and asks libvirt by a process that it can end.
-    "subprocess": {"watch.hook_process", "watch.kernel_events", "watch.sync_process"},
+    "subprocess": {"watch.hook_process", "watch.kernel_events", "watch.child"},
     "libvirt": {"libvirtd.api", "watch.libvirt_events"},
 }
 """What only these modules of ours may import."""

@@ -294,6 +294,7 @@ def test_rebuild_keeps_base_chains_and_deletes_the_others() -> None:
 def test_replacement_has_one_block_for_all_chains_and_one_command_for_each_map() -> None:
     include = table.whole([WEB, DB], Config(), 5)
     commands = table.replacement(include)
+    assert table.regrouped(table.text(include)) == commands
     static_blocks = include.header.count(OPENING)
     for repeated, once in ((OPENING, static_blocks + 1), (f"add element {TABLE} ports ", 1)):
         assert table.text(include).count(repeated) > once

@@ -20,9 +20,11 @@ from hypothesis import strategies as st
 from support.ctnetlink import attribute
 from support.proc import eventually
 from unit.build import BRIDGE, MAC, endpoint, forward, guest
+from virt_forward.host import nft
 from virt_forward.libvirtd import api
 from virt_forward.model import Nic, Sighting
-from virt_forward.watch import kernel_events, prober
+from virt_forward.state.store import LOCK_SECONDS
+from virt_forward.watch import child, kernel_events, prober, sync_process, table_process
 from virt_forward.watch.backoff import BACKOFF_SECONDS, RETRY_SECONDS, Backoff, Job
 from virt_forward.watch.kernel_events import (
     NDA_DST,
@@ -37,6 +39,7 @@ from virt_forward.watch.kernel_events import (
 )
 from virt_forward.watch.prober import PROBE_AFTER, VERIFY_LEASE_AFTER, ProbeSchedule
 from virt_forward.watch.running_guests import RunningGuests
+from virt_forward.watch.sync_process import SyncProcess, SyncResult
 
 OTHER = "52:54:00:00:00:02"
 IP, NEW = ip_address("198.51.100.200"), ip_address("198.51.100.201")
@@ -379,6 +382,74 @@ def test_monitor_without_nft_retries_later(monitor: tuple[TableMonitor, Path], l
     assert made.fileno() == -1
     assert made.next_at() < math.inf
     assert len(logged) == 1
+
+
+def sync_by(monkeypatch: pytest.MonkeyPatch, text: str) -> SyncProcess:
+    """Return a sync that is begun, with a shell's program in the place of its child process."""
+    monkeypatch.setattr(child, "argv", lambda *_: ["/bin/sh", "-c", text])
+    made = SyncProcess(select.poll())
+    made.start({"one"})
+    return made
+
+
+def ended(made: SyncProcess) -> SyncResult:
+    found: list[SyncResult] = []
+
+    def end() -> bool:
+        found.extend(filter(None, [made.result()]))
+        return bool(found)
+
+    eventually(end, "the sync has ended")
+    assert not made.is_running()
+    assert made.deadline() == math.inf
+    return found[0]
+
+
+@pytest.mark.parametrize(
+    ("program", "expected"),
+    [
+        ("echo 'step: reading'", ""),
+        ("echo 'step: reading'; echo one; echo two; exit 3", "one two"),
+        ("echo Traceback; echo 'Error: why'; exit 1", "Error: why"),
+        ("exit 2", "sync failed with exit status 2"),
+        ("kill -9 $$", "sync failed with exit status -9"),
+    ],
+)
+def test_sync_tells_why_it_failed(monkeypatch: pytest.MonkeyPatch, program: str, expected: str) -> None:
+    assert ended(sync_by(monkeypatch, program)) == SyncResult(frozenset({"one"}), expected)
+
+
+def test_sync_logs_what_is_wrong_with_guests(monkeypatch: pytest.MonkeyPatch, logged: list[str]) -> None:
+    assert ended(sync_by(monkeypatch, "echo 'step: reading'; echo 'guest web: no'")).failure == ""
+    assert logged == ["watch: guest web: no"]
+
+
+def test_sync_that_libvirt_does_not_answer_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sync_process, "LIBVIRT_SECONDS", 0.2)
+    made = sync_by(monkeypatch, "echo 'step: reading the guests from libvirt'; exec sleep 60")
+    assert ended(made).failure == (
+        "sync has not ended within 0.2 seconds: it was reading the guests from libvirt"
+    )
+
+
+def test_sync_of_a_large_table_has_more_time_than_libvirt(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sync_process, "LIBVIRT_SECONDS", 0.0)
+    made = sync_by(monkeypatch, "echo 'step: reading'; echo 'step: loading'; exec sleep 60")
+    started = made.deadline()
+    eventually(made.changes_table, "libvirt has answered")
+    assert made.result() is None
+    assert made.deadline() == started + sync_process.SECONDS
+    monkeypatch.setattr(sync_process, "SECONDS", 0.0)
+    made._deadline = started
+    assert ended(made).failure == "sync has not ended within 0 seconds: it was loading"
+
+
+def test_processes_have_more_time_than_nft_for_100000_forwards() -> None:
+    characters = 25_000_000
+    longest = nft.TIMEOUT + characters * nft.TIMEOUT_PER_CHARACTER
+    # A table that cannot be converted is replaced: nft runs twice.
+    assert LOCK_SECONDS + 2 * longest < sync_process.SECONDS
+    assert LOCK_SECONDS + 3 * longest < table_process.SECONDS
 
 
 @pytest.fixture

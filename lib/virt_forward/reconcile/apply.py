@@ -139,6 +139,16 @@ def apply(context: Context, plan: Plan, *, rebuild: bool = False) -> None:
         _Application(context, plan.only_wanted(), rebuild=rebuild, written=False).run()
 
 
+def follow_load(context: Context) -> None:
+    """Do what has to follow after the whole table of the state was loaded, from its include file.
+
+    Effects outside the table are set, and flows that began while there was no table are ended.
+    """
+    application = _Application(context, Plan({}, {}), rebuild=True)
+    converge.follow(context.state, application.outside())
+    application.end_flows()
+
+
 class _Application:
     """One plan on its way into the kernel. ``rebuilt`` tells that the whole table is rebuilt."""
 
@@ -169,14 +179,14 @@ class _Application:
             self._stage(now)
         if self.written:
             self._commit(renewed=changes)
-        outside = converge.withdraw(self.state, self._outside())
+        outside = converge.withdraw(self.state, self.outside())
         try:
             self._kernel(now)
         except NftError:
             self.include.discard()
             raise
         converge.establish(self.state, outside)
-        self._end_flows()
+        self.end_flows()
         self.include.publish()
         if self.written:
             gone = {uuid for uuid, guest in self.plan.after.items() if not guest}
@@ -295,7 +305,7 @@ class _Application:
 
     # effects and flows
 
-    def _outside(self) -> Change:
+    def outside(self) -> Change:
         """Return what the effects outside our table follow from."""
         was = tuple(guest for guest in self.previous.values() if guest)
         search = "known" if self.search_all else "recorded"
@@ -306,7 +316,8 @@ class _Application:
         interrupted = (self.all.get(uuid) for uuid in self.previous if uuid not in self.plan.after)
         return tuple(guest for guest in (*self.after.values(), *interrupted) if guest)
 
-    def _end_flows(self) -> None:
+    def end_flows(self) -> None:
+        """End the flows that the table would now send elsewhere, and those that began without it."""
         if conntrack.is_empty():
             return
         old = frozenset(pair for guest in self.previous.values() for pair in flows.pairs(guest))

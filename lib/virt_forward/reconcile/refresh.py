@@ -74,12 +74,6 @@ def verify(store: Store) -> None:
             reconcile(work, (), rebuild=True)
 
 
-def rebuild(store: Store) -> None:
-    """Rebuild the table, and end the flows that began while there was none."""
-    with store.open() as state:
-        reconcile(context(store, state, load_config_or_last(state)), (), rebuild=True)
-
-
 def readmit(store: Store) -> None:
     """Look whether libvirt's chains still admit the guests: libvirt may have rebuilt them without a hook."""
     with store.open() as state:

@@ -95,6 +95,12 @@ def replacement(include: Include) -> str:
     return "\n".join([_top(include.header, include.revision), *_grouped(include.paragraphs)]) + "\n"
 
 
+def regrouped(text: str) -> str:
+    """Return the commands of an include file's text in the form of :func:`replacement`."""
+    top, *paragraphs = text.removesuffix("\n").split("\n\n")
+    return "\n".join([top, *_grouped(paragraphs)]) + "\n"
+
+
 def _grouped(paragraphs: Iterable[str]) -> list[str]:
     """Return the commands of paragraphs with one block for all chains, and one command for each map.
 

@@ -27,6 +27,13 @@ class IncludeFile:
         except OSError:
             return False
 
+    def size(self) -> int:
+        """Return the size in bytes; 0 where there is none."""
+        try:
+            return os.stat(self.path).st_size
+        except OSError:
+            return 0
+
     def read(self) -> bytes:
         """Return the text; empty where there is none."""
         try:

@@ -1,7 +1,7 @@
 """The main loop of the service: wait for events, collect a burst of them, run the jobs that are due.
 
 It never waits for libvirt, which may hang: events of libvirt come from a thread, and a sync runs in
-a child process.
+a child process. So does the load of a large table, which takes nft seconds.
 """
 
 import contextlib
@@ -14,7 +14,7 @@ from types import FrameType
 
 from virt_forward.effects.libvirt_accept.plan import chain_changed
 from virt_forward.errors import VirtForwardError
-from virt_forward.reconcile.refresh import readmit, rebuild, refresh, verify
+from virt_forward.reconcile.refresh import readmit, refresh
 from virt_forward.state.config_file import load_config_or_last
 from virt_forward.state.store import Store
 from virt_forward.watch.backoff import Job
@@ -25,7 +25,8 @@ from virt_forward.watch.notify import notify
 from virt_forward.watch.prober import Prober
 from virt_forward.watch.running_guests import RunningGuests
 from virt_forward.watch.sync_process import SyncProcess
-from virt_forward.watch.table_check import is_intact, load_include
+from virt_forward.watch.table_check import is_intact, is_large, restore
+from virt_forward.watch.table_process import TableProcess
 
 SETTLE_SECONDS = 0.02
 """How long events are collected before the jobs they request are run."""
@@ -42,8 +43,8 @@ MONITOR_SECONDS = 1.0
 READY_SECONDS = 5.0
 """How long READY=1 waits for the first sync."""
 
-SYNC_SECONDS = 0.25
-"""The least time between two syncs: a guest that starts causes several events."""
+SYNC_PAUSE = 0.25
+"""The least time between two syncs, in seconds: a guest that starts causes several events."""
 
 ADDRESS_SECONDS, NEIGHBOUR_SECONDS = 0.25, 1.0
 """The least time between two refreshes after leases and answers, and after neighbour events: guests
@@ -59,6 +60,7 @@ class Service:
         self.poller = select.poll()
         self.libvirt = LibvirtEvents(self._uri())
         self.sync = SyncProcess(self.poller)
+        self.restorer = TableProcess(self.poller)
         self.hooks = HookProcess(self.poller)
         self.table = TableMonitor(self.poller)
         self.neighbours = NeighbourMonitor()
@@ -67,7 +69,7 @@ class Service:
         self.jobs = {
             "table": Job(),
             "table_check": Job(),
-            "libvirt": Job(SYNC_SECONDS),
+            "libvirt": Job(SYNC_PAUSE),
             "addresses": Job(ADDRESS_SECONDS),
             "neighbours": Job(NEIGHBOUR_SECONDS),
             "chains": Job(),
@@ -97,6 +99,7 @@ class Service:
         notify("STOPPING=1")
         self.hooks.stop()
         self.sync.stop()
+        self.restorer.stop()
         self.table.stop()
         self.neighbours.close()
         self.prober.close()
@@ -130,7 +133,9 @@ class Service:
         self._notify_ready()
 
     def _due_at(self, name: str) -> float:
-        if name == "libvirt" and self.sync.is_running():
+        # Jobs need the lock, for which the loop would wait as long as a child process has it.
+        waits = self.restorer.is_running() or self.sync.changes_table()
+        if waits or (name == "libvirt" and self.sync.is_running()):
             return math.inf
         return self.jobs[name].due_at()
 
@@ -152,6 +157,7 @@ class Service:
             self.hooks.next_at(),
             self.table.next_at(),
             self.sync.deadline(),
+            self.restorer.deadline(),
             self.prober.next_at(),
             self._ready_at,
         ]
@@ -218,11 +224,22 @@ class Service:
                 self._request("table")
             if chain_changed(text) or TABLE_DELETED[-1] in text:
                 self._request("chains")
+        failure = self.restorer.result()
+        if failure is not None:
+            self._finish_restoring(failure)
         if self.table.next_at() <= time.monotonic():
             self.table.start()
             # Check for missed events now, and again when the monitor is certainly subscribed.
             self._request("table_check", "chains")
             self._table_check_at = time.monotonic() + MONITOR_SECONDS
+
+    def _finish_restoring(self, failure: str) -> None:
+        now = time.monotonic()
+        if failure:
+            self.jobs["table"].fail(now, failure)
+        else:
+            self._verified = True
+            self.jobs["table"].finish(now)
 
     def _handle_neighbours(self) -> None:
         changed = self.neighbours.read()
@@ -255,22 +272,20 @@ class Service:
                 return
             job.fail(time.monotonic(), str(error))
         else:
-            # A sync has only been started.
-            if name != "libvirt":
+            # What a child process does has only been started.
+            if name != "libvirt" and not self.restorer.is_running():
                 job.finish(time.monotonic())
 
     def _do_table(self) -> None:
-        if load_include(self.store):
-            # The forwards work again; the rest can take the time that it needs with many guests.
-            rebuild(self.store)
-        elif not (self._verified and is_intact(self.store)):
-            # A rebuild is an event, too; where the include file cannot be written, each call is one.
-            verify(self.store)
+        if is_large(self.store):
+            self.restorer.start(verified=self._verified)
+        else:
+            restore(self.store, verified=self._verified)
             self._verified = True
 
     def _do_table_check(self) -> None:
         if self.guests.any_running and not is_intact(self.store):
-            verify(self.store)
+            self._do_table()
 
     def _do_libvirt(self) -> None:
         only, self.domains = None if self.all_domains else self.domains, set()

@@ -1,13 +1,7 @@
-"""``sync`` in a child process, so that the service does not hang if libvirt does.
-
-A thread could not be ended if libvirt never answers, nor take the lock, whose time limit is a
-signal. A process can be killed at any point, and the next change recovers what it did not finish.
-"""
+"""``sync`` in a child process, so that the service does not hang if libvirt does."""
 
 import math
-import os
 import select
-import subprocess
 import time
 from collections.abc import Collection
 from typing import NamedTuple
@@ -16,11 +10,11 @@ from virt_forward.errors import VirtForwardError
 from virt_forward.host import log
 from virt_forward.watch import child
 
-SYNC_SECONDS = 60.0
-"""How long a sync may take; with thousands of guests it takes a few seconds."""
+LIBVIRT_SECONDS = 60.0
+"""How long libvirt may take to list its guests; with thousands of them it takes a few seconds."""
 
-FAILED = 3
-"""The exit status if nothing was done; the output is the error message."""
+SECONDS = 900.0
+"""How long a sync may take. 100,000 forwards take about a minute; nft has a time limit by their number."""
 
 
 class SyncResult(NamedTuple):
@@ -34,74 +28,52 @@ class SyncProcess:
     """At most one sync at a time, in a child process."""
 
     def __init__(self, poller: select.poll) -> None:
-        self._poller = poller
-        self._child: subprocess.Popen[bytes] | None = None
+        self._task = child.Task(poller, "sync", __name__)
         self._only: frozenset[str] | None = None
         self._deadline = math.inf
-        self._fd = self._output = -1
 
     def is_running(self) -> bool:
         """Tell whether a sync is running."""
-        return self._child is not None
+        return self._task.is_running()
 
     def deadline(self) -> float:
-        """Return when the running sync is killed, on the monotonic clock; infinity if none is running."""
+        """Return when to look at the running sync, on the monotonic clock; infinity if none is running."""
         return self._deadline
 
     def start(self, only: Collection[str] | None) -> None:
         """Start a sync of all domains, or of the UUIDs in ``only``. Raises VirtForwardError if it cannot."""
         self._only = None if only is None else frozenset(only)
-        self._output = os.memfd_create("sync")
-        try:
-            self._child = subprocess.Popen(
-                child.argv(__name__, *(self._only or ())),
-                stdin=subprocess.DEVNULL,
-                stdout=self._output,
-                stderr=self._output,
-            )
-        except OSError as error:
-            os.close(self._output)
-            raise VirtForwardError(f"cannot start sync: {error.strerror}") from None
-        self._fd = os.pidfd_open(self._child.pid)
-        self._poller.register(self._fd, select.POLLIN)
-        self._deadline = time.monotonic() + SYNC_SECONDS
+        self._task.start([*(self._only or ())])
+        self._deadline = self._task.started + LIBVIRT_SECONDS
+
+    def changes_table(self) -> bool:
+        """Tell whether libvirt has answered: what is left needs the lock."""
+        return self.is_running() and len(self._task.steps()) > 1
 
     def result(self) -> SyncResult | None:
-        """Return the result of a sync that has ended, or is killed now after SYNC_SECONDS; None otherwise."""
-        if self._child is None:
+        """Return the result of a sync that has ended, or is killed now for its time; None otherwise."""
+        if not self.is_running():
             return None
-        status = self._child.poll()
-        if status is not None:
-            lines = os.pread(self._output, 65536, 0).decode("utf-8", "replace").splitlines()
-            self.stop()
-            return SyncResult(self._only, _failure(status, lines))
+        if ended := self._task.result():
+            self._deadline = math.inf
+            failure, lines = ended
+            for line in lines:
+                log.error(f"watch: {line}")
+            return SyncResult(self._only, failure)
         if time.monotonic() < self._deadline:
             return None
+        if self.changes_table() and self._deadline < self._task.started + SECONDS:
+            self._deadline = self._task.started + SECONDS
+            return None
+        steps, took = self._task.steps(), self._deadline - self._task.started
         self.stop()
-        return SyncResult(self._only, f"libvirt did not answer within {SYNC_SECONDS:g} seconds")
+        doing = f"it was {steps[-1]}" if steps else "it had not begun"
+        return SyncResult(self._only, f"sync has not ended within {took:g} seconds: {doing}")
 
     def stop(self) -> None:
         """Kill the running sync, if any."""
-        if self._child:
-            self._child.kill()
-            self._child.wait(5)
-            self._poller.unregister(self._fd)
-            os.close(self._fd)
-            os.close(self._output)
-            self._child, self._deadline = None, math.inf
-
-
-def _failure(status: int, lines: list[str]) -> str:
-    if status == 0:
-        for line in lines:
-            log.error(f"watch: {line}")
-        return ""
-    message = " ".join(lines[-1:] if status != FAILED else lines)
-    return message or f"sync failed with exit status {status}"
-
-
-def _print_line(error: Exception) -> None:
-    print(" ".join(str(error).split()))
+        self._task.stop()
+        self._deadline = math.inf
 
 
 def main(*uuids: str) -> int:
@@ -110,10 +82,14 @@ def main(*uuids: str) -> int:
 
     only = set(uuids)
     try:
-        outcome = sync(only or None, probe_guests=False)
+        outcome = sync(only or None, probe_guests=False, tell=_tell)
     except VirtForwardError as error:
-        _print_line(error)
-        return FAILED
+        child.print_line(error)
+        return child.FAILED
     for problem in outcome.errors:
-        _print_line(problem)
+        child.print_line(problem)
     return 0
+
+
+def _tell(step: str) -> None:
+    child.print_line(child.STEP + step)

@@ -1,10 +1,33 @@
-"""Checking the table without an event, in case one was missed, and loading it when it is gone."""
+"""Whether the kernel has the table of the state, and restoring it where it has not."""
 
 from virt_forward.errors import NftError
 from virt_forward.host import nft
 from virt_forward.names import TABLE
+from virt_forward.reconcile.apply import context, follow_load
+from virt_forward.reconcile.refresh import verify
+from virt_forward.ruleset.table import regrouped
+from virt_forward.state.config_file import load_config_or_last
 from virt_forward.state.include import IncludeFile
 from virt_forward.state.store import Store
+
+LARGE = 1 << 20
+"""From how many bytes on an include file is that of a large table: some 4,000 forwards, a second of nft."""
+
+
+def is_large(store: Store) -> bool:
+    """Tell whether nft takes long to load the table."""
+    return IncludeFile(store.include_path).size() >= LARGE
+
+
+def restore(store: Store, *, verified: bool) -> None:
+    """Restore the table where the kernel has none, or another one than the state.
+
+    Unless it was ``verified`` before, changes that are queued are made in any case. Raises NftError,
+    LockTimeout, StateError.
+    """
+    # A rebuild is an event, too; where the include file cannot be written, each call is one.
+    if not load_include(store) and not (verified and is_intact(store)):
+        verify(store)
 
 
 def load_include(store: Store) -> bool:
@@ -17,11 +40,15 @@ def load_include(store: Store) -> bool:
         include = IncludeFile(store.include_path)
         if state.queued or not state.has_table() or not include.is_named(state.value("include")):
             return False
+        # Of a large one, nft would read all before the kernel says that there is a table.
+        if is_large(store) and nft.revision() is not None:
+            return False
         try:
             # That there is no table is part of the transaction.
-            nft.apply(f"create table {TABLE}\n{include.read().decode()}")
+            nft.apply(f"create table {TABLE}\n{regrouped(include.read().decode())}")
         except NftError:
             return False
+        follow_load(context(store, state, load_config_or_last(state)))
         return True
 
 
