@@ -390,6 +390,13 @@ INCLUDE = 'include "/run/virt-forward/*.nft"\n'
         (INCLUDE + 'include "flush.nft"\n', True, False),
         ('include "loop.nft"\n', False, False),
         (f"flush ruleset\ninclude '{OURS}'\n", True, True),
+        ("flush ruleset ip\nflush ruleset ip6; flush ruleset bridge # flush ruleset\n", False, False),
+        ("flush ruleset inet\n" + INCLUDE, True, True),
+        ("flush ruleset ip; flush ruleset\n", True, False),
+        ("define wan = enp1s0; flush ruleset; " + INCLUDE, True, True),
+        ("# add table ip x; flush ruleset\n", False, False),
+        ('table ip x { comment "before; flush ruleset"; }\n', False, False),
+        ('table ip x { comment "# no comment"; }; flush ruleset\n', True, False),
     ],
 )
 def test_includes_are_followed(text: str, flushes: bool, included: bool) -> None:

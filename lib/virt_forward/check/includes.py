@@ -5,8 +5,18 @@ from collections.abc import Callable, Iterable
 from fnmatch import fnmatchcase
 from typing import NamedTuple
 
-_COMMENT = re.compile(r"#.*")
-_STATEMENT = re.compile(r"^\s*(?:(flush\s+ruleset)\b|include\s+[\"']([^\"']+)[\"'])", re.MULTILINE)
+# "flush ruleset ip" leaves the tables of other families, as inet, which is ours (nft(8)). A comment or a
+# string is matched as a whole, so that nothing in it is taken for a statement.
+_STATEMENT = re.compile(
+    r"""
+    (?: ^ | ; ) \s* (?:
+        (?P<flush> flush \s+ ruleset \b ) (?! [ \t]+ (?: ip6? | arp | bridge | netdev ) \b )
+        | include \s+ ["'] (?P<include> [^"']+ ) ["']
+    )
+    | \# .* | " [^"\n]* "
+    """,
+    re.MULTILINE | re.VERBOSE,
+)
 MAX_DEPTH = 16
 """The depth up to which nft follows includes (MAX_INCLUDE_DEPTH in its source)."""
 
@@ -25,7 +35,7 @@ class _Effect(NamedTuple):
 
 
 def flushes(text: str, read: Reader) -> bool:
-    """Tell whether a ruleset flushes everything, itself or in a file that it includes."""
+    """Tell whether a ruleset flushes the tables of inet, itself or in a file that it includes."""
     return _effect(text, "", read, {}).flushes
 
 
@@ -63,4 +73,5 @@ def _of_file(
 
 
 def _statements(text: str) -> list[tuple[str, str]]:
-    return [(found[1] or "", found[2] or "") for found in _STATEMENT.finditer(_COMMENT.sub("", text))]
+    found = ((match["flush"] or "", match["include"] or "") for match in _STATEMENT.finditer(text))
+    return [(flush, include) for flush, include in found if flush or include]
