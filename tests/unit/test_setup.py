@@ -266,15 +266,24 @@ def test_lan_takes_no_options_of_the_other_layout(given: Options) -> None:
         (options.bridge_name, "a-name-too-long-for-it"),
         (options.mac, "52:54:00"),
         (options.mac, "53:54:00:00:00:01"),
+        (options.mac, "00:00:00:00:00:00"),
         (options.subnet, "10.10.0.1"),
         (options.subnet, "10.10.0.0/30"),
         (options.subnet, "10.10.0.255/24"),
         (options.subnet, "127.0.0.0/8"),
         (options.subnet, "fd10::/64"),
         (options.subnet, "0.0.0.0/0"),
+        (options.subnet, "0.0.0.0/8"),
+        (options.subnet, "169.0.0.0/8"),
+        (options.subnet, "224.0.0.0/24"),
+        (options.subnet, "240.0.0.0/24"),
+        (options.subnet, "255.255.255.0/24"),
         (options.ipv6, "yes"),
         (options.ipv6, "fd10::/48"),
         (options.ipv6, "fe80::/64"),
+        (options.ipv6, "ff02::/64"),
+        (options.ipv6, "::1/64"),
+        (options.ipv6, "::/64"),
         (options.ipv6, "10.10.0.0/24"),
         (options.nameserver, "dns.example"),
         (options.nameserver, "127.0.0.53"),
@@ -289,6 +298,11 @@ def test_wrong_values_are_usage_errors_that_name_the_value(read: object, word: s
 def test_network_stands_for_its_first_address() -> None:
     assert str(options.subnet("10.20.0.0/16")) == "10.20.0.1/16"
     assert str(options.subnet("10.20.0.9/16")) == "10.20.0.9/16"
+
+
+@pytest.mark.parametrize("word", ["fd10:10::/64", "2001:db8::/64", "3fff::1/64"])
+def test_ipv6_network_is_global_or_local(word: str) -> None:
+    assert options.ipv6(word) == IPv6Network(word, strict=False)
 
 
 # As nft 1.0.6 lists support.host.NFTABLES and what Docker, ufw and iptables make.

@@ -1,12 +1,17 @@
 """What the person asks for, as typed values; and what comes of it."""
 
-from ipaddress import IPv4Interface, IPv6Network, ip_interface
+from ipaddress import IPv4Interface, IPv4Network, IPv6Network, ip_interface
 from typing import NamedTuple
 
 from virt_forward import text
 from virt_forward.errors import UsageError
 from virt_forward.metadata import values
 from virt_forward.model import Address
+
+SPECIAL = [IPv4Network(net) for net in ("0.0.0.0/8", "127.0.0.0/8", "169.254.0.0/16", "224.0.0.0/3")]
+"""This network, loopback, link-local; multicast, and what is reserved, broadcast included (RFC 6890)."""
+UNICAST6 = IPv6Network("2000::/3"), IPv6Network("fc00::/7")
+"""Global and unique local addresses; all others are special or not assigned (RFC 4291, RFC 4193)."""
 
 
 class Options(NamedTuple):
@@ -69,6 +74,8 @@ def mac(word: str) -> str:
         raise UsageError(f"--mac {text.quote(word)}: {error}") from None
     if int(found[:2], 16) & 1:
         raise UsageError(f"--mac {found}: is a multicast address; use one whose first octet is even")
+    if found == "00:00:00:00:00:00":
+        raise UsageError(f"--mac {found}: no interface can have it; use one as in 52:54:00:a0:8f:2c")
     return found
 
 
@@ -85,7 +92,7 @@ def subnet(word: str) -> IPv4Interface:
     network = found.network
     if not 8 <= network.prefixlen <= 29:
         raise UsageError(f"--subnet {word}: use a prefix length from 8 to 29, so that guests have room")
-    if network.is_multicast or network.is_loopback or network.is_link_local or network.is_unspecified:
+    if any(network.overlaps(special) for special in SPECIAL):
         raise UsageError(f"--subnet {word}: use a network that guests can have, as in 10.10.0.0/24")
     if found.ip == network.broadcast_address:
         raise UsageError(f"--subnet {word}: is the broadcast address; use {network}")
@@ -100,7 +107,7 @@ def ipv6(word: str) -> IPv6Network | bool:
         found = IPv6Network(word, strict=False) if "/" in word else None
     except ValueError:
         found = None
-    if found is None or found.is_multicast or found.is_link_local or found.is_unspecified:
+    if found is None or not any(found.subnet_of(unicast) for unicast in UNICAST6):
         raise UsageError(f'--ipv6 {text.quote(word)}: use an IPv6 network, as in fd10:10::/64, or "none"')
     if found.prefixlen != 64:
         raise UsageError(
