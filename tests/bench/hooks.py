@@ -68,9 +68,9 @@ PORT = b"""<hookData><network><name>bench</name><bridge name='virbr9'/></network
 <mac address='52:54:00:00:00:02'/><plug type='network' bridge='virbr9'/></networkport></hookData>"""
 
 
-def domain_xml(namespace: str = "urn:virt-forward:1") -> bytes:
+def domain_xml(namespace: str = "urn:virt-forward:1", first: int = 30000) -> bytes:
     """Return the XML of a guest with 10 forwards."""
-    ranges = "".join(f'<vf:range start="{port}" to="{port - 1000}"/>' for port in range(30000, 30010))
+    ranges = "".join(f'<vf:range start="{port}" to="{port - 1000}"/>' for port in range(first, first + 10))
     uuid = "be9c0000-0000-4000-8000-000000000001"
     return XML.format(uuid=uuid, namespace=namespace, ranges=ranges).encode()
 
@@ -268,7 +268,8 @@ def measure(runs: int) -> dict[str, float]:
 def nowhere() -> Iterator[None]:
     """Work in a network namespace and a run directory of our own."""
     os.unshare(0x40000000) if hasattr(os, "unshare") else _unshare()
-    with tempfile.TemporaryDirectory(prefix="vf-bench-") as directory:
+    # A tmpfs, as /run is.
+    with tempfile.TemporaryDirectory(prefix="vf-bench-", dir="/dev/shm") as directory:
         os.environ["VIRT_FORWARD_RUN_DIR"] = directory
         os.environ["VIRT_FORWARD_CONFIG"] = f"{directory}/none.toml"
         yield
@@ -281,17 +282,17 @@ def _unshare() -> None:
         raise OSError(ctypes.get_errno(), "a network namespace cannot be made; run it as root")
 
 
-def options(description: str, runs: str) -> argparse.Namespace:
-    """Return what the command line of a benchmark says."""
-    parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.add_argument("--runs", type=int, default=9, help=f"{runs} (9)")
-    return parser.parse_args()
+def parser(description: str, runs: str) -> argparse.ArgumentParser:
+    """Return a parser of what the command lines of all benchmarks have in common."""
+    found = argparse.ArgumentParser(description=description)
+    found.add_argument("--json", action="store_true", help="print JSON")
+    found.add_argument("--runs", type=int, default=9, help=f"{runs} (9)")
+    return found
 
 
 def report(what: str, runs: str, measure: Callable[[int], Mapping[str, Any]]) -> int:
     """Measure in a namespace and print, as the command line asks; return the exit status."""
-    given = options(f"What {what}, as ratios within one run.", f"{runs} a figure")
+    given = parser(f"What {what}, as ratios within one run.", f"{runs} a figure").parse_args()
     if os.geteuid() != 0:
         print(f"{os.path.basename(sys.argv[0])}: this needs root, for a network namespace", file=sys.stderr)
         return 1

@@ -147,6 +147,11 @@ def replace_libvirt(count: int) -> None:
     sys.modules["libvirt"] = module
 
 
+def make_bridge() -> None:
+    """Make the bridge that the guests are on."""
+    subprocess.run(["ip", "-batch", "-"], input=BRIDGE, text=True, check=True)
+
+
 def synced(count: int) -> dict[str, float]:
     """Sync with so many guests in a process of its own; return its time, processor time and memory."""
     argv = [sys.executable, __file__, "--sync", str(count)]
@@ -300,7 +305,7 @@ def hundred_thousand(runs: int) -> dict[str, float]:
 
 def measure(runs: int, *, small: bool = False) -> dict[str, float]:
     """Return every figure by its name."""
-    subprocess.run(["ip", "-batch", "-"], input=BRIDGE, text=True, check=True)
+    make_bridge()
     found = syncs(max(runs // 3, 2))
     found["kept_out"] = kept_out(runs)
     found["queued"] = queued(runs)

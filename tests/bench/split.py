@@ -1,19 +1,20 @@
 #!/usr/bin/python3
 """What the time of a hook is spent on: milliseconds of each event of a guest's cycle, and each part's share.
 
-    sudo ./tests/bench/split.py [--json] [--runs N]
+    sudo ./tests/bench/split.py [--beside N] [--json] [--runs N]
 
 interpreter  Python until the first line of the hook, and from the last one to the end of the process
 imports      modules, ours and others
 parsing      libvirt's XML to values
 lock         waiting for the run directory
-state        reading and writing the state, and the include file
+state        reading and writing the state
+include      reading and writing the include file
 nft, ip      the programs
 conntrack    reading the tracked connections, and ending some
 rest         all else: what is planned and rendered
 
-The events run without the service, each part's time without that of others within it. The medians of the
-parts are given, so they do not add up exactly.
+The guest and the N others (1) have 10 forwards each. The events run without the service, each part's
+time without that of others within it. The medians of the parts are given, so they do not add up exactly.
 """
 
 import json
@@ -26,9 +27,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from bench import hooks
+from bench import hooks, size
 
-PARTS = ("interpreter", "imports", "parsing", "lock", "state", "nft", "conntrack", "ip", "rest")
+PARTS = ("interpreter", "imports", "parsing", "lock", "state", "include", "nft", "conntrack", "ip", "rest")
 PROGRAM = """
 import time
 began = time.monotonic()
@@ -80,7 +81,7 @@ if concerns_us(sys.argv, data):
     for name in ("_all", "_one", "commit", "fill", "queue", "set_effects", "close"):
         wrap(snapshot.Snapshot, name, "state")
     for name in ("read", "stage", "publish"):
-        wrap(include.IncludeFile, name, "state")
+        wrap(include.IncludeFile, name, "include")
     dispatch.main("qemu", sys.argv, data)
 account("rest")
 import json
@@ -104,10 +105,12 @@ def split(operation: str, sub_operation: str, xml: bytes) -> dict[str, float]:
     return {name: took * 1000 for name, took in found.items()}
 
 
-def measure(runs: int) -> dict[str, dict[str, float]]:
-    """Return the medians of each part, by operation."""
-    xml = hooks.domain_xml()
-    hooks.fill(1)
+def measure(runs: int, beside: int) -> dict[str, dict[str, float]]:
+    """Return the medians of each part, by operation, beside so many other guests."""
+    # 10,000 guests have ports up to 51023.
+    xml = hooks.domain_xml(first=60000)
+    size.make_bridge()
+    size.synced(beside)
     found: dict[str, list[dict[str, float]]] = {operation: [] for operation, _ in hooks.CYCLE}
     for _ in range(runs + 1):
         for operation, sub_operation in hooks.CYCLE:
@@ -122,12 +125,14 @@ def measure(runs: int) -> dict[str, dict[str, float]]:
 
 def main() -> int:
     """Measure and print, as the command line asks; return the exit status."""
-    options = hooks.options("What the time of a hook is spent on, in milliseconds.", "runs of each event")
+    parser = hooks.parser("What the time of a hook is spent on, in milliseconds.", "runs of each event")
+    parser.add_argument("--beside", type=int, default=1, metavar="N", help="guests that run already (1)")
+    options = parser.parse_args()
     if os.geteuid() != 0:
         print("split.py: this needs root, for a network namespace", file=sys.stderr)
         return 1
     with hooks.nowhere():
-        found = measure(options.runs)
+        found = measure(options.runs, options.beside)
     if options.json:
         print(json.dumps(found))
         return 0
