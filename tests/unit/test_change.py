@@ -15,7 +15,8 @@ import pytest
 from unit.build import UUID, domain_xml, forward
 from virt_forward import cli
 from virt_forward.cli import change, listing, precheck, report
-from virt_forward.errors import LockTimeout, VirtForwardError
+from virt_forward.errors import LockTimeout, NftError, VirtForwardError
+from virt_forward.host import nft
 from virt_forward.libvirtd import api, metadata
 from virt_forward.libvirtd.metadata import Part, Target
 from virt_forward.metadata import forwards
@@ -144,6 +145,7 @@ def web(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeDomain:
     monkeypatch.setattr(api, "domains", lambda *_: states)
     monkeypatch.setattr(metadata, "target", lambda *_: target(domain))
     monkeypatch.setattr(precheck, "check", lambda *_: None)
+    monkeypatch.setattr(nft, "check", lambda: None)
     monkeypatch.setattr(change, "sync", lambda **_: Outcome((), ()))
     monkeypatch.setattr(listing, "lines", lambda *_: [
         report.Line("web", UUID, forward(port), (), (), "active") for port in (80, 81, 443)
@@ -199,6 +201,7 @@ def test_one_wrong_word_changes_nothing(web: FakeDomain, capsys: pytest.CaptureF
     assert cli.main(["add", "web", "443", "0"]) == 2
     assert cli.main(["remove", "web"]) == 2
     assert cli.main(["remove", "web", "80", "--all"]) == 2
+    assert cli.main(["remove", "web", "--all", "--dev", "enp1s0"]) == 2
     assert cli.main(["add", "web", "203.0.113.7:80", "--source", "2001:db8::/32"]) == 2
     assert web.calls == []
     assert "virt-forward: error: tcp/83 is not declared" in capsys.readouterr().err
@@ -222,9 +225,7 @@ def test_dry_run_prints_the_metadata_of_each_definition(
 def test_wrong_value_of_an_option_is_wrong_usage(
     option: str, word: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(SystemExit) as caught:
-        cli.main(["add", "web", "80", option, word])
-    assert caught.value.code == 2
+    assert cli.main(["add", "web", "80", option, word]) == 2
     assert f'"{word}" is wrong: ' in capsys.readouterr().err
 
 
@@ -251,6 +252,39 @@ def test_kernel_that_does_not_follow_is_a_failure(web: FakeDomain, monkeypatch: 
     missing = [report.Line("web", UUID, forward(443), (), (), "missing")]
     monkeypatch.setattr(listing, "lines", lambda *_: missing)
     assert cli.main(["add", "web", "443"]) == 1
+
+
+def test_change_that_nft_could_not_follow_is_not_begun(
+    web: FakeDomain, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(nft, "check", mock.Mock(side_effect=NftError("nft not found")))
+    assert cli.main(["add", "web", "443"]) == 1
+    assert web.calls == []
+    assert capsys.readouterr().err == "virt-forward: error: nft not found\n"
+
+
+def test_error_after_the_metadata_is_set_says_that_it_is_set(
+    web: FakeDomain, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(change, "sync", mock.Mock(side_effect=LockTimeout("the lock is held")))
+    assert cli.main(["add", "web", "443", "--json"]) == 1
+    assert [flags for flags, _ in web.calls] == [CONFIG, LIVE]
+    said = capsys.readouterr()
+    assert json.loads(said.out)["changed"] == ["config", "live"]
+    assert said.err.splitlines() == [
+        "virt-forward: error: the metadata is set, but the kernel does not follow",
+        "virt-forward: error: the lock is held",
+        "hint: virt-forward sync makes it follow",
+    ]
+
+
+def test_change_of_the_configuration_of_a_running_guest_has_no_line(
+    web: FakeDomain, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["add", "web", "443", "--config"]) == 0
+    assert "web is running: the change is in force from its next start\n" in capsys.readouterr().out
+    assert cli.main(["add", "web", "444", "--config", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["forwards"] == []
 
 
 def test_second_edit_waits_for_the_first(tmp_path: Path) -> None:

@@ -315,3 +315,25 @@ def test_check_without_libvirt_claims_no_success(
     assert check.run(SimpleNamespace(domains=[], json=False)) == 1  # type: ignore[arg-type]
     told = capsys.readouterr()
     assert (told.out, told.err) == ("", "virt-forward: error: libvirt is not reachable\n")
+
+
+MAIN = f"""import sys
+sys.path.insert(0, {str(REPO / "lib")!r})
+from virt_forward.cli import main
+sys.exit(main())"""
+
+
+@pytest.mark.parametrize(
+    ("output", "status", "said"),
+    [
+        ("| true", 0, ""),
+        (">&-", 0, ""),
+        (">&- 2>&-", 0, ""),
+        (">/dev/full", 1, "virt-forward: error: the output: No space left on device\n"),
+    ],
+)
+def test_output_that_nobody_takes_causes_no_traceback(output: str, status: int, said: str) -> None:
+    """With the interpreter's option -I, as the installed command has it: its output is buffered."""
+    command = f'set -o pipefail; /usr/bin/python3 -I -c "$0" add --help {output}'
+    done = run(["bash", "-c", command, MAIN], check=False)
+    assert (done.status, done.err) == (status, said)

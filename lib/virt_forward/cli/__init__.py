@@ -14,20 +14,35 @@ from virt_forward.errors import UsageError, VirtForwardError
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line, and return the exit status: 0 on success, 1 on failure, 2 for wrong usage."""
+    _replace_closed()
     _escape_unencodable()
-    options = _parser().parse_args(arguments)
-    run: Callable[[argparse.Namespace], int] = options.run
+    status = 0
     try:
+        status = _run(arguments)
+        # Not left to the interpreter, which can only print a traceback of what fails then.
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader (head, less) has closed the pipe
+        _discard_output()
+    except OSError as error:
+        _discard_output()
+        where = "the output" if error.filename is None else text.word(str(error.filename))
+        print_error(VirtForwardError(f"{where}: {error.strerror or error}"))
+        return 1
+    return status
+
+
+def _run(arguments: Sequence[str] | None) -> int:
+    try:
+        options = _parser().parse_args(arguments)
+        run: Callable[[argparse.Namespace], int] = options.run
         if options.needs_root(options):
             _need_root(options.command)
         return run(options)
     except VirtForwardError as error:
         print_error(error)
         return 2 if isinstance(error, UsageError) else 1
-    except BrokenPipeError:
-        # The reader (head, less) has closed the pipe; flushing to it at exit would fail again.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+    except SystemExit as error:  # argparse: after --help, and for wrong usage
+        return int(error.code or 0)
     except KeyboardInterrupt:
         return 130
 
@@ -43,6 +58,19 @@ def print_error(error: VirtForwardError) -> None:
 def print_line(message: str, file: TextIO | None = None) -> None:
     """Print a message as one line of harmless text; to stdout if no file is given."""
     print(text.line(message), file=file)
+
+
+def _replace_closed() -> None:
+    """Open /dev/null in the place of an output that was closed by who has called us: Python has none then."""
+    if sys.stdout is None:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for as long as the process lives
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+
+
+def _discard_output() -> None:
+    """Send what is still to be written to stdout nowhere: it would fail again at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _escape_unencodable() -> None:

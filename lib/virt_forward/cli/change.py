@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from virt_forward import cli, ports, portspec, text
 from virt_forward.cli import listing, precheck, report
 from virt_forward.errors import VirtForwardError
+from virt_forward.host import nft
 from virt_forward.libvirtd import api, metadata
 from virt_forward.libvirtd.metadata import Part, Target
 from virt_forward.metadata import values
@@ -109,7 +110,7 @@ def run(options: argparse.Namespace, edit: Edit) -> int:
                 _write(change)
         if options.dry_run:
             return _print_dry_run(options, change)
-        result = _apply(change) if "live" in change.documents else _declare(change)
+        result = _followed(change) if "live" in change.documents else _declare(change)
     return _print_result(options, change, result)
 
 
@@ -123,9 +124,23 @@ def _edit_copy(options: argparse.Namespace, opened: Any, edit: Edit) -> Change:
 
 
 def _write(change: Change) -> None:
+    if "live" in change.changed:
+        nft.check()
     before = {part: document.before for part, document in change.changed.items()}
     after = {part: document.submission() for part, document in change.changed.items()}
     metadata.write(change.target, after, before)
+
+
+def _followed(change: Change) -> Result:
+    """Make the kernel follow, and return what came of it, an error that ended it included."""
+    try:
+        return _apply(change)
+    except VirtForwardError as error:
+        if not change.changed:
+            raise
+        told = "the metadata is set, but the kernel does not follow", *error.messages
+        hints = filter(None, (error.hint, "virt-forward sync makes it follow"))
+        return Result([], [VirtForwardError(told, "; ".join(hints))])
 
 
 def _apply(change: Change) -> Result:
@@ -151,7 +166,9 @@ def _is_behind(lines: Sequence[report.Line], change: Change) -> bool:
 
 
 def _declare(change: Change) -> Result:
-    """Return the lines of a configuration that is not in force now."""
+    """Return the lines of a configuration that is not in force now; of a running guest, it is not listed."""
+    if change.target.active:
+        return Result([], [])
     domain = change.documents["config"].domain()
     return Result(report.lines(domain, False, None, report.HostState({})), [])
 
@@ -185,6 +202,10 @@ def _print_result(options: argparse.Namespace, change: Change, result: Result) -
         _print_words(change)
         if lines:
             listing.print_table(lines)
+        elif change.changed and change.target.active and "live" not in change.documents:
+            cli.print_line(
+                f"{text.word(change.target.name)} is running: the change is in force from its next start"
+            )
     _warn_of_saved_state(change)
     for error in result.errors:
         cli.print_error(error)

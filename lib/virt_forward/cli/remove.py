@@ -38,8 +38,10 @@ def run(options: argparse.Namespace) -> int:
     """Remove the forwards, and print them; return 1 if the kernel does not follow."""
     if options.all == bool(options.specs):
         raise UsageError("either SPEC or --all says what to remove", "as in: virt-forward remove web 8080")
-    specs = [parse_spec(word) for word in options.specs]
     where = change.where(options)
+    if options.all and where != Where():
+        raise UsageError("--all removes every forward", "leave --dev, --source and --mac out, or name a SPEC")
+    specs = [parse_spec(word) for word in options.specs]
 
     def edit(documents: Sequence[Document]) -> list[change.Made]:
         if options.all:

@@ -108,6 +108,13 @@ def _names(kind: _Kind) -> list[str]:
     ]
 
 
+def check() -> None:
+    """Raise NftError if our table could not be changed now, as nft is not installed or is refused."""
+    result = run(["nft", "-c", "-f", "-"], f"add table {TABLE}\n", TIMEOUT)
+    if result.status:
+        raise _failure(result.stderr, result.status)
+
+
 def delete_table() -> None:
     """Delete our table, if there is one. Raises NftError."""
     apply(f"add table {TABLE}\ndelete table {TABLE}\n")

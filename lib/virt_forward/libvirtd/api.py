@@ -3,7 +3,7 @@
 import os
 import re
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from virt_forward import text
@@ -87,10 +87,21 @@ def domains(opened: Any, only: Collection[str] | None = None) -> list[DomainStat
         listed = opened.listAllDomains() if only is None else _looked_up(libvirt, opened, only)
         states = [_state(libvirt, domain) for domain in listed]
     except libvirt.libvirtError as error:
-        raise VirtForwardError(
-            f"libvirt does not list its domains: {text.output(str(error))}", LOOK
-        ) from None
+        raise not_listed(error) from None
     return sorted(state for state in states if state)
+
+
+def not_listed(error: Exception) -> VirtForwardError:
+    """Return the error of a list of domains that libvirt did not give, or not whole."""
+    return VirtForwardError(f"libvirt does not list its domains: {text.output(str(error))}", LOOK)
+
+
+def is_undefined(libvirt: Any, error: Any) -> bool:
+    """Tell whether an error of libvirt says that a domain does not exist, or not any more.
+
+    Any other, such as a connection that broke, says nothing of the domain.
+    """
+    return bool(error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN)
 
 
 def networks(opened: Any) -> list[bytes] | None:
@@ -105,8 +116,11 @@ def networks(opened: Any) -> list[bytes] | None:
 
 def _looked_up(libvirt: Any, opened: Any, uuids: Collection[str]) -> Iterator[Any]:
     for uuid in uuids:
-        with suppress(libvirt.libvirtError):
+        try:
             yield opened.lookupByUUIDString(uuid)
+        except libvirt.libvirtError as error:
+            if not is_undefined(libvirt, error):
+                raise
 
 
 def _state(libvirt: Any, domain: Any) -> DomainState | None:
@@ -116,5 +130,7 @@ def _state(libvirt: Any, domain: Any) -> DomainState | None:
         paused = active and domain.state()[0] == libvirt.VIR_DOMAIN_PAUSED
         xml = domain.XMLDesc(0).encode()
         return DomainState(domain.name(), domain.UUIDString(), active, xml, number, paused)
-    except libvirt.libvirtError:
-        return None
+    except libvirt.libvirtError as error:
+        if is_undefined(libvirt, error):
+            return None
+        raise

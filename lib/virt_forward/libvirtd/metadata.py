@@ -111,9 +111,7 @@ def declarations(opened: Any, besides: str) -> Iterator[bytes]:
     try:
         domains = opened.listAllDomains()
     except libvirt.libvirtError as error:
-        raise VirtForwardError(
-            f"libvirt does not list its domains: {text.output(str(error))}", api.LOOK
-        ) from None
+        raise api.not_listed(error) from None
     for domain in domains:
         try:
             if domain.UUIDString() == besides:
@@ -121,6 +119,8 @@ def declarations(opened: Any, besides: str) -> Iterator[bytes]:
             xmls = [domain.XMLDesc(0)] if domain.isActive() else []
             if domain.isPersistent():
                 xmls.append(domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE))
-        except libvirt.libvirtError:  # it was undefined meanwhile
-            continue
+        except libvirt.libvirtError as error:
+            if api.is_undefined(libvirt, error):
+                continue
+            raise api.not_listed(error) from None
         yield from (xml.encode() for xml in xmls)
