@@ -31,6 +31,14 @@ def test_progress_of_a_long_sync_is_shown_and_erased() -> None:
     assert terminal.getvalue() == "\r\x1b[Kreading …\r\x1b[Kloading …\r\x1b[K"
 
 
+def test_progress_begins_with_the_first_step_after_the_time() -> None:
+    terminal = Terminal(tty=True)
+    with Progress(terminal, seconds=0.001) as progress:
+        progress._timer.join(10)
+        progress.tell("reading")
+    assert terminal.getvalue() == "\r\x1b[Kreading …\r\x1b[K"
+
+
 def test_short_sync_shows_no_progress() -> None:
     terminal = Terminal(tty=True)
     with Progress(terminal, seconds=60) as progress:

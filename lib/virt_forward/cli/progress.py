@@ -16,7 +16,7 @@ class Progress:
     def __init__(self, stream: TextIO, seconds: float = SECONDS) -> None:
         self._stream = stream
         self._step = ""
-        self._is_shown = False
+        self._is_due = False
         self._lock = threading.Lock()
         self._timer = threading.Timer(seconds, self._begin)
         self._timer.daemon = True
@@ -29,22 +29,21 @@ class Progress:
     def __exit__(self, *_: object) -> None:
         self._timer.cancel()
         with self._lock:
-            if self._is_shown:
+            if self._is_due and self._step:
                 self._show("")
-            self._is_shown = False
             self._step = ""
 
     def tell(self, step: str) -> None:
         """Show what is done next, in the place of what was shown before."""
         with self._lock:
             self._step = step
-            if self._is_shown:
+            if self._is_due:
                 self._show(step)
 
     def _begin(self) -> None:
         with self._lock:
+            self._is_due = True
             if self._step:
-                self._is_shown = True
                 self._show(self._step)
 
     def _show(self, step: str) -> None:
