@@ -102,10 +102,12 @@ is_ours() { [[ -f $1 && ! -L $1 ]] && head -n 20 -- "$1" | grep -q '^# virt-forw
 
 exists() { [[ -e $1 || -L $1 ]]; }
 
+is_foreign() { exists "$1" && ! is_ours "$1"; }
+
 # libvirt runs DRIVER first and then all of DRIVER.d: where DRIVER is somebody's, ours is one of those.
 hook_place() {
     local place=$hooks_dir/$1
-    if exists "$root$place" && ! is_ours "$root$place"; then
+    if is_foreign "$root$place"; then
         place=$hooks_dir/$1.d/virt-forward
     fi
     printf '%s\n' "$place"
@@ -264,13 +266,17 @@ put_hooks() {
 
 # Before the first file is touched: what would make half an installation.
 check_install() {
-    local file driver
+    local file driver place
     for file in "${source_of[@]}" "$repo"/hooks/{qemu,network}; do
         [[ -f $file ]] || fail "$file is missing: this checkout is not complete"
     done
     need_same_prefix '--uninstall it first'
     for driver in qemu network; do
-        [[ $(hook_place "$driver") != *.d/* ]] || need_hook_dirs "$driver"
+        place=$(hook_place "$driver")
+        [[ $place == *.d/virt-forward ]] || continue
+        need_hook_dirs "$driver"
+        ! is_foreign "$root$place" ||
+            fail "neither $root$hooks_dir/$driver nor $root$place is ours: rename the second, libvirt runs it under any name"
     done
 }
 

@@ -6,11 +6,25 @@ LIB=/usr/lib/virt-forward
 
 is_ours() { [ -f "$1" ] && [ ! -L "$1" ] && head -n 20 "$1" | grep -q '^# virt-forward hook'; }
 
-# Hooks that use the package in directory $1. libvirt runs DRIVER first and then all of DRIVER.d: where DRIVER is somebody's, ours is one of those.
-put_hooks() {
+is_foreign() { { [ -e "$1" ] || [ -L "$1" ]; } && ! is_ours "$1"; }
+
+refuse_two_foreign() {
     for driver in qemu network; do
         place=$HOOKS/$driver
-        if { [ -e "$place" ] || [ -L "$place" ]; } && ! is_ours "$place"; then
+        if is_foreign "$place" && is_foreign "$place.d/virt-forward"; then
+            echo "virt-forward: neither $place nor $place.d/virt-forward is ours:" \
+                "rename the second, libvirt runs it under any name" >&2
+            exit 1
+        fi
+    done
+}
+
+# Hooks that use the package in directory $1. libvirt runs DRIVER first and then all of DRIVER.d: where DRIVER is somebody's, ours is one of those.
+put_hooks() {
+    refuse_two_foreign
+    for driver in qemu network; do
+        place=$HOOKS/$driver
+        if is_foreign "$place"; then
             place=$place.d/virt-forward
         elif is_ours "$place.d/virt-forward"; then
             remove_hook "$place.d/virt-forward"

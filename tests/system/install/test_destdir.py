@@ -203,6 +203,35 @@ def test_foreign_hook_is_left_untouched(tmp_path: Path, driver: str) -> None:
     assert not ours.parent.exists()
 
 
+@pytest.mark.parametrize("driver", ["qemu", "network"])
+@pytest.mark.parametrize("link", [False, True])
+def test_foreign_hook_in_our_second_place_is_refused_and_kept(
+    tmp_path: Path, driver: str, *, link: bool
+) -> None:
+    first = put(tmp_path / "etc/libvirt/hooks" / driver)
+    second = put(first.with_name(f"{driver}.d") / "virt-forward")
+    if link:
+        second.rename(second.with_name("10-other"))
+        second.symlink_to("10-other")
+    before = (tree(tmp_path), contents(tmp_path))
+    done = install(DESTDIR=str(tmp_path), check=False)
+    assert (done.status, done.out) == (1, "")
+    says = f"neither {first} nor {second} is ours: rename the second, libvirt runs it under any name\n"
+    assert done.err == f"install.sh: error: {says}"
+    install("--uninstall", DESTDIR=str(tmp_path))
+    assert (tree(tmp_path), contents(tmp_path)) == before
+
+
+def test_foreign_hook_in_our_second_place_is_kept_where_the_first_is_free(tmp_path: Path) -> None:
+    foreign = put(tmp_path / "etc/libvirt/hooks/qemu.d/virt-forward")
+    before = tree(tmp_path)
+    text = foreign.read_bytes()
+    install(DESTDIR=str(tmp_path))
+    install("--uninstall", DESTDIR=str(tmp_path))
+    assert foreign.read_bytes() == text
+    assert tree(tmp_path) == before
+
+
 def test_link_to_nowhere_is_a_foreign_hook(tmp_path: Path) -> None:
     link = tmp_path / "etc/libvirt/hooks/qemu"
     link.parent.mkdir(parents=True)

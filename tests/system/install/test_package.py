@@ -31,6 +31,11 @@ base64 -d >/tmp/virt-forward.deb
 quietly() {
     apt-get -q -y -o DPkg::Options::=--force-unsafe-io "$@" >/tmp/log 2>&1 || { cat /tmp/log; exit 1; }
 }
+mkdir -p /etc/libvirt/hooks/qemu.d
+touch /etc/libvirt/hooks/qemu /etc/libvirt/hooks/qemu.d/virt-forward
+dpkg --unpack /tmp/virt-forward.deb 2>&1 | grep ^virt-forward:
+[ -e /usr/lib/virt-forward ] || echo not unpacked
+rm -r /etc/libvirt
 quietly install --no-install-recommends /tmp/virt-forward.deb
 virt-forward --version
 ls /etc/libvirt/hooks
@@ -40,10 +45,15 @@ find / -xdev -path /usr/src -prune -o -path '*virt*forward*' ! -path '/tmp/*' -p
 
 
 def test_apt_installs_it_on_a_bare_debian_12() -> None:
-    """Its dependencies are enough, and without systemd and libvirt it can be installed as well."""
+    """Its dependencies are enough, and without systemd and libvirt it can be installed as well.
+
+    Before that it is refused where both places of a hook are somebody else's.
+    """
     encoded = base64.b64encode(package.build().deb).decode()
     done = bare.run_in(bare.rootfs("bookworm"), ["sh", "-c", APT], stdin=encoded)
-    version, *rest = done.out.splitlines()
+    refused, unpacked, version, *rest = done.out.splitlines()
+    assert refused.startswith(f"virt-forward: neither {HOOKS}/qemu nor {HOOKS}/qemu.d/virt-forward is ours")
+    assert unpacked == "not unpacked"
     assert version.startswith("virt-forward ")
     assert rest == ["network", "qemu"], "what is left after it is purged"
 
