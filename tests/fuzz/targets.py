@@ -55,6 +55,7 @@ from virt_forward.metadata.network import parse_network
 from virt_forward.metadata.spec import Spec, parse_spec
 from virt_forward.model import PROTOS, Forward, Span
 from virt_forward.ruleset import static, table
+from virt_forward.ruleset.block import Block
 from virt_forward.state import database, records, upgrade
 from virt_forward.state.snapshot import Snapshot
 from virt_forward.watch import kernel_events
@@ -213,8 +214,12 @@ def _read_all(directory: str) -> None:
 
 
 def include(data: bytes) -> None:
-    found = table.splice(data, 7, 8, table.Change({}, {}), Config())
-    assert found is None or b"".join(found).startswith(table.text(table.whole([], Config(), 8)).encode()[:60])
+    """A block that the file does not have is inserted, and removed again: all else is kept."""
+    added = table.Change({}, {"guest 7": Block("guest 7"), "port tcp-7": Block("port tcp-7")})
+    found = table.splice(data, 7, 8, added, Config())
+    if found is not None:
+        back = table.splice(b"".join(found), 8, 7, table.Change(added.after, {}), Config())
+        assert back is None or b"".join(back) == data
 
 
 # Text that programs print and kernels write: nothing is raised, damaged parts are passed over.
