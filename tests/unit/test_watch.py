@@ -365,6 +365,19 @@ def test_monitor_that_keeps_ending_is_restarted_with_backoff_and_logged_once(
     assert "nft monitor has ended: 'netlink: Protocol not supported'" in line
 
 
+def test_message_that_was_read_before_the_monitor_ended_is_logged(
+    monitor: tuple[TableMonitor, Path], logged: list[str], tmp_path: Path
+) -> None:
+    made, nft = monitor
+    end = tmp_path / "end"
+    program(nft, f"echo 'netlink: Protocol not supported' >&2; until [ -e {end} ]; do sleep 0.01; done")
+    made.start()
+    printed(made, b"supported\n")
+    end.touch()
+    printed_end(made)
+    assert "'netlink: Protocol not supported'" in logged[0]
+
+
 def printed_end(made: TableMonitor) -> None:
     def ended() -> bool:
         if made.fileno() >= 0:

@@ -51,7 +51,7 @@ class TableMonitor:
         self._started = -math.inf
         self._next_start = -math.inf
         self._warned = False
-        self._incomplete = b""
+        self._incomplete = self._last = b""
 
     def next_at(self) -> float:
         """Return when the monitor is to be started, on the monotonic clock; infinity while it runs."""
@@ -59,7 +59,7 @@ class TableMonitor:
 
     def start(self) -> None:
         """Start the monitor; after a failure, ``next_at`` returns when to try again."""
-        self._started, self._incomplete = time.monotonic(), b""
+        self._started, self._incomplete, self._last = time.monotonic(), b"", b""
         try:
             self._process = subprocess.Popen(
                 ["nft", "monitor"],
@@ -87,11 +87,11 @@ class TableMonitor:
                 text += chunk
                 if not chunk:
                     self.stop()
-                    last = text.strip().rpartition(b"\n")[2][:200]
+                    last = _last_line(text) or self._last
                     self._schedule_restart(last.decode("utf-8", "replace") or "no message")
                     return text
         whole, end, rest = text.rpartition(b"\n")
-        self._incomplete = rest[-MAX_LINE:]
+        self._incomplete, self._last = rest[-MAX_LINE:], _last_line(whole) or self._last
         return whole + end
 
     def stop(self) -> None:
@@ -113,6 +113,10 @@ class TableMonitor:
         if not self._warned:
             self._warned = True
             log.warning(f"watch: nft monitor has ended: {reason!r}; restarting it with increasing delays")
+
+
+def _last_line(text: bytes) -> bytes:
+    return text.strip().rpartition(b"\n")[2][:200]
 
 
 class Neighbour(NamedTuple):
