@@ -5,6 +5,7 @@ from ipaddress import ip_address, ip_network
 
 import pytest
 
+from support.proc import REPO
 from unit.build import UUID, domain_xml
 from virt_forward.check import findings, includes, listing, reading
 from virt_forward.check.clone.probes import Probe
@@ -279,6 +280,15 @@ def test_paused_guest_is_told_once_and_is_to_be_resumed() -> None:
 def test_table_of_guests_that_the_state_lacks_is_told_once() -> None:
     found = findings.problems(GOOD._replace(guests=(), expected_table=None))
     assert [(problem.id, problem.domain) for problem in found] == [("table-missing", "web")]
+
+
+def test_missing_hook_is_put_back_by_what_has_installed_it() -> None:
+    missing = GOOD._replace(hooks=(HOOK._replace(ours=False),))
+    assert [problem.fix for problem in findings.problems(missing)] == ["sudo ./install.sh"]
+    packaged = missing._replace(packaged=True)
+    assert [problem.fix for problem in findings.problems(packaged)] == ["dpkg-reconfigure virt-forward"]
+    # It runs this script, which puts the hooks in place by the functions of that file.
+    assert f"\n. {reading.PACKAGED_HOOKS}\n" in (REPO / "debian/postinst").read_text()
 
 
 def test_fix_names_the_daemon_that_runs() -> None:

@@ -84,6 +84,7 @@ class Facts(NamedTuple):
     their own forwards, by UUID, each with its bridge port. ``systemd`` is its version, 0 if not known.
     ``paused`` are the UUIDs of guests that are suspended. ``networkd_bridges`` are the bridges that networkd
     makes; ``networkd`` tells whether it is running, and is enabled, True where that is not known.
+    ``packaged`` tells whether the hooks are those of the Debian package.
     """
 
     guests: tuple[Guest, ...] = ()
@@ -109,6 +110,7 @@ class Facts(NamedTuple):
     paused: frozenset[str] = frozenset()
     networkd_bridges: frozenset[str] = frozenset()
     networkd: tuple[bool, bool] = (True, True)
+    packaged: bool = False
 
     def lacks(self, bridge: str) -> bool:
         """Tell whether the host is known to have no such interface."""

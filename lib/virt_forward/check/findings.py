@@ -23,6 +23,8 @@ def problems(facts: Facts) -> list[Problem]:
 
 def hook_missing(facts: Facts) -> Iterator[Problem]:
     """Find hooks that are missing, not ours or not executable."""
+    # install.sh refuses to run beside the Debian package, which puts its hooks in place as it is configured.
+    fix = "dpkg-reconfigure virt-forward" if facts.packaged else "sudo ./install.sh"
     for hook in facts.hooks:
         if not hook.ours:
             yield Problem(
@@ -30,7 +32,7 @@ def hook_missing(facts: Facts) -> Iterator[Problem]:
                 "error",
                 None,
                 f"the hook of virt-forward is missing at {hook.path}",
-                "sudo ./install.sh",
+                fix,
             )
         elif not hook.executable:
             yield Problem(

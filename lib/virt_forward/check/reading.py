@@ -27,6 +27,9 @@ from virt_forward.state.store import Store
 
 HOOKS = "/etc/libvirt/hooks"
 MARK = "# virt-forward hook"
+PACKAGED_HOOKS = "/usr/lib/virt-forward/hooks.sh"
+"""How the Debian package puts its hooks in place; install.sh installs no such file (debian/rules)."""
+
 INCLUDES = "/etc"
 """The directory of relative includes (nft(8), --includepath)."""
 
@@ -89,6 +92,7 @@ def read_facts(
         frozenset(state.uuid for state in domains or () if state.paused),
         frozenset(made),
         _networkd(),
+        os.path.exists(PACKAGED_HOOKS),
     )
 
 
