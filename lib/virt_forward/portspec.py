@@ -24,3 +24,9 @@ def qualifiers(forward: Forward) -> str:
     words = [f"on {forward.dev}"] if forward.dev else []
     words += [f"from {forward.source}"] if forward.source else []
     return " ".join(words)
+
+
+def options(forward: Forward) -> str:
+    """Return what ``add`` needs beside the SPEC, as ``--dev enp1s0 --source 192.168.1.0/24``, or nothing."""
+    given = {"--dev": forward.dev, "--source": forward.source, "--mac": forward.mac}
+    return " ".join(f"{name} {value}" for name, value in given.items() if value)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from unit.build import forward
+from unit.build import MAC, UUID, domain_xml, forward
+from virt_forward.cli import listing
+from virt_forward.libvirtd.api import DomainState
 from virt_forward.model import Forward, Span
 from virt_forward.portspec import host_part, qualifiers, render
 
@@ -41,3 +43,21 @@ def test_span_of_one_port_is_a_number() -> None:
 )
 def test_qualifiers(item: Forward, shown: str) -> None:
     assert qualifiers(item) == shown
+
+
+def test_specs_leave_out_forwards_that_would_be_open_to_more_by_their_spec_alone(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    narrowed = f'source="192.0.2.0/24" dev="enp1s0" mac="{MAC}"'
+    metadata = f"""<forwards xmlns="urn:virt-forward:1">
+      <portForward proto="tcp"><range start="8080" to="80"/></portForward>
+      <portForward proto="udp" address="203.0.113.7"><range start="53"/></portForward>
+      <portForward proto="tcp" {narrowed}><range start="5432"/></portForward>
+    </forwards>"""
+    listing._print_specs([DomainState("web", UUID, True, domain_xml(metadata))], [])
+    out, err = capsys.readouterr()
+    assert out.split() == ["8080:80/tcp", "203.0.113.7:53/udp"]
+    assert err == (
+        "virt-forward: warning: web: 5432/tcp is left out; it also needs "
+        f"--dev enp1s0 --source 192.0.2.0/24 --mac {MAC}\n"
+    )

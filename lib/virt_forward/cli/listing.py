@@ -23,7 +23,7 @@ examples:
   virt-forward list web db
   virt-forward list --watch --interval 1  again every second, until Ctrl-C
   virt-forward list --json | jq -r '.forwards[] | select(.state != "active") | .domain'
-  virt-forward list --specs web           the words that add takes, for another guest
+  virt-forward list --specs web           the SPECs for add and remove, one a line
 """
 
 
@@ -39,7 +39,9 @@ def add_to(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> N
     how = parser.add_mutually_exclusive_group()
     how.add_argument("--json", action="store_true", help="print JSON, version 1")
     how.add_argument(
-        "--specs", action="store_true", help="print the SPEC of each declared forward only; needs no root"
+        "--specs",
+        action="store_true",
+        help="print SPECs only, without forwards that need --dev, --source or --mac as well; needs no root",
     )
     how.add_argument("--watch", action="store_true", help="show the list again and again, until Ctrl-C")
     parser.add_argument(
@@ -161,4 +163,9 @@ def _print_specs(states: Iterable[DomainState], errors: list[VirtForwardError]) 
             errors.append(error)
             continue
         for forward in ports.expand(declaration) if declaration else ():
-            print(portspec.render(forward))
+            if options := portspec.options(forward):
+                # Added by its SPEC alone, it would be open to everybody, or lead to another NIC.
+                left_out = f"{text.word(state.name)}: {portspec.render(forward)} is left out"
+                cli.print_line(f"virt-forward: warning: {left_out}; it also needs {options}", sys.stderr)
+            else:
+                print(portspec.render(forward))
