@@ -31,7 +31,11 @@ MADE = frozenset({"virbr0"})
 HOOK = Hook("qemu", "/etc/libvirt/hooks/qemu", True, True, 100.0, 200.0)
 FLUSH = Flush("/etc/nftables.conf", True, True, False, False)
 TABLE = 'table inet virt-forward {\n\tset own {\n\t\ttype ifname\n\t\telements = { "b", "a" }\n\t}\n}\n'
-UNKNOWN = WEB._replace(endpoints=(), nics=(Nic("52:54:00:00:00:01", "bridge", "virbr0"),))
+UNKNOWN = WEB._replace(
+    endpoints=(),
+    nics=(Nic("52:54:00:00:00:01", "bridge", "virbr0"),),
+    lans=((ip_network("10.10.0.0/24"), "virbr0"),),
+)
 HOST = Host(
     frozenset({ip_address("192.0.2.1")}), (ip_network("127.0.0.0/8"),), frozenset({"enp1s0", "virbr0"})
 )
@@ -269,6 +273,27 @@ def test_no_address_fix_is_not_sync_while_the_service_runs() -> None:
     served = GOOD._replace(guests=(UNKNOWN,), flush=FLUSH._replace(service=True))
     (unknown,) = findings.problems(served)
     assert unknown.fix.startswith("wait for its DHCP lease, reserve an address, or add")
+
+
+@pytest.mark.parametrize(
+    ("forward", "word"),
+    [
+        (Forward("tcp", 80, 80, 80, source=ip_network("2001:db8::/32")), "source="),
+        (Forward("tcp", 80, 80, 80, ip_address("2001:db8::1")), "address="),
+    ],
+)
+def test_address_of_a_family_without_subnet_is_not_waited_for(forward: Forward, word: str) -> None:
+    waits = UNKNOWN._replace(forwards=(*UNKNOWN.forwards, forward))
+    lease, family = findings.problems(GOOD._replace(guests=(waits,)))
+    assert lease.fix.startswith("wait for its DHCP lease")
+    assert "80/tcp waits: the host has no IPv6 subnet on virbr0" in family.message
+    assert family.fix.startswith(f'correct {word}, or add <host ip="…"/> (virsh edit web), or give the host')
+
+
+def test_no_lease_is_waited_for_on_a_bridge_that_does_not_exist() -> None:
+    facts = GOOD._replace(guests=(UNKNOWN,), host=HOST._replace(devices=frozenset({"enp1s0"})))
+    (problem,) = findings.problems(facts)
+    assert (problem.id, problem.message) == ("device-absent", "its bridge virbr0 does not exist now")
 
 
 def test_paused_guest_is_told_once_and_is_to_be_resumed() -> None:

@@ -10,25 +10,43 @@ from virt_forward.model import LEARNED, Forward, Guest, Network, fits
 def reason(guest: Guest, forward: Forward, networks: Iterable[Network]) -> str:
     """Return why no endpoint of ``guest`` serves ``forward``, as one line."""
     networks = tuple(networks)
-    found = [
-        attachment
-        for attachment in named_attachments(guest.nics, networks)
-        if forward.mac in (None, attachment.nic.mac)
-    ]
+    found = serving(guest, forward, networks)
     if not found:
         return _no_attachment(guest, forward, networks)
-    versions = [version for version in (4, 6) if fits(forward, version)]
-    served = {(subnet.version, bridge) for subnet, bridge in guest.lans}
-    searched = [
-        attachment
-        for attachment in found
-        if any((version, attachment.bridge) in served for version in versions)
-    ]
-    if not searched:
-        family = f"IPv{versions[0]}" if len(versions) == 1 else "IP"
-        bridges = ", ".join(dict.fromkeys(attachment.bridge for attachment in found))
-        return f"the host has no {family} subnet on {bridges}, and the metadata has no <host> for the guest"
+    lacking = unserved_family(guest, forward, networks)
+    if lacking:
+        return f"the host has no {lacking}, and the metadata has no <host> for the guest"
+    searched = [attachment for attachment in found if _served(guest, forward, attachment)]
     return "; ".join((*map(_sources, searched), *_untrusted_sources(guest, searched)))
+
+
+def serving(guest: Guest, forward: Forward, networks: Iterable[Network]) -> list[Attachment]:
+    """Return the attachments of ``guest`` that ``forward`` can lead to."""
+    found = named_attachments(guest.nics, networks)
+    return [attachment for attachment in found if forward.mac in (None, attachment.nic.mac)]
+
+
+def unserved_family(guest: Guest, forward: Forward, networks: Iterable[Network]) -> str:
+    """Return the subnet that the host lacks for ``forward``, as ``IPv6 subnet on virbr0``.
+
+    Without one on a bridge of the guest, no source can tell the guest's address. Empty if there is one.
+    """
+    found = serving(guest, forward, networks)
+    if any(_served(guest, forward, attachment) for attachment in found):
+        return ""
+    versions = _versions(forward)
+    family = f"IPv{versions[0]}" if len(versions) == 1 else "IP"
+    return f"{family} subnet on {', '.join(dict.fromkeys(attachment.bridge for attachment in found))}"
+
+
+def _served(guest: Guest, forward: Forward, attachment: Attachment) -> bool:
+    """Tell whether the host has a subnet on the bridge of an attachment in a family of the forward."""
+    versions = _versions(forward)
+    return any(subnet.version in versions and bridge == attachment.bridge for subnet, bridge in guest.lans)
+
+
+def _versions(forward: Forward) -> list[int]:
+    return [version for version in (4, 6) if fits(forward, version)]
 
 
 def _untrusted_sources(guest: Guest, attachments: Iterable[Attachment]) -> list[str]:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 from virt_forward import portspec, text
+from virt_forward.addresses import explain
 from virt_forward.check.facts import Facts
 from virt_forward.check.packet_findings import edit, few
 from virt_forward.check.problem import Problem
@@ -57,9 +58,13 @@ def networkd_stopped(facts: Facts) -> Iterator[Problem]:
 
 
 def bridge_absent(facts: Facts) -> Iterator[Problem]:
-    """Find bridges of guests' addresses that do not exist: deleted, or renamed."""
+    """Find bridges of guests that do not exist: deleted, or renamed."""
     for guest in facts.guests:
-        for bridge in dict.fromkeys(endpoint.bridge for endpoint in guest.endpoints):
+        found = [endpoint.bridge for endpoint in guest.endpoints]
+        for forward in guest.forwards:
+            if not guest.endpoints_for(forward):
+                found += [item.bridge for item in explain.serving(guest, forward, facts.networks)]
+        for bridge in dict.fromkeys(found):
             if guest.phase == "running" and facts.lacks(bridge):
                 message = f"its bridge {text.word(bridge)} does not exist now"
                 fix = "restore the bridge (networkctl reload, where networkd makes it), or name the new one "

@@ -1,9 +1,9 @@
 """The checks: each a function from the facts to problems."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from virt_forward import portspec, text
-from virt_forward.addresses import attachments, explain, resolve
+from virt_forward.addresses import explain, resolve
 from virt_forward.check import bridge_findings, listing, packet_findings
 from virt_forward.check.facts import Facts, Hook
 from virt_forward.check.packet_findings import edit, few
@@ -185,19 +185,35 @@ def _absent(
 
 
 def no_address(facts: Facts) -> Iterator[Problem]:
-    """Find running guests with a forward that has no endpoint."""
+    """Find running guests with a forward that has no endpoint, for another reason than an absent bridge."""
     for guest in facts.guests:
-        idle = [forward for forward in guest.forwards if not guest.endpoints_for(forward)]
-        if guest.phase == "running" and idle:
-            why = explain.reason(guest, idle[0], facts.networks)
-            message = f"{few([*map(portspec.render, idle)])} waits: {why}"
-            yield Problem("no-address", "warning", guest.name, message, _address_fix(guest, idle[0], facts))
+        for forwards in _waiting(guest, facts):
+            why = explain.reason(guest, forwards[0], facts.networks)
+            message = f"{few([*map(portspec.render, forwards)])} waits: {why}"
+            fix = _address_fix(guest, forwards[0], facts)
+            yield Problem("no-address", "warning", guest.name, message, fix)
+
+
+def _waiting(guest: Guest, facts: Facts) -> Iterable[list[Forward]]:
+    """Return the forwards of a guest that wait for an address, together where the fix is the same."""
+    found: dict[str, list[Forward]] = {}
+    for forward in guest.forwards if guest.phase == "running" else ():
+        bridges = [item.bridge for item in explain.serving(guest, forward, facts.networks)]
+        # Where none of them exists, bridge_findings.bridge_absent tells it.
+        if not guest.endpoints_for(forward) and not (bridges and all(map(facts.lacks, bridges))):
+            found.setdefault(_address_fix(guest, forward, facts), []).append(forward)
+    return found.values()
 
 
 def _address_fix(guest: Guest, forward: Forward, facts: Facts) -> str:
-    found = attachments.named_attachments(guest.nics, facts.networks)
-    if not any(forward.mac in (None, item.nic.mac) for item in found):
-        return f"correct its interfaces, or mac= in its metadata ({edit(guest.name, guest.uuid)})"
+    change = edit(guest.name, guest.uuid)
+    if not explain.serving(guest, forward, facts.networks):
+        return f"correct its interfaces, or mac= in its metadata ({change})"
+    lacking = explain.unserved_family(guest, forward, facts.networks)
+    if lacking:
+        named = [f"{name}=" for name in ("address", "source") if getattr(forward, name)]
+        correct = f"correct {' or '.join(named)}, or " if named else ""
+        return f'{correct}add <host ip="…"/> ({change}), or give the host an {lacking} and run {SYNC}'
     # The service sees the lease by itself.
     then = "" if facts.flush and facts.flush.service else f" and run {SYNC}"
     return f'wait for its DHCP lease{then}, reserve an address, or add <host ip="…"/> to its metadata'
