@@ -132,14 +132,16 @@ def keep(guests: Iterable[Guest]) -> None:
 
 
 @contextmanager
-def service() -> Iterator[int]:
-    """Run the service, which has begun its work, and give its process."""
+def service(
+    lib: Path = REPO / "lib", env: Mapping[str, str] | None = None, *, patience: float = PATIENCE
+) -> Iterator[int]:
+    """Run the service of the package in ``lib``, which has begun its work, and give its process."""
     argv = ["/usr/bin/python3", "-m", "virt_forward.cli", "watch"]
-    env = {**os.environ, "PYTHONPATH": str(REPO / "lib")}
+    given = {**os.environ, "PYTHONPATH": str(lib), **(env or {})}
     quiet = subprocess.DEVNULL
-    with subprocess.Popen(argv, env=env, stdin=quiet, stdout=quiet, stderr=quiet) as running:
+    with subprocess.Popen(argv, env=given, stdin=quiet, stdout=quiet, stderr=quiet) as running:
         try:
-            restored()
+            restored(patience)
             yield running.pid
         finally:
             running.terminate()

@@ -13,17 +13,26 @@ shifted    seconds of a start of a guest with two shifted ranges of 59,000 ports
 restore    milliseconds from the table's deletion until the service has it back, one guest
 load       seconds of sync for 10,000 guests with 10 forwards each
 memory     MiB that this sync needs at most
+nft        MiB that nft needs at most, which it runs
 kernel     MiB that the kernel's memory grows by with that table (meminfo: Slab, VmallocUsed, Percpu)
 start      a guest's start beside these 100,000 forwards, against beside 10
 stop       its stop, likewise
+watch      MiB that the service needs at most with these guests (VmHWM), without its child processes
+restore_all seconds from this table's deletion until the service has it back
 gone       seconds in which a sync removes all of the 100,000
 
---small leaves out the 100,000 forwards. libvirt is replaced by a module that lists running domains. All of it
-happens in a network namespace and a run directory that are gone afterwards.
+That the 100,000 load, serve and stop is seen from a client: it asks through the first and the last forward
+of the first, a middle and the last guest with tcp and with udp, and each has to answer as itself, after the
+load and after the service has restored the table; after gone none may. Otherwise there are no figures.
+
+--small leaves out the 100,000 forwards. libvirt is replaced by a module that lists running domains, for the
+service, too (running_guests.py). All of it happens in network namespaces and a run directory that are gone
+afterwards; each step has a time limit.
 """
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import json
 import os
@@ -31,16 +40,18 @@ import resource
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
-import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 REPO = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(REPO / "lib"), str(REPO / "tests")]
 
-from bench import hooks  # noqa: E402
+from bench import hooks, running_guests  # noqa: E402
+from bench.running_guests import uuid, xml  # noqa: E402
+from bench.traffic import Traffic  # noqa: E402
+from support.proc import children  # noqa: E402
 from virt_forward.host import nft  # noqa: E402
 from virt_forward.metadata.domain import parse_domain  # noqa: E402
 from virt_forward.state.store import Store  # noqa: E402
@@ -50,15 +61,9 @@ TARGETS = {"sync": 1.5, "resync": 1.5, "kept_out": 1.0, "queued": 1.0, "port": 1
     "start": 1.2,
     "stop": 1.2,
 }
-EACH = 10
-BRIDGE = (
+MAKE_BRIDGE = (
     "link set lo up\nlink add virbr0 type bridge\naddress add 10.10.0.1/16 dev virbr0\nlink set virbr0 up\n"
 )
-XML = """<domain type='kvm' id='{id}'><name>g{n}</name><uuid>{uuid}</uuid><metadata>
-<vf:forwards xmlns:vf="urn:virt-forward:1"><vf:host ip="{ip}"/>
-<vf:portForward proto="{proto}">{ranges}</vf:portForward></vf:forwards></metadata><devices>
-<interface type='{kind}'><mac address='52:54:00:00:{high:02x}:{low:02x}'/><source {kind}='{source}'/>
-<target dev='vnet{n}'/></interface></devices></domain>"""
 SHIFTED = """<domain type='kvm' id='9'><name>bench</name><uuid>be9c0000-0000-4000-8000-000000000001</uuid>
 <metadata><vf:forwards xmlns:vf="urn:virt-forward:1"><vf:host ip="10.10.255.1"/><vf:host ip="fd10:10::200"/>
 <vf:portForward proto="tcp"><vf:range start="5000" end="63999" to="4000"/></vf:portForward>
@@ -70,86 +75,9 @@ NETWORK = """<hookData><network><name>bench</name><uuid>be9c0000-0000-4000-8000-
 <mac address='52:54:00:00:01:00'/><plug type='network' bridge='virbr0'/></networkport></hookData>"""
 
 
-def uuid(number: int) -> str:
-    """Return the UUID of a guest."""
-    return f"00000000-0000-4000-8000-{number:012x}"
-
-
-def xml(number: int, *, start: int | None = None, network: bool = False) -> str:
-    """Return the live XML of a guest with ten forwards; half of all have tcp, half udp."""
-    first = 1024 + number // 2 * EACH if start is None else start
-    address = number + 256
-    return XML.format(
-        n=number,
-        id=number + 1,
-        uuid=uuid(number),
-        ip=f"10.10.{address >> 8}.{address & 255}",
-        proto="tcp" if number % 2 == 0 else "udp",
-        ranges="".join(
-            f'<vf:range start="{port}" to="{1000 + port % 10}"/>' for port in range(first, first + EACH)
-        ),
-        high=address >> 8,
-        low=address & 255,
-        kind="network" if network else "bridge",
-        source="bench" if network else "virbr0",
-    )
-
-
-class Domain:
-    """A running domain, as libvirt-python has it."""
-
-    def __init__(self, number: int) -> None:
-        self._number = number
-
-    def isActive(self) -> int:  # noqa: N802 - libvirt's name
-        return 1
-
-    def ID(self) -> int:  # noqa: N802
-        return self._number + 1
-
-    def state(self) -> list[int]:
-        return [1, 1]  # VIR_DOMAIN_RUNNING, VIR_DOMAIN_RUNNING_BOOTED
-
-    def name(self) -> str:
-        return f"g{self._number}"
-
-    def UUIDString(self) -> str:  # noqa: N802
-        return uuid(self._number)
-
-    def XMLDesc(self, _flags: int) -> str:  # noqa: N802
-        return xml(self._number)
-
-
-class Connection:
-    """A connection to a libvirt with some running domains and no networks."""
-
-    def __init__(self, count: int) -> None:
-        self._count = count
-
-    def listAllDomains(self) -> list[Domain]:  # noqa: N802
-        return [Domain(number) for number in range(self._count)]
-
-    def listAllNetworks(self, _flags: int) -> list[Any]:  # noqa: N802
-        return []
-
-    def close(self) -> None:
-        pass
-
-
-def replace_libvirt(count: int) -> None:
-    """Have ``import libvirt`` give a module that lists so many running domains."""
-    module: Any = types.ModuleType("libvirt")
-    module.libvirtError = type("libvirtError", (Exception,), {})
-    module.open = lambda _uri: Connection(count)
-    module.registerErrorHandler = lambda *_: None
-    module.VIR_DOMAIN_PAUSED = 3
-    module.VIR_CONNECT_LIST_NETWORKS_ACTIVE = 2
-    sys.modules["libvirt"] = module
-
-
 def make_bridge() -> None:
     """Make the bridge that the guests are on."""
-    subprocess.run(["ip", "-batch", "-"], input=BRIDGE, text=True, check=True)
+    subprocess.run(["ip", "-batch", "-"], input=MAKE_BRIDGE, text=True, check=True)
 
 
 def synced(count: int) -> dict[str, float]:
@@ -162,15 +90,17 @@ def sync(count: int) -> None:
     """Sync as the command does, and print what that took."""
     from virt_forward.reconcile import resync
 
-    replace_libvirt(count)
+    os.environ[running_guests.COUNT] = str(count)
+    sys.modules["libvirt"] = running_guests
     gc.disable()  # as the command does
     began, before = time.perf_counter(), used()
     outcome = resync.sync()
     took, after = time.perf_counter() - began, used()
     if outcome.errors or len(outcome.guests) != count:
         raise SystemExit(f"{len(outcome.guests)} of {count} guests: {outcome.errors[:3]}")
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(json.dumps({"seconds": took, "cpu": after - before, "peak": peak}))
+    usage = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    peak, nft_peak = (each.ru_maxrss / 1024 for each in usage)
+    print(json.dumps({"seconds": took, "cpu": after - before, "peak": peak, "nft": nft_peak}))
 
 
 def used() -> float:
@@ -285,21 +215,65 @@ def kernel_memory() -> float:
     return sum(int(words[1]) for words in lines if words[0] in ("Slab:", "VmallocUsed:", "Percpu:")) / 1024
 
 
+@contextlib.contextmanager
+def service_with(count: int) -> Iterator[int]:
+    """Run the service with a libvirt of so many guests, of which it has finished its first sync."""
+    with tempfile.TemporaryDirectory() as directory:
+        # Beside the package is where the service's child processes look, too.
+        Path(directory, "virt_forward").symlink_to(REPO / "lib" / "virt_forward")
+        Path(directory, "libvirt.py").symlink_to(running_guests.__file__)
+        # Whether libvirt's daemon runs is not asked of another driver.
+        config = Path(directory, "config.toml")
+        config.write_text('[libvirt]\nuri = "test:///default"\n', encoding="ascii")
+        env = {running_guests.COUNT: str(count), "VIRT_FORWARD_CONFIG": str(config)}
+        with hooks.service(Path(directory), env, patience=hooks.LIMIT) as pid:
+            wait_until_idle(pid)
+            yield pid
+
+
+def wait_until_idle(pid: int) -> None:
+    """Wait until the service has had no child process at work for two seconds."""
+    until, idle_since = time.monotonic() + hooks.LIMIT, time.monotonic()
+    while time.monotonic() < idle_since + 2:
+        if time.monotonic() > until:
+            raise SystemExit(f"the service still has work after {hooks.LIMIT} seconds")
+        time.sleep(0.1)
+        commands = (Path(f"/proc/{child}/cmdline").read_bytes() for child in children(pid))
+        if any(b"watch.sync_process" in words or b"watch.table_process" in words for words in commands):
+            idle_since = time.monotonic()
+
+
+def peak_memory(pid: int) -> float:
+    """Return the most memory that a process has had, in MiB (proc_pid_status(5))."""
+    lines = Path(f"/proc/{pid}/status").read_text(encoding="ascii").splitlines()
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM:"))
+
+
 def hundred_thousand(runs: int) -> dict[str, float]:
     """Return the figures of 10,000 guests with ten forwards each."""
     # The crowd has ports up to 51023.
-    text = hooks.domain_xml().replace(b'start="3000', b'start="6000')
+    text = hooks.domain_xml(first=60000)
     record([xml(0)])
     few = [start_and_stop(text) for _ in range(runs)]
     record([])
-    before = kernel_memory()
-    found = synced(10_000)
-    figures = {"load": found["seconds"], "memory": found["peak"], "kernel": kernel_memory() - before}
-    many = [start_and_stop(text) for _ in range(runs)]
-    for number, name in enumerate(("start", "stop")):
-        one, other = (statistics.median(pair[number] for pair in pairs) for pairs in (many, few))
-        figures[name] = one / other
-    figures["gone"] = synced(0)["seconds"]
+    with contextlib.ExitStack() as undo:
+        traffic = Traffic(undo)
+        before = kernel_memory()
+        found = synced(10_000)
+        figures = {"load": found["seconds"], "memory": found["peak"], "nft": found["nft"]}
+        figures["kernel"] = kernel_memory() - before
+        traffic.must_be_served()
+        many = [start_and_stop(text) for _ in range(runs)]
+        for number, name in enumerate(("start", "stop")):
+            one, other = (statistics.median(pair[number] for pair in pairs) for pairs in (many, few))
+            figures[name] = one / other
+        with service_with(10_000) as pid:
+            figures["restore_all"] = hooks.restored(hooks.LIMIT)
+            traffic.must_be_served()
+            wait_until_idle(pid)
+            figures["watch"] = peak_memory(pid)
+        figures["gone"] = synced(0)["seconds"]
+        traffic.must_be_gone()
     return figures
 
 
