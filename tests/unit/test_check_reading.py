@@ -1,7 +1,9 @@
 """What check reads of the host, and how it explains a guest."""
 
+import errno
 import json
 import os
+import socket
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,7 +16,7 @@ from virt_forward.addresses import networkd
 from virt_forward.check import bridges, reach, reading, steps
 from virt_forward.check.clone import build, namespace
 from virt_forward.check.clone.verdict import Obstacle, Report, Result
-from virt_forward.check.facts import Clash, Facts, Unanswered
+from virt_forward.check.facts import Answer, Clash, Facts, Response
 from virt_forward.cli import check
 from virt_forward.errors import VirtForwardError
 from virt_forward.host import collect, libvirt_networks, nft, process, systemd
@@ -156,8 +158,8 @@ def neighbours_are(monkeypatch: pytest.MonkeyPatch, *items: Mapping[str, object]
 @pytest.mark.parametrize(
     ("outcome", "neighbour", "alive", "answer"),
     [
-        ("accepted", None, False, None),
-        ("unknown", None, False, None),
+        ("accepted", None, False, "accepted"),
+        (reach._Unasked("only TCP and UDP ports are asked"), None, False, "unasked"),
         ("none", None, False, "silent"),
         ("none", None, True, "filtered"),
         ("none", MAC, False, "filtered"),
@@ -166,19 +168,41 @@ def neighbours_are(monkeypatch: pytest.MonkeyPatch, *items: Mapping[str, object]
     ],
 )
 def test_answer_of_a_guest_is_judged_by_its_neighbour_entry(
-    outcome: reach._Outcome, neighbour: str | None, alive: bool, answer: str | None
+    outcome: reach._Outcome, neighbour: str | None, alive: bool, answer: Answer
 ) -> None:
     question = reach._Question("1", ENDPOINT, HTTP)
     known = {("virbr0", "10.10.0.200"): neighbour} if neighbour else {}
     assert reach._judge(question, outcome, known, alive) == answer
 
 
-def test_silence_of_udp_and_of_a_range_is_no_fault() -> None:
-    known = {("virbr0", "10.10.0.200"): MAC}
-    udp, wide = Forward("udp", 53, 53, 53), Forward("tcp", 5000, 5009, 5000)
-    assert reach._judge(reach._Question("1", ENDPOINT, udp), "none", known, True) is None
-    assert reach._judge(reach._Question("1", ENDPOINT, wide), "refused", known, True) is None
-    assert reach._judge(reach._Question("1", ENDPOINT, wide), "none", {}, False) == "silent"
+@pytest.mark.parametrize(
+    ("forward", "answer", "excuse"),
+    [
+        (HTTP, "filtered", ""),
+        (HTTP, "refused", ""),
+        (Forward("udp", 53, 53, 53), "refused", ""),
+        (Forward("udp", 53, 53, 53), "filtered", "an open UDP port need not answer"),
+        (Forward("tcp", 5000, 5009, 5000), "refused", "of a range, no port need be in use"),
+        (Forward("tcp", 5000, 5009, 5000), "filtered", "of a range, no port need be in use"),
+        (Forward("tcp", 5000, 5009, 5000), "silent", ""),
+        (Forward("udp", 53, 53, 53), "silent", ""),
+    ],
+)
+def test_silence_of_udp_and_of_a_range_is_no_fault(forward: Forward, answer: Answer, excuse: str) -> None:
+    assert reach._excuse(reach._Question("1", ENDPOINT, forward), answer, ()) == excuse
+
+
+def test_what_cannot_be_asked_is_not_taken_for_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reach, "MAX_ASKED", 2)
+    # As where the host's own rules reject it.
+    monkeypatch.setattr(socket.socket, "connect_ex", lambda *_: errno.EPERM)
+    forwards = (Forward("sctp", 80, 80, 80), HTTP, Forward("tcp", 81, 81, 81))
+    found = reach.responses([WEB._replace(forwards=forwards, endpoints=(ENDPOINT,))])
+    assert [(item.answer, item.excuse) for item in found] == [
+        ("unasked", "only TCP and UDP ports are asked"),
+        ("unasked", "this host says: Operation not permitted"),
+        ("unasked", "2 ports are asked at most"),
+    ]
 
 
 def test_neighbours_that_did_not_answer_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -200,10 +224,13 @@ def test_family_that_is_refused_is_no_fault_where_the_other_accepts(monkeypatch:
     monkeypatch.setattr(
         reach, "_ask", lambda questions: {item: answers[item.endpoint.ip.version] for item in questions}
     )
-    assert reach.unanswered([WEB]) == ()
+    other = "its service listens on another address"
+    found = [(item.answer, item.excuse) for item in reach.responses([WEB])]
+    assert found == [("accepted", ""), ("refused", other)]
     answers[4] = "refused"
-    assert [item.answer for item in reach.unanswered([WEB])] == ["refused", "refused"]
-    assert reach.unanswered([WEB._replace(phase="prepared")]) == ()
+    found = [(item.answer, item.excuse) for item in reach.responses([WEB])]
+    assert found == [("refused", ""), ("refused", "")]
+    assert reach.responses([WEB._replace(phase="prepared")]) == ()
 
 
 # ---- explaining a guest ----
@@ -212,7 +239,11 @@ DOMAIN = Domain("web", WEB.uuid, declaration=Declaration((PortForward("tcp", (Ra
 TABLE = f"table inet virt-forward {{\n\tchain guest-web-{WEB.uuid[:8]} {{\n\t\taccept\n\t}}\n}}\n"
 ONE = WEB._replace(endpoints=(ENDPOINT,))
 FACTS = Facts(
-    (ONE,), table=TABLE, expected_table=TABLE, report=Report((Result(PROBE._replace(uuid=WEB.uuid)),))
+    (ONE,),
+    table=TABLE,
+    expected_table=TABLE,
+    report=Report((Result(PROBE._replace(uuid=WEB.uuid)),)),
+    responses=(Response(WEB.uuid, ENDPOINT, HTTP, "accepted"),),
 )
 
 
@@ -261,7 +292,7 @@ def facts_with(*obstacles: Obstacle) -> Facts:
         (FACTS._replace(table=None), "rules", "is not in table inet virt-forward"),
         (FACTS._replace(table=TABLE.replace("accept", "drop")), "rules", "not as expected"),
         (
-            FACTS._replace(unanswered=(Unanswered(WEB.uuid, ENDPOINT, HTTP, "refused"),)),
+            FACTS._replace(responses=(Response(WEB.uuid, ENDPOINT, HTTP, "refused"),)),
             "guest",
             "10.10.0.200 refuses tcp/80",
         ),
@@ -274,6 +305,31 @@ def test_step_that_fails_says_why(facts: Facts, step: str, words: str) -> None:
     failed = [item for item in steps.explain_guest(DOMAIN, True, facts) if not item.ok]
     assert [item.step for item in failed] == [step]
     assert words in failed[0].text
+
+
+@pytest.mark.parametrize(
+    ("forward", "answer", "excuse", "said"),
+    [
+        (Forward("sctp", 80, 80, 80), "unasked", "why", "was not asked for sctp/80: why"),
+        (Forward("udp", 53, 53, 53), "filtered", "why", "does not answer on udp/53: why"),
+        (Forward("tcp", 50, 52, 60), "accepted", "", "answers for tcp/60 of 60-62"),
+        (Forward("tcp", 50, 52, 60), "refused", "why", "refuses tcp/60 of 60-62: why"),
+    ],
+)
+def test_answer_of_a_guest_is_told_as_it_was(
+    forward: Forward, answer: Answer, excuse: str, said: str
+) -> None:
+    facts = FACTS._replace(responses=(Response(WEB.uuid, ENDPOINT, forward, answer, excuse),))
+    assert explained(facts)["guest"] == (True, f"10.10.0.200 {said}")
+    assert not facts.unanswered
+
+
+def test_port_that_the_host_itself_blocks_is_no_fault_of_the_guest() -> None:
+    silent = Response(WEB.uuid, ENDPOINT, HTTP, "filtered")
+    blocked = FACTS.report._replace(blocked=frozenset({(ENDPOINT, 80)}))
+    told = "does not answer on tcp/80: this host's own rules drop its packets to that port"
+    facts = FACTS._replace(responses=(silent,), report=blocked)
+    assert explained(facts)["guest"] == (True, f"10.10.0.200 {told}")
 
 
 def test_guest_that_does_not_run_or_declares_nothing_is_explained() -> None:

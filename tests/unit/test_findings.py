@@ -10,7 +10,7 @@ from unit.build import UUID, domain_xml
 from virt_forward.check import findings, includes, listing, reading
 from virt_forward.check.clone.probes import Probe
 from virt_forward.check.clone.verdict import Obstacle, Report, Result
-from virt_forward.check.facts import Answer, Clash, Facts, Flush, Forwarding, Hook, Unanswered, Veto
+from virt_forward.check.facts import Answer, Clash, Facts, Flush, Forwarding, Hook, Response, Veto
 from virt_forward.claims import vetoes
 from virt_forward.claims.absent import Host
 from virt_forward.config import Config
@@ -61,7 +61,7 @@ def stopped(*obstacles: Obstacle) -> Facts:
 
 
 def unanswered(answer: Answer) -> Facts:
-    return GOOD._replace(unanswered=(Unanswered(WEB.uuid, ENDPOINT, WEB.forwards[0], answer),))
+    return GOOD._replace(responses=(Response(WEB.uuid, ENDPOINT, WEB.forwards[0], answer),))
 
 
 ON_A_DEVICE = (Forward("tcp", 8080, 8080, 80, dev="enp9s0"),)
@@ -223,8 +223,8 @@ def test_packet_without_a_rule_in_the_kernel_is_no_problem_of_its_own() -> None:
 
 def test_silent_guest_is_one_problem_for_all_its_forwards() -> None:
     more = Forward("tcp", 443, 443, 443)
-    silent = tuple(Unanswered(WEB.uuid, ENDPOINT, forward, "silent") for forward in (*WEB.forwards, more))
-    (problem,) = findings.problems(GOOD._replace(unanswered=silent))
+    silent = tuple(Response(WEB.uuid, ENDPOINT, forward, "silent") for forward in (*WEB.forwards, more))
+    (problem,) = findings.problems(GOOD._replace(responses=silent))
     assert (problem.id, problem.severity) == ("guest-unreachable", "error")
 
 
@@ -298,7 +298,7 @@ def test_no_lease_is_waited_for_on_a_bridge_that_does_not_exist() -> None:
 
 def test_paused_guest_is_told_once_and_is_to_be_resumed() -> None:
     facts = unanswered("silent")._replace(paused=frozenset({WEB.uuid}))
-    (problem,) = findings.problems(facts._replace(unanswered=facts.unanswered * 2))
+    (problem,) = findings.problems(facts._replace(responses=facts.responses * 2))
     assert (problem.id, problem.fix) == ("guest-unreachable", "virsh resume web")
 
 

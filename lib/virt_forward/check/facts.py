@@ -53,16 +53,20 @@ class Clash(NamedTuple):
     owner: str
 
 
-Answer = Literal["silent", "foreign", "filtered", "refused"]
+Answer = Literal["accepted", "refused", "filtered", "silent", "foreign", "unasked"]
 
 
-class Unanswered(NamedTuple):
-    """How a guest does not answer its host at an endpoint; ``forward`` is the one whose port was asked."""
+class Response(NamedTuple):
+    """How a guest answers its host at an endpoint; ``forward`` is the one whose (first) port was asked.
+
+    ``excuse`` is why that is no fault of the guest, or why it was not asked; empty otherwise.
+    """
 
     uuid: str
     endpoint: Endpoint
     forward: Forward
     answer: Answer
+    excuse: str = ""
 
 
 class Veto(NamedTuple):
@@ -102,7 +106,7 @@ class Facts(NamedTuple):
     config: Config = Config()
     report: Report = Report()
     unverified: str = ""
-    unanswered: tuple[Unanswered, ...] = ()
+    responses: tuple[Response, ...] = ()
     ports: Mapping[str, str] = MappingProxyType({})
     clashes: tuple[Clash, ...] = ()
     without_hairpin: tuple[tuple[str, str], ...] = ()
@@ -111,6 +115,11 @@ class Facts(NamedTuple):
     networkd_bridges: frozenset[str] = frozenset()
     networkd: tuple[bool, bool] = (True, True)
     packaged: bool = False
+
+    @property
+    def unanswered(self) -> tuple[Response, ...]:
+        """Where guests do not answer, and should."""
+        return tuple(item for item in self.responses if item.answer != "accepted" and not item.excuse)
 
     def lacks(self, bridge: str) -> bool:
         """Tell whether the host is known to have no such interface."""

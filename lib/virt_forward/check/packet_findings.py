@@ -6,7 +6,7 @@ from virt_forward import portspec, text
 from virt_forward.check import listing, remedies
 from virt_forward.check.clone.probes import Probe
 from virt_forward.check.clone.verdict import Obstacle
-from virt_forward.check.facts import Facts, Unanswered
+from virt_forward.check.facts import Facts, Response
 from virt_forward.check.problem import Problem
 from virt_forward.check.remedies import SYNC, Place
 from virt_forward.model import Guest
@@ -181,7 +181,7 @@ def guest_unreachable(facts: Facts) -> Iterator[Problem]:
         yield _unreachable(guests[item.uuid], item)
 
 
-def _unreachable(guest: Guest, item: Unanswered) -> Problem:
+def _unreachable(guest: Guest, item: Response) -> Problem:
     endpoint, forward = item.endpoint, item.forward
     port, change = f"{forward.proto}/{forward.to}", edit(guest.name, guest.uuid)
     asked = "ARP" if endpoint.ip.version == 4 else "neighbour solicitation"

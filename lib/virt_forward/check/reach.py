@@ -3,13 +3,14 @@
 import contextlib
 import errno
 import json
+import os
 import select
 import socket
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from typing import Literal, NamedTuple
 
-from virt_forward.check.facts import Answer, Unanswered
+from virt_forward.check.facts import Answer, Response
 from virt_forward.host.process import run
 from virt_forward.model import Endpoint, Forward, Guest
 
@@ -20,7 +21,14 @@ UDP_SECONDS = 0.3
 RESOLVE_SECONDS = 0.5
 MAX_ASKED = 512
 
-_Outcome = Literal["accepted", "refused", "none", "unknown"]
+
+class _Unasked(NamedTuple):
+    """Why a question was not asked, in words."""
+
+    why: str
+
+
+_Outcome = Literal["accepted", "refused", "none"] | _Unasked
 _KINDS = {"tcp": socket.SOCK_STREAM, "udp": socket.SOCK_DGRAM}
 
 
@@ -30,21 +38,19 @@ class _Question(NamedTuple):
     forward: Forward
 
 
-def unanswered(guests: Iterable[Guest]) -> tuple[Unanswered, ...]:
-    """Return where running guests with forwards do not answer. Waits SECONDS at most."""
-    questions = [*_questions(guests)][:MAX_ASKED]
-    if not questions:
-        return ()
-    outcomes = _ask(questions)
+def responses(guests: Iterable[Guest]) -> tuple[Response, ...]:
+    """Return how running guests with forwards answer, at each endpoint. Waits SECONDS at most."""
+    questions = [*_questions(guests)]
+    outcomes = _ask(questions[:MAX_ASKED])
+    outcomes |= dict.fromkeys(questions[MAX_ASKED:], _Unasked(f"{MAX_ASKED} ports are asked at most"))
     neighbours = _resolved({question.endpoint for question, outcome in outcomes.items() if outcome == "none"})
     accepted = {(q.uuid, q.forward) for q, outcome in outcomes.items() if outcome == "accepted"}
     alive = {(q.uuid, q.endpoint) for q, outcome in outcomes.items() if outcome in ("accepted", "refused")}
     found = []
     for question, outcome in outcomes.items():
         answer = _judge(question, outcome, neighbours, (question.uuid, question.endpoint) in alive)
-        # A service may listen on addresses of one family alone.
-        if answer and not (answer == "refused" and (question.uuid, question.forward) in accepted):
-            found.append(Unanswered(question.uuid, question.endpoint, question.forward, answer))
+        excuse = outcome.why if isinstance(outcome, _Unasked) else _excuse(question, answer, accepted)
+        found.append(Response(question.uuid, question.endpoint, question.forward, answer, excuse))
     return tuple(found)
 
 
@@ -78,21 +84,32 @@ def _questions(guests: Iterable[Guest]) -> Iterator[_Question]:
 
 def _judge(
     question: _Question, outcome: _Outcome, neighbours: Mapping[tuple[str, str], str], alive: bool
-) -> Answer | None:
-    if outcome in ("accepted", "unknown"):
-        return None
-    endpoint, forward = question.endpoint, question.forward
+) -> Answer:
+    if isinstance(outcome, _Unasked):
+        return "unasked"
+    if outcome == "accepted":
+        return outcome
+    endpoint = question.endpoint
     mac = neighbours.get((endpoint.bridge, str(endpoint.ip)))
     if mac is None and not alive:
         return "silent"
     if mac is not None and mac != endpoint.mac:
         return "foreign"
+    return "refused" if outcome == "refused" else "filtered"
+
+
+def _excuse(question: _Question, answer: Answer, accepted: Container[tuple[str, Forward]]) -> str:
+    """Return why a port that does not accept is no fault, or nothing."""
+    forward = question.forward
+    if answer not in ("refused", "filtered"):
+        return ""
     if forward.start != forward.end:
-        # Of a range, no port need be in use.
-        return None
-    if outcome == "refused":
-        return "refused"
-    return "filtered" if forward.proto == "tcp" else None
+        return "of a range, no port need be in use"
+    if answer == "filtered" and forward.proto == "udp":
+        return "an open UDP port need not answer"
+    # A service may listen on addresses of one family alone.
+    listens = answer == "refused" and (question.uuid, forward) in accepted
+    return "its service listens on another address" if listens else ""
 
 
 def _ask(questions: Iterable[_Question]) -> dict[_Question, _Outcome]:
@@ -117,7 +134,7 @@ def _open(question: _Question) -> socket.socket | _Outcome:
     """Return a socket that connects, or has sent an empty datagram; or what is known at once."""
     endpoint, forward = question.endpoint, question.forward
     if forward.proto not in _KINDS:
-        return "unknown"
+        return _Unasked("only TCP and UDP ports are asked")
     family = socket.AF_INET if endpoint.ip.version == 4 else socket.AF_INET6
     opened = socket.socket(family, _KINDS[forward.proto])
     opened.setblocking(False)
@@ -137,7 +154,8 @@ def _outcome(error: int) -> _Outcome:
     if error == errno.ECONNREFUSED:
         return "refused"
     # Whatever else the host's own rules or routes do says nothing of the guest.
-    return "none" if error in (errno.EHOSTUNREACH, errno.ETIMEDOUT) else "unknown"
+    unreachable = error in (errno.EHOSTUNREACH, errno.ETIMEDOUT)
+    return "none" if unreachable else _Unasked(f"this host says: {os.strerror(error)}")
 
 
 def _wait(

@@ -62,9 +62,13 @@ def read_facts(
     actual = nft.plain_listing()
     expected = _expected(table.text(include), actual) if include.paragraphs else None
     tell("asking the guests")
-    silent = reach.unanswered(guests)
+    responses = reach.responses(guests)
     tell("following packets in a copy of the host")
-    asked = [(item.endpoint, item.forward.to) for item in silent if item.answer == "filtered"]
+    asked = [
+        (item.endpoint, item.forward.to)
+        for item in responses
+        if item.answer == "filtered" and not item.excuse
+    ]
     report, unverified = _follow(guests, config, explained, asked)
     tell("reading hooks, units and configuration")
     made = bridges.of_networkd()
@@ -84,7 +88,7 @@ def read_facts(
         config,
         report,
         unverified,
-        silent,
+        responses,
         bridges.ports(),
         tuple(bridges.clashes(made)),
         tuple(bridges.without_hairpin(guests, config)),

@@ -7,7 +7,7 @@ from virt_forward import names, ports, portspec, text
 from virt_forward.addresses import explain
 from virt_forward.check import listing, remedies
 from virt_forward.check.clone.verdict import Obstacle, Result
-from virt_forward.check.facts import Facts
+from virt_forward.check.facts import Answer, Facts
 from virt_forward.check.packet_findings import few
 from virt_forward.model import Domain, Guest
 from virt_forward.ruleset.guest import nat_chain
@@ -119,23 +119,25 @@ def _reason(obstacle: Obstacle) -> str:
     return subject + kinds.get(obstacle.kind, f"not delivered: {text.plain(obstacle.detail, 200)}")
 
 
-_ANSWERS = {
+_ANSWERS: dict[Answer, str] = {
+    "accepted": "answers for {}",
+    "refused": "refuses {}",
+    "filtered": "does not answer on {}",
     "silent": "does not answer",
     "foreign": "is another machine's",
-    "filtered": "does not answer on {}",
-    "refused": "refuses {}",
+    "unasked": "was not asked for {}",
 }
 
 
 def _answers(guest: Guest, facts: Facts) -> Iterator[Step]:
-    bad = {(item.endpoint, item.forward): item.answer for item in facts.unanswered if item.uuid == guest.uuid}
     shown: set[str] = set()
-    for forward in guest.forwards:
-        for endpoint in guest.endpoints_for(forward):
-            answer = bad.get((endpoint, forward))
-            port = f"{forward.proto}/{forward.to}"
-            words = _ANSWERS[answer].format(port) if answer else f"answers for {port}"
-            line = f"{endpoint.ip} {words}"
-            if line not in shown:
-                shown.add(line)
-                yield Step("guest", answer is None, line)
+    for item in (item for item in facts.responses if item.uuid == guest.uuid):
+        forward, excuse = item.forward, item.excuse
+        if item.answer == "filtered" and (item.endpoint, forward.to) in facts.report.blocked:
+            excuse = "this host's own rules drop its packets to that port"
+        port = f"{forward.proto}/{forward.to}"
+        port += f" of {forward.guest_span}" if forward.start != forward.end else ""
+        line = f"{item.endpoint.ip} {_ANSWERS[item.answer].format(port)}" + (f": {excuse}" if excuse else "")
+        if line not in shown:
+            shown.add(line)
+            yield Step("guest", item.answer == "accepted" or bool(excuse), line)
