@@ -60,7 +60,7 @@ def read_facts(
     include = table.whole(guests, config, 1)
     parsed = [*_parsed(domains or [])]
     actual = nft.plain_listing()
-    expected = _expected(table.text(include), actual) if include.paragraphs else None
+    expected = _expected(table.replacement(include), actual) if include.paragraphs else None
     tell("asking the guests")
     responses = reach.responses(guests)
     tell("following packets in a copy of the host")

@@ -94,7 +94,7 @@ def _compare(config: Config, store: Store) -> tuple[bool, bool]:
         include = table.whole(state.guests().values(), config, 1)
     if actual is None or not include.paragraphs:
         return actual is not None, actual is None and not include.paragraphs
-    expected = nft.scratch_listing(table.text(include))
+    expected = nft.scratch_listing(table.replacement(include))
     return True, not listing.differences(listing.parse(actual), listing.parse(expected))
 
 
