@@ -87,6 +87,21 @@ def test_guard_keeps_the_hosts_loopback_to_itself(topo: Topology, hostile: str) 
         stop_reaching(ns)
 
 
+def test_guard_comes_with_the_setting_at_an_event_that_changes_no_rule(topo: Topology) -> None:
+    ports = [port_forward("8080:80", proto=proto) for proto in ("tcp", "udp")]
+    topo.testbed.start("web", *ports)
+    topo.testbed.lab.configure(LOCALHOST)
+    topo.testbed.event("web", "reconnect", *ports)
+    assert route_localnet(topo) == "1"
+    assert told(topo.host, "127.0.0.1", 8080, "udp") == ("web", V4.gateway, 80)
+    reach_for_loopback(topo.db, V4.gateway)
+    try:
+        with topo.host.serve("udp", 9999, name="secret", address="127.0.0.1") as secret:
+            assert silent(topo.db, "127.0.0.1", 9999, "udp", Servers([secret]))
+    finally:
+        stop_reaching(topo.db)
+
+
 def test_route_localnet_goes_with_the_last_guest(topo: Topology) -> None:
     topo.testbed.lab.configure(LOCALHOST)
     declare(topo, "8080:80")

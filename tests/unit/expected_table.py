@@ -27,9 +27,9 @@ def guest(name: str, ip: str, *forwards: Forward) -> Guest:
     )
 
 
-def holds(host: FakeHost, *guests: Guest) -> bool:
+def holds(host: FakeHost, *guests: Guest, config: Config | None = None) -> bool:
     """Tell whether the table is what a fresh load of these guests makes."""
-    whole = table.whole(guests, Config(), host.nft.revision() or 0)
+    whole = table.whole(guests, config or Config(), host.nft.revision() or 0)
     if not whole.paragraphs:
         return host.nft.table is None
     return host.nft.plain_listing() == host.nft.scratch_listing(table.text(whole))

@@ -3,7 +3,8 @@
 An item is recorded before it is set, and its record is removed after it was taken back: whatever a
 process that was killed has set is in the record. What cannot be set is not recorded as ours, nor is
 what somebody else had set before us. A guarded effect (see GUARDED) is taken back before the kernel's
-transaction, which may remove the guard, and set after it; all else follows the transaction:
+transaction, which may remove the guard, and set after one that has left it in the kernel; all else
+follows the transaction:
 
     change = withdraw(state, change)
     ...                                 the kernel has the table
@@ -46,33 +47,36 @@ class Record:
             self.items = items
 
 
-def withdraw(state: Snapshot, change: Change) -> Change:
-    """Take back what is guarded and no longer desired; return the change with what is recorded now."""
+def withdraw(state: Snapshot, change: Change, *, guard: bool = True) -> Change:
+    """Take back what is guarded and no longer desired; return the change with what is recorded now.
+
+    ``guard`` tells whether the kernel has a guard after the change.
+    """
     change = change._replace(recorded=record.load(state))
     recorded = Record(state, change.recorded)
     for effect in EFFECTS:
         if effect.GUARDED:
             with _failing_alone(effect):
                 facts = effect.observe(state, change)
-                _take_back(effect, effect.desired(change, facts), facts, recorded)
+                _take_back(effect, effect.desired(change, facts) if guard else NOTHING, facts, recorded)
     return change._replace(recorded=recorded.items)
 
 
-def establish(state: Snapshot, change: Change) -> None:
+def establish(state: Snapshot, change: Change, *, guard: bool = True) -> None:
     """Set what is desired, and take back what is not and needs no guard.
 
-    ``change`` is as withdraw() returned it.
+    ``change`` is as withdraw() returned it; ``guard`` tells whether the kernel is known to have a guard.
     """
     recorded = Record(state, change.recorded)
     for effect in EFFECTS:
         with _failing_alone(effect):
-            if effect.GUARDED:
+            if not effect.GUARDED:
+                _follow(state, effect, change, recorded)
+            elif guard:
                 # Unless the table was rebuilt, only what is new is known to have its guard in the kernel.
                 had = change.recorded if change.search == "recorded" else NOTHING
                 facts = effect.observe(state, change)
                 _set(effect, effect.desired(change, facts) - had, facts, recorded)
-            else:
-                _follow(state, effect, change, recorded)
 
 
 def follow(state: Snapshot, change: Change) -> None:

@@ -10,7 +10,8 @@ publish   the new include file takes its name
 
 What was interrupted is found by comparison: the include file is not the one that the state names, or
 the kernel does not have the state's revision. Either way the table is rebuilt, and that is all of
-the recovery.
+the recovery. It is rebuilt as well where the state's table was rendered from other settings than those
+in force, whatever the change is about: the guard is in the table before what it guards is set.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from virt_forward.namedtuple import TYPE_CHECKING, NamedTuple
 from virt_forward.reconcile import plan as plans
 from virt_forward.reconcile.plan import Located, Plan
 from virt_forward.reconcile.wants import Absent, Lasting, Readdressed, Want
-from virt_forward.ruleset import table
+from virt_forward.ruleset import static, table
 from virt_forward.state.include import IncludeFile
 from virt_forward.state.snapshot import Commit, Snapshot
 from virt_forward.state.store import Store
@@ -150,7 +151,11 @@ def follow_load(context: Context) -> None:
 
 
 class _Application:
-    """One plan on its way into the kernel. ``rebuilt`` tells that the whole table is rebuilt."""
+    """One plan on its way into the kernel.
+
+    ``rebuilt`` tells that the whole table is rebuilt, ``loaded`` that the kernel is known to have a table,
+    which is that of this change.
+    """
 
     def __init__(self, context: Context, plan: Plan, *, rebuild: bool, written: bool = True) -> None:
         self.store, self.state, self.config, self.host = context
@@ -164,9 +169,12 @@ class _Application:
         others = any(isinstance(row, claims.LookupRow) for row in plan.others)
         self.had_table = others or any(map(lookups, self.before.values()))
         self.has_table = others or any(map(lookups, self.after.values()))
-        self.rebuilt = rebuild or self.interrupted or self.state.damaged
+        self.settings = static.settings(self.config)
+        other_settings = self.state.value("settings") != self.settings
+        self.rebuilt = rebuild or self.interrupted or self.state.damaged or other_settings
         self.search_all = rebuild or self.interrupted
         self.written = written
+        self.loaded = False
 
     def run(self) -> None:
         changes = self.rebuilt or not self.blocks.same()
@@ -179,13 +187,14 @@ class _Application:
             self._stage(now)
         if self.written:
             self._commit(renewed=changes)
-        outside = converge.withdraw(self.state, self.outside())
+        has_table = bool(self.whole.paragraphs) if self.rebuilt else self.has_table or not self.had_table
+        self.effects = converge.withdraw(self.state, self.outside(), guard=has_table)
         try:
             self._kernel(now)
         except NftError:
             self.include.discard()
             raise
-        converge.establish(self.state, outside)
+        converge.establish(self.state, self.effects, guard=self.loaded)
         self.end_flows()
         self.include.publish()
         if self.written:
@@ -247,7 +256,7 @@ class _Application:
             if changed or self.plan.queued or renewed:
                 revision = self.revision if renewed else None
                 name, by = self.include.name, starter.current()
-                entry = Commit(changed, self.previous, self.plan.queued, revision, name, by)
+                entry = Commit(changed, self.previous, self.plan.queued, revision, name, self.settings, by)
                 self.state.commit(entry)
         except StateError:
             self.include.discard()
@@ -272,6 +281,7 @@ class _Application:
     def _change(self, now: int) -> None:
         if self.has_table:
             nft.apply(table.transaction(now, self.revision, self.blocks))
+            self.loaded = True
         elif self.had_table:
             nft.delete_table()
 
@@ -287,6 +297,7 @@ class _Application:
         from virt_forward.reconcile import kernel
 
         kernel.load(include, self.config, absent=not (self.had_table or self.search_all))
+        self.loaded = bool(include.paragraphs)
 
     def _load_without_latest(self, error: NftError) -> None:
         """Rebuild without the guest that came last: what nft refuses of one must not keep all others out."""
@@ -297,11 +308,15 @@ class _Application:
         out = (*last.conflicts, *((forward, str(error)) for forward in last.forwards))
         kept_out = last._replace(forwards=(), conflicts=out, endpoints=(), contested=())
         whole = table.whole({**self.all, latest: kept_out}.values(), self.config, self.revision)
+        if not whole.paragraphs:
+            self.effects = converge.withdraw(self.state, self.effects, guard=False)
         self._load(whole)
         log.error(f"guest {text.quote(last.name)}: {error}; it is kept out, and the others have their rules")
         self.after[latest] = self.plan.after[latest] = self.all[latest] = kept_out
         self.include.stage([table.text(whole).encode()])
-        self.state.commit(Commit({latest: kept_out}, self.previous, {}, self.revision, self.include.name))
+        self.state.commit(
+            Commit({latest: kept_out}, self.previous, {}, self.revision, self.include.name, self.settings)
+        )
 
     # effects and flows
 

@@ -21,6 +21,11 @@ def containers() -> dict[str, str]:
     return {each.name: each.declaration() for each in maps.ALL}
 
 
+def settings(config: Config) -> str:
+    """Return what of the configuration the table is rendered from, guests' blocks included, as text."""
+    return repr((config.uplinks, config.localhost, bool(config.hairpin)))
+
+
 def rules(config: Config) -> dict[str, tuple[str, ...]]:
     """Return the rules that always are the same, by chain."""
     localhost = (f"{OURS} ip saddr 127.0.0.0/8 masquerade",) if config.localhost else ()

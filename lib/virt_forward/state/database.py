@@ -70,7 +70,8 @@ CREATE TABLE previous (uuid TEXT PRIMARY KEY, record TEXT);
 CREATE TABLE effect (effect TEXT NOT NULL, dev TEXT NOT NULL, chain TEXT NOT NULL,
   PRIMARY KEY (effect, dev, chain)) WITHOUT ROWID;
 """
-"""state      revision, include (which file is the table of that revision), config (the last valid text),
+"""state      revision, include (which file is the table of that revision), settings (what it was rendered
+           from), config (the last valid text),
            identity (the first revision: another one is another state)
 guest      what a guest declares and where it is, as JSON; ``sequence`` grows with every change of one
 claim, endpoint, part

@@ -39,7 +39,8 @@ class Commit(NamedTuple):
 
     ``after`` are the guests that change. ``previous`` are guests as they were before this change and
     an interrupted one that it completes. ``taken`` are the queued changes that are part of it, by UUID
-    and number. ``revision`` and ``include`` are new where the table changes, and None where it does not.
+    and number. ``revision``, ``include`` and ``settings`` are those of the table where it changes; without a
+    revision it does not. ``settings`` is what it was rendered from (ruleset.static.settings).
     ``starter`` is the process that has asked for the start of guests that are prepared (host/starter.py).
     """
 
@@ -48,6 +49,7 @@ class Commit(NamedTuple):
     taken: Mapping[str, int] = {}
     revision: int | None = None
     include: str = ""
+    settings: str = ""
     starter: str = ""
 
 
@@ -281,8 +283,9 @@ class Snapshot:
                 connection.execute("DELETE FROM previous")
                 dumped = ((uuid, _dump(guest)) for uuid, guest in change.previous.items())
                 connection.executemany("INSERT INTO previous VALUES (?, ?)", dumped)
-                found = (("revision", str(change.revision)), ("include", change.include))
-                connection.executemany("REPLACE INTO state VALUES (?, ?)", found)
+                found = {"revision": str(change.revision), "include": change.include}
+                found["settings"] = change.settings
+                connection.executemany("REPLACE INTO state VALUES (?, ?)", found.items())
         self._forget()
 
     def fill(self, old: Old, revision: int) -> None:
