@@ -282,7 +282,10 @@ def test_change_of_the_configuration_of_a_running_guest_has_no_line(
     web: FakeDomain, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert cli.main(["add", "web", "443", "--config"]) == 0
-    assert "web is running: the change is in force from its next start\n" in capsys.readouterr().out
+    assert capsys.readouterr().out.splitlines() == [
+        "web: added 443/tcp",
+        "web is running: the change is in force from its next start",
+    ]
     assert cli.main(["add", "web", "444", "--config", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["forwards"] == []
 

@@ -203,9 +203,7 @@ def _print_result(options: argparse.Namespace, change: Change, result: Result) -
         if lines:
             listing.print_table(lines)
         elif change.changed and change.target.active and "live" not in change.documents:
-            cli.print_line(
-                f"{text.word(change.target.name)} is running: the change is in force from its next start"
-            )
+            _print_added(change)
     _warn_of_saved_state(change)
     for error in result.errors:
         cli.print_error(error)
@@ -241,6 +239,14 @@ def _print_words(change: Change) -> None:
     for forward in change.all("unchanged"):
         if forward not in change.all("added"):
             cli.print_line(f"{name}: {_words(forward)} is declared already")
+
+
+def _print_added(change: Change) -> None:
+    """Say what was added to the configuration of a running guest, which ``list`` does not show."""
+    name = text.word(change.target.name)
+    for forward in change.all("added"):
+        cli.print_line(f"{name}: added {_words(forward)}")
+    cli.print_line(f"{name} is running: the change is in force from its next start")
 
 
 def _words(forward: Forward) -> str:
