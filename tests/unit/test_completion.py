@@ -23,9 +23,14 @@ case "$*" in
     *) echo "unexpected: $*" >&2; exit 1 ;;
 esac
 """
+# It must not read what is typed after TAB.
 VIRSH = """\
 #!/bin/sh
-[ "$*" = "--quiet list --all --name" ] && printf 'web\\ndb 1\\nweb2\\n\\n'
+[ "$(readlink /proc/self/fd/0)" = /dev/null ] || exit 1
+case "$*" in
+    "--connect qemu:///system --readonly --quiet list --all --name") printf 'web\\ndb 1\\nweb2\\n\\n' ;;
+    "--connect xen:///system --readonly --quiet list --all --name") echo dom ;;
+esac
 """
 
 BASH = """\
@@ -104,6 +109,7 @@ def complete(shell: str, tmp_path: Path) -> Complete:
         "HOME": str(tmp_path),
         "TERM": "dumb",
         "LC_ALL": "C.UTF-8",
+        "VIRT_FORWARD_CONFIG": str(tmp_path / "config.toml"),
     }
 
     def offered(line: str) -> list[str]:
@@ -143,6 +149,22 @@ def test_commands_and_their_options_are_offered(complete: Complete) -> None:
 )
 def test_words_that_are_offered(complete: Complete, line: str, offered: list[str]) -> None:
     assert complete(line) == offered
+
+
+@pytest.mark.parametrize(
+    ("config", "offered"),
+    [
+        ('[libvirt]\nadmit = true\nuri = "xen:///system"  # of this host\n', ["dom"]),
+        ("[libvirt]\n  uri='xen:///system'\n", ["dom"]),
+        ('[libvirt]\n# uri = "xen:///system"\n', ["db 1", "web", "web2"]),
+        ('[libvirt]\nuri = "qemu+ssh://other/system"\n', ["db 1", "web", "web2"]),
+    ],
+)
+def test_guests_are_those_of_the_configured_libvirt_of_this_host(
+    complete: Complete, tmp_path: Path, config: str, offered: list[str]
+) -> None:
+    (tmp_path / "config.toml").write_text(config)
+    assert complete("virt-forward check ") == offered
 
 
 def test_spec_is_completed_after_a_colon(complete: Complete, shell: str) -> None:

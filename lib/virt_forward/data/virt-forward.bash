@@ -13,9 +13,14 @@ _virt_forward_options()
     _virt_forward_help "$@" | sed -n '/^  -/{s/^  //;s/  .*//;p}' | grep -oE -- '--?[a-z][a-z0-9-]*( [A-Z]+)?'
 }
 
+# Print the guests of the libvirt that the configuration names. Reading needs no group and no password; the libvirt
+# of another host might ask for one.
 _virt_forward_guests()
 {
-    timeout 2 virsh --quiet list --all --name 2>/dev/null
+    local uri
+    uri=$(sed -nE "s|^[[:blank:]]*uri[[:blank:]]*=[[:blank:]]*[\"']([^\"']+:///[^\"']*)[\"'].*|\1|p" \
+        "${VIRT_FORWARD_CONFIG:-/etc/virt-forward/config.toml}" 2>/dev/null)
+    timeout 2 virsh --connect "${uri:-qemu:///system}" --readonly --quiet list --all --name </dev/null 2>/dev/null
 }
 
 # Add what begins with the word that is completed; a name may have blanks, so one a line.
@@ -36,7 +41,7 @@ _virt_forward_add_specs()
     [[ $typed != *:* || $COMP_WORDBREAKS != *:* ]] || done_part=${typed%:*}:
     while IFS= read -r line; do
         [[ $line == "$typed"* ]] && COMPREPLY+=("${line#"$done_part"}")
-    done < <(timeout 2 virt-forward list --specs -- "$1" 2>/dev/null)
+    done < <(timeout 2 virt-forward list --specs -- "$1" </dev/null 2>/dev/null)
 }
 
 _virt_forward()

@@ -10,8 +10,15 @@ function __virt_forward_options
         string match -ar -- '--?[a-z][a-z0-9-]*(?: [A-Z]+)?'
 end
 
+# The guests of the libvirt that the configuration names. Reading needs no group and no password; the libvirt of
+# another host might ask for one.
 function __virt_forward_guests
-    timeout 2 virsh --quiet list --all --name 2>/dev/null | string match -r '.+'
+    set -l file /etc/virt-forward/config.toml
+    test -n "$VIRT_FORWARD_CONFIG"; and set file $VIRT_FORWARD_CONFIG
+    set -l uri (sed -nE "s|^[[:blank:]]*uri[[:blank:]]*=[[:blank:]]*[\"']([^\"']+:///[^\"']*)[\"'].*|\1|p" $file 2>/dev/null)
+    test -n "$uri"; or set uri qemu:///system
+    timeout 2 virsh --connect "$uri" --readonly --quiet list --all --name </dev/null 2>/dev/null |
+        string match -r '.+'
 end
 
 function __virt_forward
@@ -49,7 +56,7 @@ function __virt_forward
     else if contains $command add remove; and test -z "$domain"
         __virt_forward_guests
     else if test "$command" = remove
-        timeout 2 virt-forward list --specs -- $domain 2>/dev/null
+        timeout 2 virt-forward list --specs -- $domain </dev/null 2>/dev/null
     end
 end
 
