@@ -38,13 +38,13 @@ REST = "networkd's static leases, the DHCP leases of networkd and dnsmasq, the n
             (BRIDGED._replace(source="virbr9"),),
             (),
             forward(source="2001:db8::/32"),
-            "the host has no IPv6 subnet on virbr9, and the metadata has no <host> for the guest",
+            "the host has no IPv6 subnet on virbr9, and the metadata has no <host> that is there",
         ),
         (
             (BRIDGED._replace(source="virbr9"),),
             (),
             forward(),
-            "the host has no IP subnet on virbr9, and the metadata has no <host> for the guest",
+            "the host has no IP subnet on virbr9, and the metadata has no <host> that is there",
         ),
     ],
 )

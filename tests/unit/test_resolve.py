@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ipaddress import ip_address, ip_interface, ip_network
+from ipaddress import IPv4Interface, IPv6Interface, ip_address, ip_interface, ip_network
 
 import pytest
 
@@ -12,6 +12,7 @@ from virt_forward.addresses.leases import Neighbours
 from virt_forward.addresses.resolve import locate, resolve
 from virt_forward.config import Config
 from virt_forward.errors import VirtForwardError
+from virt_forward.host import collect
 from virt_forward.model import (
     Address,
     Declaration,
@@ -232,6 +233,48 @@ def test_any_declared_address_is_accepted_without_subnet() -> None:
     assert ips(made(Declaration(WEB, (host("203.0.113.9"),)), pure)) == ["203.0.113.9"]
     v4_only = facts(bridges={BRIDGE: BridgeFacts(HOST[:1])})
     assert ips(made(Declaration(WEB, (host("2001:db8:77::9"),)), v4_only)) == ["2001:db8:77::9"]
+
+
+def beside(**interfaces: str) -> HostFacts:
+    """Return facts of a host with other interfaces beside a bridge with HOST, and one without addresses."""
+    known: dict[str, tuple[IPv4Interface | IPv6Interface, ...]] = {BRIDGE: HOST}
+    known |= {name: (ip_interface(address),) for name, address in interfaces.items()}
+    bridges = {BRIDGE: BridgeFacts(HOST), "br1": BridgeFacts()}
+    return facts(bridges=bridges)._replace(subnets=collect.subnets(known))
+
+
+@pytest.mark.parametrize(
+    ("ip", "bridge", "place"),
+    [
+        ("198.51.100.77", "br1", f"198.51.100.0/24 on {BRIDGE}"),
+        ("2001:db8:10::9", "br1", f"2001:db8:10::/64 on {BRIDGE}"),
+        ("192.0.2.9", "br1", "192.0.2.0/24 on enp1s0"),
+        ("198.51.100.9", BRIDGE, "198.51.100.8/29 on br2"),
+    ],
+)
+def test_declared_address_in_subnet_of_another_interface_is_refused(ip: str, bridge: str, place: str) -> None:
+    """The host sends to another guest, or to a machine on the LAN, what it forwards to that address."""
+    known = beside(enp1s0="192.0.2.1/24", br2="198.51.100.14/29")
+    with pytest.raises(VirtForwardError) as caught:
+        made(Declaration(WEB, (host(ip),)), known, (Nic(MAC, "bridge", bridge),))
+    assert caught.value.messages == (
+        f'guest "web": <host ip="{ip}"> is in {place}, but the guest is on {bridge}; '
+        "give the address that it has there",
+    )
+
+
+@pytest.mark.parametrize("other", ["198.51.100.250/24", "198.51.100.250/16", "192.0.2.1/24"])
+def test_declared_address_stays_where_no_longer_prefix_is_elsewhere(other: str) -> None:
+    assert ips(made(Declaration(WEB, (host("198.51.100.9"),)), beside(wlan0=other))) == ["198.51.100.9"]
+
+
+def test_address_in_subnet_of_another_interface_is_neither_reserved_nor_learned() -> None:
+    bridge = BridgeFacts(HOST, (lease("198.51.100.9"),), (lease("198.51.100.10"),))
+    of = Guest(UUID, "web", "running", nics=ON_BRIDGE, hosts=(host("198.51.100.11"),))
+    known = facts(bridges={BRIDGE: bridge})
+    assert ips(locate(of, known)) == ["198.51.100.11"]
+    nested = known._replace(subnets=beside(br2="198.51.100.14/29").subnets)
+    assert ips(locate(of, nested)) == []
 
 
 @pytest.mark.parametrize(

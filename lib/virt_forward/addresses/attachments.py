@@ -36,7 +36,8 @@ class HostFacts(NamedTuple):
 
     ``networks`` are libvirt's, ``bridges`` those that were read, by name, and ``own_addresses`` all
     addresses of the host. ``learn`` is the setting ``learn`` of the configuration. ``answers`` tells by
-    bridge, MAC and address whether the NIC has answered a probe there.
+    bridge, MAC and address whether the NIC has answered a probe there. ``subnets`` are those of all
+    interfaces, the longest prefix first, without link-local ones.
 
     A function that needs what was not read raises UnreadError.
     """
@@ -48,6 +49,7 @@ class HostFacts(NamedTuple):
     answers: Mapping[tuple[str, str, Address], bool] = {}
     interfaces: Interfaces = NO_INTERFACES
     sockets: SocketFacts = SocketFacts()
+    subnets: tuple[tuple[Subnet, str], ...] = ()
 
     def bridge(self, name: str) -> BridgeFacts:
         """Return the facts about a bridge."""
@@ -133,9 +135,24 @@ def network_of(nic: Nic, networks: Iterable[Network]) -> Network | None:
     return next((network for network in networks if network.name == nic.source), None)
 
 
-def belongs(ip: Address, attachment: Attachment) -> bool:
-    """Tell whether an address is usable on the bridge; without a subnet of its family there, any is."""
+def belongs(ip: Address, attachment: Attachment, facts: HostFacts) -> bool:
+    """Tell whether an address is usable on the bridge.
+
+    Without a subnet of its family there, any is that the host does not look for on another interface.
+    """
+    if elsewhere(ip, attachment, facts):
+        return False
     return inside(ip, attachment) or not any(subnet.version == ip.version for subnet in attachment.subnets())
+
+
+def elsewhere(ip: Address, attachment: Attachment, facts: HostFacts) -> tuple[Subnet, str] | None:
+    """Return the subnet, and its interface, to which the host sends what is for an address.
+
+    None where that is the bridge, or no subnet has the address. As in routing, the longest prefix decides.
+    """
+    here = max((subnet.prefixlen for subnet in attachment.subnets() if ip in subnet), default=-1)
+    nearest = next((place for place in facts.subnets if ip in place[0]), None)
+    return nearest if nearest and nearest[0].prefixlen > here else None
 
 
 def inside(ip: Address, attachment: Attachment) -> bool:
@@ -153,4 +170,4 @@ def _usable(ip: Address, subnet: Subnet) -> bool:
 def plausible(ip: Address, attachment: Attachment, facts: HostFacts) -> bool:
     """Tell whether a learned address can be that of a guest on the bridge."""
     foreign = ip.is_link_local or ip.is_loopback or ip.is_multicast or ip.is_unspecified
-    return not foreign and ip not in facts.own_addresses and belongs(ip, attachment)
+    return not foreign and ip not in facts.own_addresses and belongs(ip, attachment, facts)

@@ -51,7 +51,7 @@ def doubtful_endpoints(guest: Guest, attachments: list[Attachment], facts: HostF
 def _configured_addresses(
     guest: Guest, attachments: list[Attachment], facts: HostFacts
 ) -> ConfiguredAddresses:
-    chosen = _declared_addresses(guest.hosts, attachments)
+    chosen = _declared_addresses(guest.hosts, attachments, facts)
     used = {(ip, attachments[number].bridge) for (number, _), (ip, _) in chosen.items()}
     for number, attachment in enumerate(attachments):
         for ip in _reserved_addresses(guest, attachment):
@@ -62,7 +62,9 @@ def _configured_addresses(
     return chosen
 
 
-def _declared_addresses(hosts: Iterable[HostAddress], attachments: list[Attachment]) -> ConfiguredAddresses:
+def _declared_addresses(
+    hosts: Iterable[HostAddress], attachments: list[Attachment], facts: HostFacts
+) -> ConfiguredAddresses:
     chosen: ConfiguredAddresses = {}
     for host in sorted(hosts, key=lambda host: host.mac is None):
         candidates = [
@@ -70,7 +72,7 @@ def _declared_addresses(hosts: Iterable[HostAddress], attachments: list[Attachme
             for number, attachment in enumerate(attachments)
             if host.mac in (None, attachment.nic.mac)
             and (number, host.ip.version) not in chosen
-            and belongs(host.ip, attachment)
+            and belongs(host.ip, attachment, facts)
         ]
         # A bridge without a subnet accepts any address, but one whose subnet contains it comes first.
         for number in sorted(candidates, key=lambda number: not inside(host.ip, attachments[number]))[:1]:

@@ -15,7 +15,7 @@ def reason(guest: Guest, forward: Forward, networks: Iterable[Network]) -> str:
         return _no_attachment(guest, forward, networks)
     lacking = unserved_family(guest, forward, networks)
     if lacking:
-        return f"the host has no {lacking}, and the metadata has no <host> for the guest"
+        return f"the host has no {lacking}, and the metadata has no <host> that is there"
     searched = [attachment for attachment in found if _served(guest, forward, attachment)]
     return "; ".join((*map(_sources, searched), *_untrusted_sources(guest, searched)))
 

@@ -8,6 +8,7 @@ from virt_forward.addresses.attachments import (
     HostFacts,
     belongs,
     bridge_name_errors,
+    elsewhere,
     find_attachments,
     named_attachments,
     network_of,
@@ -15,7 +16,17 @@ from virt_forward.addresses.attachments import (
 from virt_forward.addresses.endpoints import endpoints
 from virt_forward.config import DEFAULT_PATH, Config
 from virt_forward.errors import VirtForwardError
-from virt_forward.model import Declaration, Domain, Endpoint, Guest, Network, Phase, PortForward, Span
+from virt_forward.model import (
+    Address,
+    Declaration,
+    Domain,
+    Endpoint,
+    Guest,
+    Network,
+    Phase,
+    PortForward,
+    Span,
+)
 
 DIRECT = ("bridge", "private", "vepa", "passthrough", "hostdev")
 """Modes of libvirt networks without a bridge of their own (formatnetwork.html)."""
@@ -115,10 +126,19 @@ def _host_address_errors(
             yield f'<host ip="{host.ip}"> is an address of the host itself; give the guest\'s'
             continue
         candidates = [attachment for attachment in found if host.mac in (None, attachment.nic.mac)]
-        if candidates and not any(belongs(host.ip, attachment) for attachment in candidates):
-            listed = ", ".join(
-                f"{subnet} on {attachment.bridge}"
-                for attachment in candidates
-                for subnet in attachment.subnets()
-            )
-            yield f'<host ip="{host.ip}"> is not on the guest\'s network; the host has {listed}'
+        if candidates and not any(belongs(host.ip, attachment, facts) for attachment in candidates):
+            yield f'<host ip="{host.ip}"> is {_where_instead(host.ip, candidates, facts)}'
+
+
+def _where_instead(ip: Address, candidates: list[Attachment], facts: HostFacts) -> str:
+    """Return where an address is that belongs to no bridge of the guest."""
+    for attachment in candidates:
+        place = elsewhere(ip, attachment, facts)
+        if place:
+            subnet, name = place
+            there = f"the guest is on {attachment.bridge}; give the address that it has there"
+            return f"in {subnet} on {name}, but {there}"
+    listed = (
+        f"{subnet} on {attachment.bridge}" for attachment in candidates for subnet in attachment.subnets()
+    )
+    return f"not on the guest's network; the host has {', '.join(listed)}"

@@ -21,7 +21,7 @@ from virt_forward.host import libvirt_networks
 from virt_forward.host.files import list_directory, read_text
 from virt_forward.host.interfaces import device_names, read_interfaces
 from virt_forward.host.process import run
-from virt_forward.model import Address, Endpoint, Network, Nic, Reservation, Sighting
+from virt_forward.model import Address, Endpoint, Network, Nic, Reservation, Sighting, Subnet
 from virt_forward.namedtuple import TYPE_CHECKING
 from virt_forward.text import output
 
@@ -138,7 +138,20 @@ def _with_bridge(facts: HostFacts, name: str, found: BridgeFacts) -> HostFacts:
 def host_facts(config: Config) -> HostFacts:
     """Return the host's addresses. Raises VirtForwardError where the interfaces cannot be read."""
     interfaces = read_interfaces()
-    return HostFacts((), {}, _own_addresses(interfaces), config.learn, interfaces=interfaces)
+    return HostFacts(
+        (), {}, _own_addresses(interfaces), config.learn, interfaces=interfaces, subnets=subnets(interfaces)
+    )
+
+
+def subnets(interfaces: Interfaces) -> tuple[tuple[Subnet, str], ...]:
+    """Return the subnets of interfaces as HostFacts has them."""
+    found = (
+        (address.network, name)
+        for name, addresses in interfaces.items()
+        for address in addresses
+        if not address.is_link_local
+    )
+    return tuple(sorted(found, key=lambda place: -place[0].prefixlen))
 
 
 def socket_facts(known: SocketFacts, question: Question) -> SocketFacts:
