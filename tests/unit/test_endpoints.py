@@ -277,6 +277,14 @@ def test_declared_address_without_mac_skips_nic_with_its_own() -> None:
     assert found(guest(hosts=hosts, nics=both), virbr0=bridge()) == [(OLD, "declared"), (NEW, "declared")]
 
 
+@pytest.mark.parametrize("second", [MAC2, None])
+def test_address_declared_for_two_nics_is_one_endpoint(second: str | None) -> None:
+    """As for NICs that are bonded in the guest."""
+    hosts = (HostAddress(ip_address(OLD), MAC), HostAddress(ip_address(OLD), second))
+    both = (Nic(MAC, "bridge", BRIDGE), Nic(MAC2, "bridge", BRIDGE))
+    assert found(guest(hosts=hosts, nics=both), virbr0=bridge()) == [(OLD, "declared")]
+
+
 @pytest.mark.parametrize("prefix", ["198.51.100.8/31", "198.51.100.9/32", "2001:db8:77::8/127"])
 def test_all_addresses_of_smallest_subnets_are_usable(prefix: str) -> None:
     """A /31 and a /127 have no network or broadcast address (RFC 3021, RFC 6164)."""

@@ -66,17 +66,20 @@ def _declared_addresses(
     hosts: Iterable[HostAddress], attachments: list[Attachment], facts: HostFacts
 ) -> ConfiguredAddresses:
     chosen: ConfiguredAddresses = {}
+    used: set[tuple[Address, str]] = set()
     for host in sorted(hosts, key=lambda host: host.mac is None):
         candidates = [
             number
             for number, attachment in enumerate(attachments)
             if host.mac in (None, attachment.nic.mac)
             and (number, host.ip.version) not in chosen
+            and (host.ip, attachment.bridge) not in used
             and belongs(host.ip, attachment, facts)
         ]
         # A bridge without a subnet accepts any address, but one whose subnet contains it comes first.
         for number in sorted(candidates, key=lambda number: not inside(host.ip, attachments[number]))[:1]:
             chosen[number, host.ip.version] = (host.ip, "declared")
+            used.add((host.ip, attachments[number].bridge))
     return chosen
 
 
