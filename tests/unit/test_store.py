@@ -88,12 +88,12 @@ def test_new_state_has_another_revision_than_the_one_before(store: Store) -> Non
 
 def test_marker_is_made_and_removed(store: Store) -> None:
     marker = Path(store.path, "guests", WEB.uuid)
-    with store.open():
+    with store.open() as state:
         store.mark([WEB.uuid])
         store.mark([WEB.uuid])
         assert marker.exists()
-        store.unmark([WEB.uuid])
-        store.unmark([WEB.uuid])
+        store.unmark(state, {WEB.uuid})
+        store.unmark(state, {WEB.uuid})
     assert not marker.exists()
 
 

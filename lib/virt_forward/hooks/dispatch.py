@@ -240,8 +240,7 @@ def _queue(want: Present, store: Store) -> None:
         if found.error:
             raise found.error
         if found.guest:
-            store.mark([want.uuid])
-            state.queue(want.uuid, plan.resolve_one((), found.guest, found.before, found.vetoed.get))
+            store.queue(state, want.uuid, plan.resolve_one((), found.guest, found.before, found.vetoed.get))
 
 
 def _replug(domain: Domain, store: Store) -> None:
@@ -295,7 +294,7 @@ def _forget(uuid: str, store: Store) -> None:
     except LockTimeout:
         with store.peek() as state:
             if state:
-                state.queue(uuid, None)
+                store.queue(state, uuid, None)
         raise
 
 

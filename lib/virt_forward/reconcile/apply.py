@@ -199,7 +199,8 @@ class _Application:
         self.include.publish()
         if self.written:
             gone = {uuid for uuid, guest in self.plan.after.items() if not guest}
-            self.store.unmark(gone | (self.store.marked() - self.all.keys() if self.rebuilt else set()))
+            others = self.store.marked() - self.all.keys() if self.rebuilt else set()
+            self.store.unmark(self.state, gone | others)
 
     @cached_property
     def blocks(self) -> table.Change:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from functools import cached_property
 
 from virt_forward import text
@@ -303,10 +303,18 @@ class Snapshot:
             for table, rows_ in found.items():
                 connection.executemany(database.insertion(table), rows_)
 
-    def queue(self, uuid: str, guest: Guest | None) -> None:
-        """Queue a change of a guest in the place of an earlier one; without the lock, see Store.peek."""
+    def queued_now(self) -> set[str]:
+        """Return the guests of all changes that are queued by now, also since this was opened."""
+        return {uuid for (uuid,) in self._all("SELECT uuid FROM queued")}
+
+    def queue(self, uuid: str, guest: Guest | None, mark: Callable[[], None] = lambda: None) -> None:
+        """Queue a change of a guest in the place of an earlier one; without the lock, see Store.queue.
+
+        ``mark`` is called in the transaction that does it.
+        """
         process.end_if_unwanted()
         with self.transaction() as connection:
+            mark()
             # The time since boot does not jump.
             row = (uuid, time.monotonic_ns(), _dump(guest))
             connection.execute("REPLACE INTO queued VALUES (?, ?, ?)", row)

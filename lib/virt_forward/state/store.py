@@ -19,6 +19,7 @@ from types import FrameType
 from virt_forward.errors import LockTimeout, StateError
 from virt_forward.host import log, process
 from virt_forward.host.files import list_directory
+from virt_forward.model import Guest
 from virt_forward.state import database
 from virt_forward.state.snapshot import Snapshot
 
@@ -147,15 +148,36 @@ class Store:
         """Return the UUIDs of the guests with markers."""
         return set(list_directory(self._at(MARKERS)))
 
-    def unmark(self, uuids: Iterable[str]) -> None:
-        """Remove the markers of guests that are in the state no more; a failure is only logged."""
-        for uuid in uuids:
-            try:
-                os.unlink(self._at(MARKERS, uuid))
-            except FileNotFoundError:
-                continue
-            except OSError as error:
-                log.warning(str(database.unusable(self._at(MARKERS, uuid), error)))
+    def queue(self, state: Snapshot, uuid: str, guest: Guest | None) -> None:
+        """Queue a change of a guest, with its marker if it is to run; without the lock, see ``peek``.
+
+        Raises StateError.
+        """
+        state.queue(uuid, guest, lambda: self.mark([uuid] if guest else ()))
+
+    def unmark(self, state: Snapshot, uuids: set[str]) -> None:
+        """Remove the markers of guests that are recorded no more, but for those queued meanwhile.
+
+        A failure is only logged. A guest that is queued without the lock gets its marker in the
+        transaction that queues it, and one transaction looks at the queue and removes markers: so
+        whichever of both comes first, the guest's marker is there once it is queued, at any time.
+        """
+        if not uuids:
+            return
+        try:
+            with state.transaction():
+                for uuid in uuids - state.queued_now():
+                    self._unmark(uuid)
+        except StateError as error:
+            log.warning(str(error))
+
+    def _unmark(self, uuid: str) -> None:
+        try:
+            os.unlink(self._at(MARKERS, uuid))
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            log.warning(str(database.unusable(self._at(MARKERS, uuid), error)))
 
     @contextlib.contextmanager
     def lock(self, seconds: float | None = None) -> Iterator[None]:
