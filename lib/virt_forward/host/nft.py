@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import re
+import struct
 
 from virt_forward.errors import NftError, NftTimeout, NftUnusableError
 from virt_forward.host import netlink
@@ -70,6 +71,9 @@ _FLOWTABLES = _Kind(10 << 8 | 23, 2)
 _OWNER = 1
 """NFTA_CHAIN_TABLE, NFTA_SET_TABLE and so on, and the name of a table itself."""
 
+_GETRULE, _RULE_CHAIN = 10 << 8 | 7, 2
+"""NFT_MSG_GETRULE and NFTA_RULE_CHAIN: a dump can be of one chain (nf_tables_dump_rules)."""
+
 _SET_FLAGS, _ANONYMOUS = 3, 1
 """NFTA_SET_FLAGS and NFT_SET_ANONYMOUS: such a set is part of a rule."""
 
@@ -88,9 +92,13 @@ def parts() -> Parts | None:
         others = (name for kind in (_SETS, _OBJECTS, _FLOWTABLES) for name in _names(kind))
         return Parts(frozenset(_names(_CHAINS)), frozenset(others))
     except OSError as error:
-        # What a socket raises after its time limit has no number.
-        reason = os.strerror(error.errno or errno.ETIMEDOUT)
-        raise NftUnusableError(f"the kernel does not list what is in its tables: {reason}") from None
+        raise _unlisted(error) from None
+
+
+def _unlisted(error: OSError) -> NftUnusableError:
+    # What a socket raises after its time limit has no number.
+    reason = os.strerror(error.errno or errno.ETIMEDOUT)
+    return NftUnusableError(f"the kernel does not list what is in its tables: {reason}")
 
 
 def _names(kind: _Kind) -> list[str]:
@@ -152,9 +160,23 @@ def plain_listing() -> str | None:
 
 
 def dispatches() -> bool:
-    """Tell whether our table has its rules: ``nft flush table`` deletes rules, not the table."""
-    result = run(["nft", "list", "chain", *TABLE.split(), "prerouting"], timeout=TIMEOUT)
-    return result.status == 0 and "vmap" in result.stdout
+    """Tell whether our table has its rules: ``nft flush table`` deletes rules, not the table.
+
+    Raises NftUnusableError. As in :func:`parts`, the kernel is asked; nft would read all rules.
+    """
+    table, chain = (
+        _text(kind, name) for kind, name in ((_OWNER, TABLE.split()[1]), (_RULE_CHAIN, "prerouting"))
+    )
+    try:
+        return bool(netlink.dump(netlink.NETLINK_NETFILTER, _GETRULE, _INET + table + chain))
+    except OSError as error:
+        raise _unlisted(error) from None
+
+
+def _text(kind: int, text: str) -> bytes:
+    """Return an attribute with a string (netlink(7))."""
+    data = text.encode() + b"\0"
+    return struct.pack("=HH", 4 + len(data), kind) + data + bytes(-len(data) % 4)
 
 
 def revision() -> int | None:
