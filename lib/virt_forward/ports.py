@@ -108,6 +108,22 @@ def subtract(span: Span, holes: Sequence[Span]) -> list[Span]:
     return [*pieces, Span(left, end)] if left <= end else pieces
 
 
+def merged(forwards: Iterable[Forward]) -> dict[Listen, list[Span]]:
+    """Return the ports of forwards in order, by what these listen on."""
+    return {listen: merge(each.span for each in group) for listen, group in by_listen(forwards).items()}
+
+
+def cut(forward: Forward, held: Mapping[Listen, Sequence[Span]]) -> tuple[list[Forward], list[Forward]]:
+    """Return ``forward`` in pieces: those with ports that are ``held`` (see ``merged``), and the others."""
+    spans, span = held.get(forward.listen, ()), forward.span
+    inside = [Span(max(start, span.start), min(end, span.end)) for start, end in overlapping(spans, span)]
+    own, new = (
+        [Forward.of(forward.listen, each, forward.offset, forward.mac) for each in found]
+        for found in (inside, subtract(span, spans))
+    )
+    return own, new
+
+
 class Spans:
     """Forwards in order of their ports; quick to search where few or none of them overlap."""
 

@@ -143,7 +143,7 @@ endpoints = st.integers(2, 250).map(
 )
 
 
-def _distinct(found: list[Forward]) -> tuple[Forward, ...]:
+def distinct(found: list[Forward]) -> tuple[Forward, ...]:
     """Leave out what overlaps within one guest: the parser refuses that."""
     kept: list[Forward] = []
     for item in found:
@@ -175,7 +175,7 @@ def guests(draw: st.DrawFn, number: int | None = None, phase: Phase | None = Non
         name,
         draw(phases) if phase is None else phase,
         draw(st.booleans()),
-        _distinct(draw(st.lists(forwards(), max_size=5))),
+        distinct(draw(st.lists(forwards(), max_size=5))),
         (),
         (Nic(MAC, "bridge", "virbr0"),),
         draw(st.sampled_from(((), (HostAddress(both[0].ip),)))),

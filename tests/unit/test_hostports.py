@@ -19,6 +19,7 @@ from virt_forward.errors import UnreadError
 from virt_forward.host import collect, hostports
 from virt_forward.host.collect import Reader
 from virt_forward.model import (
+    MAX_PORT,
     Declaration,
     Forward,
     HostAddress,
@@ -127,6 +128,17 @@ def test_held_port_is_not_excluded_for_a_client() -> None:
     assert opened(item, forward(40000, 40010, 50000, proto="udp")) == [(40000, 40010)]
     # It holds the port on another device only.
     assert opened(item, forward(40000, 40010, proto="udp", dev="enp1s0")) == [(40001, 40010)]
+
+
+def test_held_port_of_a_whole_address_is_not_excluded() -> None:
+    """Port 22 was excluded at the start; the host listens on 80, or reserves it, since then."""
+    item = PortForward("tcp", (), ADDRESS)
+    before = [forward(1, 21, address=str(ADDRESS)), forward(23, MAX_PORT, address=str(ADDRESS))]
+    facts = host([Listener("tcp", ip_address("0.0.0.0"), port) for port in (22, 80)])
+    config = Config(reserved=(ReservedPort("tcp", 81),))
+    for held, excluded in (([], [22, 80, 81]), (before, [22])):
+        found = PortChecks(config, [], facts, held=held).excluded(item)
+        assert [span.start for span in found] == excluded
 
 
 def test_details_are_read_only_if_needed() -> None:

@@ -38,8 +38,8 @@ ON_80 = Listener("tcp", ip_address("0.0.0.0"), 80, 1)
 UNREAD = HostFacts()
 
 
-def present(*hosts: str, phase: Phase = "prepared") -> Present:
-    declared = Declaration(WEB, tuple(HostAddress(ip_address(ip)) for ip in hosts))
+def present(*hosts: str, phase: Phase = "prepared", forwards: tuple[PortForward, ...] = WEB) -> Present:
+    declared = Declaration(forwards, tuple(HostAddress(ip_address(ip)) for ip in hosts))
     return Present(Domain("web", UUID, NICS, declared), phase)
 
 
@@ -115,6 +115,19 @@ def test_guest_that_has_its_forwards_asks_for_no_socket() -> None:
     assert asked(Readdressed(UUID), before._replace(phase="running"))[0].count("sockets") == 0
     # A start is vetoed in full.
     assert asked(present(str(IP)), before)[0] == ["bridge", "sockets"]
+
+
+@pytest.mark.parametrize(("listens", "vetoed"), [(8005, False), (8012, True)])
+def test_ports_that_a_guest_has_are_not_vetoed_in_a_range_that_was_made_longer(
+    listens: int, vetoed: bool
+) -> None:
+    longer = PortForward("tcp", (Range(8000, 8012, 8000),))
+    want = present(str(IP), phase="running", forwards=(longer,))
+    before = guest("web", forward(8000, 8010))._replace(uuid=UUID, nics=NICS)
+    answers = all_read() | {Question("sockets"): by_port([ON_80._replace(port=listens)])}
+    for known, expected in ((before, vetoed), (None, True)):
+        _, found = asked(want, known, answers)
+        assert [*found.vetoed] == [forward(8000, 8012)] * expected
 
 
 def test_guest_that_cannot_be_served_keeps_what_it_has_while_it_runs() -> None:

@@ -7,12 +7,15 @@ from itertools import permutations
 from typing import NamedTuple
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from unit import strategies
 from unit.build import endpoint, forward, guest
 from virt_forward.claims import index as claims
 from virt_forward.errors import VirtForwardError
-from virt_forward.model import Forward, Guest
-from virt_forward.reconcile.plan import Located, make, resolve_all, without_clashes
+from virt_forward.model import LEARNED, Endpoint, Forward, Guest, Listen, Origin
+from virt_forward.reconcile.plan import Located, make, resolve_all, resolve_one, without_clashes
 
 
 def named(number: int, *forwards: Forward) -> Guest:
@@ -23,9 +26,15 @@ def named(number: int, *forwards: Forward) -> Guest:
     )
 
 
-def resolved(wanted: Iterable[Guest], before: dict[str, Guest]) -> dict[str, Guest]:
+def no_veto(_: Forward) -> None:
+    """Have nothing against a forward."""
+
+
+def resolved(
+    wanted: Iterable[Guest], before: dict[str, Guest], others: claims.Index = ()
+) -> dict[str, Guest]:
     guests = {item.uuid: item for item in wanted}
-    return resolve_all(guests, before, (), dict.fromkeys(guests, lambda _: None))
+    return resolve_all(guests, before, others, dict.fromkeys(guests, no_veto))
 
 
 def kept(resolved: dict[str, Guest]) -> list[tuple[Forward, ...]]:
@@ -68,11 +77,121 @@ def test_port_that_its_holder_declares_no_more_goes_to_who_was_kept_out() -> Non
     assert kept(resolved([holder, out], now)) == [(forward(81),), (forward(80),)]
 
 
+@pytest.mark.parametrize("taker", [0, 1])
+def test_declared_address_of_a_running_guest_is_not_given_to_one_that_declares_it_later(taker: int) -> None:
+    now = [named(0, forward(80)), named(1, forward(81))]
+    edited = now[taker]._replace(endpoints=now[1 - taker].endpoints)
+    found = resolved([edited, now[1 - taker]], {item.uuid: item for item in now})
+    assert found[now[1 - taker].uuid] == now[1 - taker]
+    assert (found[edited.uuid].forwards, found[edited.uuid].contested) == ((), edited.endpoints)
+
+
+def test_running_guests_may_exchange_their_addresses() -> None:
+    now = [named(0, forward(80)), named(1, forward(81))]
+    edited = [now[0]._replace(endpoints=now[1].endpoints), now[1]._replace(endpoints=now[0].endpoints)]
+    assert [*resolved(edited, {item.uuid: item for item in now}).values()] == edited
+
+
+@pytest.mark.parametrize("taker", [0, 1])
+def test_port_stays_with_the_guest_that_has_it_where_its_target_is_edited(taker: int) -> None:
+    holder, other = named(1 - taker, forward(80)), named(taker, forward(81))
+    edited = holder._replace(forwards=(forward(80, to=8080),))
+    wants_it = other._replace(forwards=(forward(81), forward(80)))
+    found = resolved([edited, wants_it], {holder.uuid: holder, other.uuid: other})
+    assert found[holder.uuid] == edited
+    assert found[other.uuid].forwards == (forward(81),)
+
+
+def test_ports_of_a_guest_that_is_kept_out_with_its_new_address_go_to_the_next() -> None:
+    holder, edited, out = named(0, forward(80)), named(1, forward(81)), named(2, forward(81))
+    now = {item.uuid: item for item in (holder, edited)}
+    now[out.uuid] = out._replace(forwards=(), conflicts=((forward(81), "why"),))
+    found = resolved([holder, edited._replace(endpoints=holder.endpoints), out], now)
+    assert kept(found) == [(forward(80),), (), (forward(81),)]
+
+
+@pytest.mark.parametrize("alone", [True, False])
+def test_range_that_was_made_longer_into_a_taken_port_keeps_the_ports_it_had(alone: bool) -> None:
+    holder, shorter = named(0, forward(90)), named(1, forward(80, 85, 8080))
+    longer = shorter._replace(forwards=(forward(80, 99, 8080),))
+    now = {item.uuid: item for item in (holder, shorter)}
+    if alone:
+        found = resolve_one(claims.rows(holder), longer, shorter, no_veto)
+    else:
+        found = resolved([holder, longer], now)[longer.uuid]
+    why = "host port tcp/90 is taken by guest g0"
+    assert (found.forwards, found.conflicts) == (shorter.forwards, ((forward(86, 99, 8086), why),))
+
+
+def test_port_that_two_records_have_stays_with_the_guest_that_is_not_changed() -> None:
+    """Only a damaged state has such records."""
+    one, other = named(0, forward(80)), named(1, forward(80))
+    found = resolve_one(claims.rows(other), one, one, no_veto)
+    assert found.conflicts == ((forward(80), "host port tcp/80 is taken by guest g1"),)
+
+
 def test_resolving_again_changes_nothing() -> None:
     guests = [named(number, forward(80), forward(81 + number)) for number in range(3)]
     for order in permutations(guests):
         first = resolved([*order], {})
         assert resolved(order, first) == first
+
+
+# Whatever guests run, and whatever is edited at once.
+
+OFTEN: tuple[Origin, ...] = ("declared", "declared", "reserved", "leased")
+ADDRESSES = ("198.51.100.10", "198.51.100.11", "198.51.100.12")
+DECLARABLE = [
+    forward(start, end, start + shift, dev=dev)
+    for start, end in ((80, 80), (80, 83), (83, 90), (81, 82))
+    for shift in (0, 1000)
+    for dev in (None, "enp1s0")
+]
+PORTS = range(80, 91)
+
+
+@st.composite
+def running(draw: st.DrawFn, number: int) -> Guest:
+    """Make a running guest at addresses and with forwards that others may declare, too."""
+    places = draw(st.lists(st.sampled_from(ADDRESSES), max_size=2, unique=True))
+    forwards = strategies.distinct(draw(st.lists(st.sampled_from(DECLARABLE), max_size=3)))
+    at = [endpoint(ip)._replace(origin=draw(st.sampled_from(OFTEN))) for ip in places]
+    return named(number, *forwards)._replace(endpoints=tuple(at))
+
+
+three = st.tuples(*map(running, range(3))).map(list)
+
+
+def held_ports(item: Guest) -> set[tuple[Listen, int]]:
+    """Return the ports that a guest has, and what it listens on there."""
+    return {(f.listen, port) for f in item.forwards for port in PORTS if f.start <= port <= f.end}
+
+
+def configured(endpoints: Iterable[Endpoint]) -> set[claims.Location]:
+    return {claims.location(item) for item in endpoints if item.origin not in LEARNED}
+
+
+@given(three, three, st.sets(st.integers(0, 2), min_size=1))
+def test_what_a_guest_has_and_still_declares_is_not_taken_from_it(
+    first: list[Guest], edited: list[Guest], changed: set[int]
+) -> None:
+    before = resolved(first, {})
+    wanted = {edited[number].uuid: edited[number] for number in changed}
+    rest = [item for uuid, item in before.items() if uuid not in wanted]
+    others = tuple(row for item in rest for row in claims.rows(item))
+    after = resolved(wanted.values(), before, others)
+    lost = claims.endpoints_lost(others, after.values())
+    left = [claims.without_endpoints(item, lost.get(item.uuid, ())) for item in rest]
+    assert not claims.clash([*after.values(), *left])
+    for uuid, found in after.items():
+        had = {claims.location(item) for item in before[uuid].endpoints}
+        if found.contested:
+            elsewhere = [item for other, item in {**before, **after}.items() if other != uuid]
+            theirs = {place for item in elsewhere for place in configured(item.endpoints)}
+            assert (configured(found.contested) & theirs) - had, "it declares what another guest has"
+        else:
+            assert had & configured(wanted[uuid].endpoints) <= configured(found.endpoints)
+            assert held_ports(before[uuid]) & held_ports(wanted[uuid]) <= held_ports(found)
 
 
 # Whole plans.

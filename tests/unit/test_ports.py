@@ -103,6 +103,21 @@ def test_between_finds_every_item(span: Span, made: list[tuple[Proto, int]]) -> 
     assert sorted(ports.between(ports.by_port(items), "tcp", span)) == expected
 
 
+@given(spans, holes, st.integers(0, 1000))
+def test_cut_tells_held_ports_from_others_and_keeps_where_they_lead(
+    span: Span, taken: list[Span], shift: int
+) -> None:
+    whole = forward(*span, span.start + shift, dev="enp1s0", mac="52:54:00:a0:8f:2c")
+    alike = [forward(*each, dev="enp1s0") for each in taken]
+    others = [forward(1, 100), forward(1, 100, proto="udp", dev="enp1s0")]
+    own, new = ports.cut(whole, ports.merged([*alike, *others]))
+    assert members([each.span for each in own]) == members([span]) & members(taken)
+    assert members([each.span for each in new]) == members([span]) - members(taken)
+    assert {each._replace(start=0, end=0, to=each.offset) for each in (*own, *new)} == {
+        whole._replace(start=0, end=0, to=shift)
+    }
+
+
 class Counted(list[Span]):
     """Spans that count how many of them are looked at."""
 

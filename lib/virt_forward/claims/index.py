@@ -49,7 +49,7 @@ __all__ = [
     "rows",
     "without",
     "without_endpoints",
-    "without_new_forwards",
+    "without_new_claims",
     "without_weaker_endpoints",
 ]
 
@@ -149,10 +149,17 @@ def without_weaker_endpoints(guests: Iterable[Guest]) -> list[Guest]:
     return [without_endpoints(guest, found) for guest, found in zip(guests, lost, strict=True)]
 
 
-def without_new_forwards(guest: Guest, before: Guest | None) -> Guest:
-    """Return ``guest`` with those of its forwards alone that it had before."""
-    had = frozenset(before.forwards) if before else frozenset()
-    return guest._replace(forwards=tuple(f for f in guest.forwards if f in had), conflicts=(), endpoints=())
+def without_new_claims(guest: Guest, before: Guest | None) -> Guest:
+    """Return ``guest`` with those of its host ports and configured addresses alone that it had before."""
+    if before is None:
+        return guest._replace(forwards=(), conflicts=(), endpoints=(), contested=())
+    had, places = frozenset(before.forwards), frozenset(map(location, before.endpoints))
+    forwards = [forward for forward in guest.forwards if forward in had]
+    new = [f for f in (*guest.forwards, *(f for f, _ in guest.conflicts)) if f not in had]
+    held = ports.merged(had) if new else {}
+    forwards += (piece for forward in new for piece in ports.cut(forward, held)[0])
+    endpoints = (item for item in guest.endpoints if item.origin not in LEARNED and location(item) in places)
+    return guest._replace(forwards=tuple(forwards), conflicts=(), endpoints=tuple(endpoints), contested=())
 
 
 class _Claimed:

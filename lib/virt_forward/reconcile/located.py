@@ -61,12 +61,13 @@ def _present(want: Present, before: Guest | None, facts: HostFacts, config: Conf
 
 
 def _vetoed(guest: Guest, before: Guest | None, facts: HostFacts, config: Config) -> dict[Forward, str]:
-    """Return what the host has against forwards of a guest that it does not have already."""
+    """Return what the host has against forwards of a guest, but for the ports that it has already."""
     # A guest that is to start is vetoed in full: what an earlier start was given is no longer its own.
-    had = frozenset(before.forwards if before and guest.phase == "running" else ())
+    held = before.forwards if before and guest.phase == "running" else ()
+    had = frozenset(held)
     wanted = [forward for forward in (*guest.forwards, *dict(guest.conflicts)) if forward not in had]
     if not wanted:
         return {}
-    checks = PortChecks(config, find_attachments(guest.nics, facts), facts, hosts=guest.hosts)
+    checks = PortChecks(config, find_attachments(guest.nics, facts), facts, hosts=guest.hosts, held=held)
     found = ((forward, checks.veto(forward)) for forward in wanted)
     return {forward: reason for forward, reason in found if reason}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 
+from virt_forward import ports
 from virt_forward.claims import index as claims
 from virt_forward.errors import VirtForwardError
 from virt_forward.model import Forward, Guest, Guests
@@ -193,13 +194,21 @@ def _resolve(
     return {**changes, **resolve_all(guests, had, others, vetoes)}
 
 
-def resolve_one(others: Iterable[claims.Row], guest: Guest, before: Guest | None, veto: claims.Veto) -> Guest:
+def resolve_one(others: claims.Index, guest: Guest, before: Guest | None, veto: claims.Veto) -> Guest:
     """Return ``guest`` with its forwards sorted into those that it may have and those kept out.
 
-    ``others`` are the claims of other guests. What it has already the host does not veto any more.
+    ``others`` are the claims of other guests. Of a forward that is kept out, the guest still has the ports
+    that it had ``before``.
     """
-    had = frozenset(before.forwards) if before else frozenset()
-    return claims.resolve_conflicts(others, guest, lambda forward: None if forward in had else veto(forward))
+    resolved = claims.resolve_conflicts(others, guest, veto)
+    if before is None or resolved.contested or not resolved.conflicts:
+        return resolved
+    had = ports.merged(before.forwards)
+    pieces = [(*ports.cut(forward, had), reason) for forward, reason in resolved.conflicts]
+    own = (piece for found, _, _ in pieces for piece in found)
+    new = {piece: reason for _, found, reason in pieces for piece in found}
+    parted = resolved._replace(forwards=(*resolved.forwards, *own), conflicts=tuple(new.items()))
+    return claims.resolve_conflicts(others, parted, new.get)
 
 
 def resolve_all(
@@ -210,22 +219,23 @@ def resolve_all(
 ) -> dict[str, Guest]:
     """Return guests with their conflicts resolved, among them and with the claims of ``others``.
 
-    ``before`` is what is known of them. What a running guest has is not given to another one,
-    and of two that have learned one address the stronger origin has it.
+    ``before`` is what is known of them. What a running guest has, and is to have, is not given to another
+    one, and of two that have learned one address the stronger origin has it.
     """
     if len(wanted) == 1:
         ((uuid, guest),) = wanted.items()
         return {uuid: resolve_one(others, guest, before.get(uuid), vetoes[uuid])}
     order = sorted(wanted, key=lambda uuid: _turn(uuid, before))
     guests = claims.without_weaker_endpoints(wanted[uuid] for uuid in order)
-    held = claims.SearchIndex(others)
+    held, taken = claims.SearchIndex(), claims.SearchIndex(others)
     for guest in guests:
-        held.add(claims.rows(claims.without_new_forwards(guest, before.get(guest.uuid))))
+        held.add(claims.rows(claims.without_new_claims(guest, before.get(guest.uuid))))
     resolved: dict[str, Guest] = {}
     for guest in guests:
         uuid = guest.uuid
-        resolved[uuid] = resolve_one(held.near(guest), guest, before.get(uuid), vetoes[uuid])
-        held.add(claims.rows(resolved[uuid]))
+        near = (*taken.near(guest), *(row for row in held.near(guest) if row.uuid not in resolved))
+        resolved[uuid] = resolve_one(near, guest, before.get(uuid), vetoes[uuid])
+        taken.add(claims.rows(resolved[uuid]))
     return resolved
 
 
