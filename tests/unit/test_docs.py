@@ -15,9 +15,11 @@ from support.proc import REPO, run
 from unit.test_schema import BEYOND_GRAMMAR, RNG, accepts
 from virt_forward.config import SECTIONS, Config, parse_config
 from virt_forward.errors import VirtForwardError
+from virt_forward.hooks import dispatch, handover
 from virt_forward.metadata import xml
 from virt_forward.metadata.forwards import NAMESPACE, ROOT, parse_forwards
 from virt_forward.model import Declaration
+from virt_forward.state import edit_lock, store
 
 
 class Fence(NamedTuple):
@@ -115,6 +117,15 @@ def test_wrong_configurations(fence: Fence) -> None:
 def test_every_key_is_on_the_page() -> None:
     page = (REPO / "docs" / CONFIGURATION).read_text()
     assert all(f"\n`{key}`\n: " in page for keys in SECTIONS.values() for key in keys)
+
+
+def test_times_on_the_page_on_reliability() -> None:
+    page = (REPO / "docs/reliability.md").read_text()
+    assert f"to a hook within {store.LOCK_SECONDS:g} seconds" in page
+    assert f"to the command within {store.LOCK_SECONDS:g} seconds" in page
+    assert f"wait up to {edit_lock.SECONDS:g} seconds for each other" in page
+    assert f"first waits {handover.SECONDS:g} seconds" in page
+    assert f"the {dispatch.SECONDS:g} seconds of a hook" in page
 
 
 def test_every_page_is_in_the_index() -> None:
