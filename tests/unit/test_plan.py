@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from unit import strategies
 from unit.build import endpoint, forward, guest
+from unit.counted import Looks
 from virt_forward.claims import index as claims
 from virt_forward.errors import VirtForwardError
 from virt_forward.model import LEARNED, Endpoint, Forward, Guest, Listen, Origin
@@ -247,6 +248,55 @@ def test_guest_that_waits_and_cannot_have_its_port_stays_as_it_is(located: Locat
     assert {uuid: item for uuid, item in found.after.items() if item and item.forwards} == {}
     assert found.after[HOLDER.uuid] is None
     assert found.errors == {}
+
+
+@pytest.mark.parametrize(
+    ("after", "waits"),
+    [
+        (None, True),
+        (HOLDER._replace(forwards=(forward(81),)), True),
+        (HOLDER._replace(forwards=(forward(80, to=8080),)), False),
+        (HOLDER._replace(forwards=(forward(80, 90),)), False),
+        (HOLDER._replace(endpoints=()), False),
+    ],
+)
+def test_guest_is_retried_where_the_port_that_it_waits_for_goes(after: Guest | None, waits: bool) -> None:
+    found = make(State(HOLDER, OUT), {HOLDER.uuid: Located(HOLDER, after)})
+    assert [*found.waiting] == [OUT.uuid] * waits
+
+
+@pytest.mark.parametrize("after", [None, HOLDER._replace(endpoints=())])
+def test_guest_is_retried_where_the_address_that_it_waits_for_goes(after: Guest | None) -> None:
+    kept_out = ((forward(81), "address 198.51.100.10 on virbr0 is already that of guest g0"),)
+    out = named(1)._replace(conflicts=kept_out, endpoints=(), contested=HOLDER.endpoints)
+    assert [*make(State(HOLDER, out), {HOLDER.uuid: Located(HOLDER, after)}).waiting] == [out.uuid]
+
+
+def test_guest_is_retried_where_what_it_waits_for_goes_to_another_one() -> None:
+    """The reason of its conflict is another one then."""
+    taker = named(2)
+    wanted = {
+        HOLDER.uuid: Located(HOLDER, HOLDER._replace(forwards=())),
+        taker.uuid: Located(taker, taker._replace(forwards=(forward(80),))),
+    }
+    assert [*make(State(HOLDER, OUT, taker), wanted).waiting] == [OUT.uuid]
+
+
+@pytest.mark.parametrize("kept_out", [False, True])
+def test_search_for_guests_that_wait_costs_no_more_than_there_are_claims(kept_out: bool) -> None:
+    """A clone of a guest with many separate ports waits for each of them, or for others."""
+    looks, number = Looks(), 1000
+    starts = range(1, 2 * number, 2)
+    holder = named(0, *looks.forwards(map(forward, starts)))
+    out = named(1)._replace(conflicts=tuple((forward(port + (not kept_out)), "why") for port in starts))
+
+    class Counted(State):
+        def near(self, touching: Iterable[claims.Row], without: Collection[str]) -> claims.Index:
+            return looks.rows(super().near(touching, without))
+
+    found = make(Counted(holder, out), {holder.uuid: Located(holder)})
+    assert [*found.waiting] == [out.uuid] * kept_out
+    assert looks.number < 50 * number
 
 
 def test_veto_of_the_host_is_a_conflict() -> None:

@@ -147,38 +147,33 @@ def _near(state: State, changes: Guests, before: Guests) -> claims.Index:
 
 def _waiting(state: State, before: Guests, after: Guests, others: claims.Index) -> dict[str, Guest]:
     """Return the guests that were kept out by a claim that goes with this change."""
-    freed = [row for uuid in before for row in _lost(before[uuid], after.get(uuid))]
-    out = [row for row in others if isinstance(row, claims.PortRow | claims.EndpointRow) and not row.holds]
-    found = {row.uuid for row in out if any(_waits_for(row, claim) for claim in freed)}
+    lost, places = _lost(before, after)
+    spans = ports.merged(lost)
+    found: set[str] = set()
+    for row in others:
+        if row.uuid in found or not isinstance(row, claims.PortRow | claims.EndpointRow) or row.holds:
+            continue
+        if isinstance(row, claims.EndpointRow):
+            waits = claims.location(row) in places
+        else:
+            waits = bool(ports.overlapping(spans.get(row.listen, ()), row.span))
+        if waits:
+            found.add(row.uuid)
     return {uuid: guest for uuid in sorted(found) if (guest := state.recorded(uuid))}
 
 
-def _waits_for(row: claims.Row, claim: claims.Row) -> bool:
-    """Tell whether a row that holds nothing is one that ``claim`` has kept out."""
-    if isinstance(row, claims.PortRow) and isinstance(claim, claims.PortRow):
-        return row.listen == claim.listen and row.span.overlaps(claim.span)
-    if isinstance(row, claims.EndpointRow) and isinstance(claim, claims.EndpointRow):
-        return claims.location(row) == claims.location(claim)
-    return False
-
-
-def _lost(before: Guest | None, after: Guest | None) -> Iterable[claims.Row]:
-    """Return the claims that a guest held and holds no more."""
-    if before is None or before == after:
-        return []
-    kept = {_claim(row) for row in (claims.rows(after) if after else ()) if _holds(row)}
-    return [row for row in claims.rows(before) if _holds(row) and _claim(row) not in kept]
-
-
-def _holds(row: claims.Row) -> bool:
-    return isinstance(row, claims.PortRow | claims.EndpointRow) and row.holds
-
-
-def _claim(row: claims.Row) -> tuple[object, ...]:
-    """Return what a row claims, whatever state it is in."""
-    if isinstance(row, claims.PortRow):
-        return row.listen, row.span
-    return claims.location(row) if isinstance(row, claims.EndpointRow) else ()
+def _lost(before: Guests, after: Guests) -> tuple[list[Forward], set[claims.Location]]:
+    """Return what guests held and hold no more: host ports, as pieces of forwards, and addresses."""
+    lost: list[Forward] = []
+    places: set[claims.Location] = set()
+    for uuid, guest in before.items():
+        if guest is None or guest == after.get(uuid):
+            continue
+        now = after.get(uuid) or guest._replace(forwards=(), endpoints=())
+        held = ports.merged(now.forwards)
+        lost += (piece for forward in guest.forwards for piece in ports.cut(forward, held)[1])
+        places |= {*map(claims.location, guest.endpoints)} - {*map(claims.location, now.endpoints)}
+    return lost, places
 
 
 def _resolve(
