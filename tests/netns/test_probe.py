@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import select
 import socket
@@ -17,10 +18,11 @@ from support import netns, payload
 from support.netns import BRIDGE, GATEWAY4, GATEWAY6, GUEST4, GUEST6, GUEST_MAC, HOST4, Lab, Ns
 from support.proc import eventually
 from unit.test_probe import dhcp, echo
-from virt_forward.addresses.attachments import Attachment, BridgeFacts
+from virt_forward.addresses.attachments import BridgeFacts
 from virt_forward.addresses.probe import ETH_P_ARP, ETH_P_IPV6, Probe
+from virt_forward.errors import Question
 from virt_forward.host import collect, probe_socket
-from virt_forward.model import Nic, Reservation, Sighting
+from virt_forward.model import Reservation, Sighting
 from virt_forward.watch.prober import Prober
 
 pytestmark = pytest.mark.root
@@ -77,14 +79,29 @@ def test_ipv6_probe_finds_address_and_kernel_learns_it(lab: Lab) -> None:
     assert Reservation(ip_address(GUEST6), GUEST_MAC) in (*found.confirmed, *found.others)
 
 
-@pytest.mark.parametrize("ip", [GUEST4, GUEST6])
-def test_verify_returns_address_that_nic_has(lab: Lab, ip: str) -> None:
-    address = ip_address(ip)
+def test_all_nics_are_asked_at_once_at_their_addresses(lab: Lab) -> None:
     hosts = tuple(ip_interface(one) for one in (f"{GATEWAY4}/24", f"{GATEWAY6}/64"))
-    attachment = Attachment(Nic(GUEST_MAC, "bridge", BRIDGE), BRIDGE, None, BridgeFacts(hosts))
-    assert on_host(lab, lambda: collect.verify_addresses(attachment, (address + 1, address))) == {address}
-    sibling = attachment._replace(nic=Nic(SIBLING, "bridge", BRIDGE))
-    assert on_host(lab, lambda: collect.verify_addresses(sibling, (address,))) == frozenset()
+    four, six = ip_address(GUEST4), ip_address(GUEST6)
+    questions = [
+        Question("answers", BRIDGE, GUEST_MAC, (four + 1, four)),
+        Question("answers", BRIDGE, GUEST_MAC, (six + 1, six)),
+        Question("answers", BRIDGE, SIBLING, (four, six)),
+    ]
+    answers = on_host(lab, lambda: collect.ask_nics(questions, {BRIDGE: BridgeFacts(hosts)}))
+    assert answers == {(BRIDGE, GUEST_MAC, ip): True for ip in (four, six)}
+
+
+def test_answers_of_many_nics_are_received_together(lab: Lab) -> None:
+    """A socket has room for 256 of them by default."""
+    single = FOUR._replace(subnet=ip_network(GUEST4))
+
+    def work() -> int:
+        with contextlib.closing(probe_socket.ProbeSocket(BRIDGE, 4)) as opened:
+            for _ in range(600):
+                opened.send(single)
+            return sum(len(opened.read([single])) for _ in range(3))
+
+    assert on_host(lab, work) == 600
 
 
 def test_probe_once_returns_both_families_of_probed_guest_only(lab: Lab) -> None:

@@ -90,13 +90,21 @@ def test_start_with_a_declared_address_asks_for_no_lease() -> None:
     assert [(one.ip, one.origin) for one in found.guest.endpoints] == [(IP, "declared")]
 
 
-def test_start_without_one_asks_for_leases_and_whether_the_nic_answers() -> None:
-    kinds, found = asked(present())
+def test_running_guest_without_one_asks_for_leases_and_whether_the_nic_answers() -> None:
+    kinds, found = asked(present(phase="running"))
     assert sorted(kinds) == ["answers", "bridge", "leases", "neighbours", "sockets"]
     assert found.guest
     assert [(one.ip, one.origin) for one in found.guest.endpoints] == [(IP, "leased")]
     silent = all_read() | {Question("answers", BRIDGE, MAC, (IP,)): False}
-    _, found = asked(present(), answers=silent)
+    _, found = asked(present(phase="running"), answers=silent)
+    assert found.guest
+    assert found.guest.endpoints == ()
+
+
+def test_start_without_one_asks_for_nothing_that_only_a_running_guest_has() -> None:
+    """Its NIC does not exist yet."""
+    kinds, found = asked(present())
+    assert kinds == ["bridge", "sockets"]
     assert found.guest
     assert found.guest.endpoints == ()
 

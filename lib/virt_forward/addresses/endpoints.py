@@ -26,7 +26,8 @@ def endpoints(guest: Guest, attachments: list[Attachment], facts: HostFacts) -> 
     for number, attachment in enumerate(attachments):
         for version in (4, 6):
             address = configured.get((number, version))
-            if address is None:
+            # A guest that is to start has no NIC yet that could have learned one, or could be asked.
+            if address is None and guest.phase == "running":
                 other = (number, 10 - version) in configured
                 address = LearnedAddresses(guest, attachment, version, facts, other_is_configured=other).best(
                     used

@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 
     T = TypeVar("T")
 
+Answers = Mapping[tuple[str, str, Address], bool]
+"""By bridge, MAC and address whether the NIC has answered a probe there."""
+
 NO_SIGHTINGS: Sightings = MappingProxyType({})
 
 VERIFY_SECONDS = 0.1
@@ -42,9 +45,13 @@ class Reader:
     ``recorded`` returns the libvirt networks of our records, which libvirt's own status files override. In
     an event of a network, ``current`` is that network as the event has it (libvirt writes the status
     file of a network after its ``started`` hook), or ``without`` names it where it was stopped.
+
+    NICs are asked for their addresses by ``ask`` only, those of all guests at once, as each may take its
+    time; an address at which a NIC was not asked counts as one at which it has not answered. Whoever has
+    asked before gives the ``answers``, and then nobody is asked again while the lock is held (``may_ask``).
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - each is another thing that is known already
         self,
         config: Config,
         recorded: Callable[[], Iterable[Network]],
@@ -52,8 +59,12 @@ class Reader:
         *,
         current: Network | None = None,
         without: Collection[str] = (),
+        answers: Answers | None = None,
     ) -> None:
         self.config = config
+        self.may_ask = answers is None
+        self._answers = answers or {}
+        self._unasked: list[Question] = []
         self._recorded = recorded
         self._sightings = sightings
         self._current = {current.name: current} if current else {}
@@ -74,7 +85,7 @@ class Reader:
         """
         if self._facts is None:
             try:
-                self._facts = host_facts(self.config)
+                self._facts = host_facts(self.config)._replace(answers=self._answers)
             except VirtForwardError as error:
                 self._facts = error
         if isinstance(self._facts, VirtForwardError):
@@ -100,6 +111,20 @@ class Reader:
                 asked.add(error.question)
                 self._facts = facts = self._answered(facts, error.question)
 
+    @property
+    def must_ask(self) -> bool:
+        """Whether an answer was needed for which no NIC has been asked."""
+        return bool(self._unasked)
+
+    def ask(self) -> Answers:
+        """Ask NICs at all addresses for which an answer was needed, and return all answers that have come."""
+        questions, self._unasked = self._unasked, []
+        if questions:
+            facts = self.facts(())
+            self._answers = {**self._answers, **ask_nics(questions, facts.bridges)}
+            self._facts = facts._replace(answers={**facts.answers, **self._answers})
+        return self._answers
+
     def _with_networks(self, names: set[str]) -> tuple[Network, ...]:
         """Return the networks that are known once the status files of those in ``names`` have been read."""
         known = self._networks.values() if self._names else self._recorded()
@@ -124,10 +149,9 @@ class Reader:
             known = neighbours(name)
             return _with_bridge(facts, name, facts.bridges[name]._replace(neighbours=known))
         if question.kind == "answers":
-            attachment = Attachment(Nic(question.mac, "bridge", name), name, None, facts.bridges[name])
-            answered = verify_addresses(attachment, question.addresses)
-            found_at = {(name, question.mac, ip): ip in answered for ip in question.addresses}
-            return facts._replace(answers={**facts.answers, **found_at})
+            self._unasked.append(question)
+            silent = {(name, question.mac, ip): False for ip in question.addresses}
+            return facts._replace(answers={**silent, **facts.answers})
         return facts._replace(sockets=socket_facts(facts.sockets, question))
 
 
@@ -204,14 +228,20 @@ def neighbours(bridge_name: str) -> leases.Neighbours:
     return leases.neighbours(run(["ip", "-j", "neighbour", "show", "dev", bridge_name]).stdout)
 
 
-def verify_addresses(attachment: Attachment, addresses: tuple[Address, ...]) -> frozenset[Address]:
-    """Probe a NIC at some addresses, and return those at which it has answered within VERIFY_SECONDS."""
+def ask_nics(questions: Iterable[Question], bridges: Mapping[str, BridgeFacts]) -> Answers:
+    """Probe the NICs of some questions, all at once; return what is answered within VERIFY_SECONDS."""
     from virt_forward.host import probe_socket
 
-    sightings = probe_socket.probe_once(probe.verification_probes(attachment, addresses), VERIFY_SECONDS)
-    return frozenset(
-        sighting.ip for sighting in sightings.get(attachment.bridge, ()) if sighting.origin == "probed"
-    )
+    probes: list[probe.Probe] = []
+    for _, name, mac, addresses in questions:
+        attachment = Attachment(Nic(mac, "bridge", name), name, None, bridges[name])
+        probes += probe.verification_probes(attachment, addresses)
+    return {
+        (bridge, sighting.mac, sighting.ip): True
+        for bridge, sightings in probe_socket.probe_once(probes, VERIFY_SECONDS).items()
+        for sighting in sightings
+        if sighting.origin == "probed"
+    }
 
 
 def confirm_neighbour(endpoint: Endpoint) -> None:

@@ -34,9 +34,12 @@ from virt_forward.model import Address, Sighting, Subnet
 
 ETH_P_IP, ETH_P_ALL = 0x0800, 0x0003
 PACKET_HOST, PACKET_OUTGOING = 0, 4
-SO_ATTACH_FILTER = 26
+SO_ATTACH_FILTER, SO_RCVBUFFORCE = 26, 33
 SKF_AD_PKTTYPE, SKF_AD_VLAN_TAG_PRESENT = 0xFFFFF004, 0xFFFFF030
 """linux/if_ether.h, linux/if_packet.h (packet(7)), asm-generic/socket.h, linux/filter.h."""
+
+RECEIVE_BYTES = 1 << 22
+"""The receive buffer, without the system's limit: the answers of thousands of guests, asked at once."""
 
 MAX_FRAMES = 256
 """How many frames are read at once, so that a flood does not keep the caller from other work."""
@@ -113,6 +116,7 @@ class ProbeSocket:
         try:
             # A socket that is bound before it has a filter receives unfiltered packets first.
             _attach(self._socket, FILTER_IPV4 if version == 4 else filter_ipv6(self._identifier))
+            self._socket.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, RECEIVE_BYTES)
             self._socket.bind((bridge, protocol))
             self._socket.setblocking(False)
         except OSError:
@@ -207,20 +211,20 @@ def _receive(probes: Sequence[Probe], sockets: ProbeSockets, until: float) -> Si
     poller = poll()
     for opened in sockets.values():
         poller.register(opened.fileno(), POLLIN)
-    while (left := until - time.monotonic()) > 0 and not _all_answered(probes, sightings):
+    unanswered = list(probes)
+    while unanswered and (left := until - time.monotonic()) > 0:
         poller.poll(left * 1000)
         for opened in sockets.values():
-            sightings[opened.bridge] = merge(sightings.get(opened.bridge, ()), opened.read(probes))
+            found = opened.read(probes)
+            sightings[opened.bridge] = merge(sightings.get(opened.bridge, ()), found)
+            unanswered = [probe for probe in unanswered if not _is_done(probe, opened.bridge, found)]
     return sightings
 
 
-def _all_answered(probes: Sequence[Probe], sightings: Sightings) -> bool:
-    """Tell whether each probe is of a single address and answered; a subnet may always have one more."""
-    return all(
-        probe.subnet.num_addresses == 1
-        and any(is_answer(sighting, probe) for sighting in sightings.get(probe.bridge, ()))
-        for probe in probes
-    )
+def _is_done(probe: Probe, bridge: str, found: Sequence[Sighting]) -> bool:
+    """Tell whether a probe of a single address is answered; a subnet may always have one more."""
+    single = probe.bridge == bridge and probe.subnet.num_addresses == 1
+    return single and any(is_answer(sighting, probe) for sighting in found)
 
 
 def _attach(packets: socket.socket, program: Sequence[Instruction]) -> None:

@@ -33,7 +33,7 @@ from virt_forward.model import Address, Guest, Guests
 from virt_forward.namedtuple import TYPE_CHECKING, NamedTuple
 from virt_forward.reconcile import plan as plans
 from virt_forward.reconcile.plan import Located, Plan
-from virt_forward.reconcile.wants import Absent, Lasting, Readdressed, Want
+from virt_forward.reconcile.wants import ON_HOST, Absent, Lasting, Readdressed, Want
 from virt_forward.ruleset import static, table
 from virt_forward.state.include import IncludeFile
 from virt_forward.state.snapshot import Commit, Snapshot
@@ -95,6 +95,17 @@ def make_plan(context: Context, wants: Sequence[Want]) -> Plan:
 
 def located(context: Context, wants: Iterable[Want]) -> dict[str, Located]:
     """Return the guests of some wants as the host has them; whoever only goes needs nothing of the host."""
+    wants = tuple(wants)
+    found = _located_as_known(context, wants)
+    if any(isinstance(want, ON_HOST) for want in wants):
+        host = context.host()
+        if host.may_ask and host.must_ask:
+            host.ask()
+            return _located_as_known(context, wants)
+    return found
+
+
+def _located_as_known(context: Context, wants: Iterable[Want]) -> dict[str, Located]:
     found = {}
     for want in wants:
         before = context.state.guest(want.uuid)

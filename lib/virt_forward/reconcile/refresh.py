@@ -7,12 +7,11 @@ from virt_forward.addresses.attachments import HostFacts, find_attachments
 from virt_forward.addresses.endpoints import doubtful_endpoints
 from virt_forward.addresses.probe import Sightings
 from virt_forward.claims import index as claims
-from virt_forward.config import Config
 from virt_forward.effects import converge
 from virt_forward.effects.item import Change
 from virt_forward.host import collect, nft
 from virt_forward.host.collect import Reader
-from virt_forward.model import Endpoint, Guest, Network
+from virt_forward.model import Endpoint, Guest
 from virt_forward.reconcile.apply import context, reconcile
 from virt_forward.reconcile.wants import Readdressed
 from virt_forward.state.config_file import load_config_or_last
@@ -28,28 +27,29 @@ def refresh(store: Store, sightings: Sightings = collect.NO_SIGHTINGS) -> int:
     with store.open() as state:
         config, guests, networks = load_config_or_last(state), state.guests(), state.networks()
     # Not with the lock held: NICs may be probed, and take their time to answer.
-    moved, doubted_endpoints = _look(guests, networks, config, sightings)
+    reader = Reader(config, lambda: networks, sightings)
+    moved, doubted_endpoints = _look(guests, reader)
+    if reader.must_ask:
+        reader.ask()
+        moved, doubted_endpoints = _look(guests, reader)
     for endpoint in doubted_endpoints:
         collect.confirm_neighbour(endpoint)
     if not moved:
         return 0
     with store.open() as state:
         # Between the look and the lock a hook may have come; what counts is what stands now.
-        moved, _ = _look(state.guests(), state.networks(), config, sightings)
-        wants = [Readdressed(guest.uuid) for guest in moved]
-        reconcile(context(store, state, config, sightings=sightings), wants)
+        work = context(store, state, config, sightings=sightings, answers=reader.ask())
+        moved, _ = _look(state.guests(), work.host())
+        reconcile(work, [Readdressed(guest.uuid) for guest in moved])
     return len(moved)
 
 
-def _look(
-    guests: dict[str, Guest], networks: list[Network], config: Config, sightings: Sightings
-) -> tuple[list[Guest], list[Endpoint]]:
+def _look(guests: dict[str, Guest], reader: Reader) -> tuple[list[Guest], list[Endpoint]]:
     """Return the running guests whose endpoints are not as recorded, located again, and doubted endpoints."""
     known = list(guests.values())
     running = [guest for guest in known if guest.phase == "running"]
     if not running:
         return [], []
-    reader = Reader(config, lambda: networks, sightings)
     found = {guest.uuid: reader.complete(partial(_located, guest), guest.nics) for guest in running}
     here = (found[guest.uuid][0] if guest.uuid in found else guest for guest in known)
     now = claims.without_weaker_endpoints(here)

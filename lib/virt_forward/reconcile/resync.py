@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Iterator
 
 from virt_forward.addresses import probe
-from virt_forward.addresses.probe import Probe
+from virt_forward.addresses.probe import Probe, Sightings
 from virt_forward.errors import VirtForwardError
 from virt_forward.host import collect, libvirt_networks, probe_socket
+from virt_forward.host.collect import Answers
 from virt_forward.libvirtd import api
 from virt_forward.libvirtd.api import DomainState
 from virt_forward.metadata.domain import MetadataError, parse_domain
@@ -56,7 +57,9 @@ def sync(
     wants = {want.uuid: want for want in _wants([state for state in domains if state.active], errors)}
     if networks is not None:
         _remember_networks(networks, store)
-    sightings = None if probe_guests else collect.NO_SIGHTINGS
+    sightings: Sightings = collect.NO_SIGHTINGS
+    answers: Answers = {}
+    asked = False
     while True:
         with store.open() as state:
             now = state.versions()
@@ -64,18 +67,21 @@ def sync(
             meant = set(now) if only is None else set(now).intersection(only)
             gone = [Absent(uuid) for uuid in sorted(meant - set(wants) - moved)]
             still = [want for uuid, want in wants.items() if uuid not in moved]
-            work = context(store, state, config, sightings=sightings or collect.NO_SIGHTINGS)
+            work = context(store, state, config, sightings=sightings, answers=answers)
             tell(f"finding the addresses and ports of {len(wants)} guests")
             planned = make_plan(work, [*still, *gone])
-            probes = _probes(planned, state.networks()) if sightings is None else []
-            if not probes:
+            probes = _probes(planned, state.networks()) if probe_guests else []
+            if asked or not (probes or work.host().must_ask):
                 tell(f"loading the rules of {len(wants)} guests")
                 apply(work, planned, rebuild=only is None)
                 final = tuple(guest for guest in state.guests().values() if guest.phase == "running")
                 break
         # Not with the lock held: it takes the guests a moment to answer.
         tell("asking guests for their addresses")
-        sightings = probe_socket.probe_once(probes)
+        answers, asked = work.host().ask(), True
+        found = {(bridge, mac, ip.version) for (bridge, mac, ip), answered in answers.items() if answered}
+        missing = [item for item in probes if (item.bridge, item.mac, item.own.version) not in found]
+        sightings = probe_socket.probe_once(missing)
     for uuid, error in planned.errors.items():
         want = wants[uuid]
         errors.append(MetadataError(want.domain, error.messages) if isinstance(want, Present) else error)

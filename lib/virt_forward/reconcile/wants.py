@@ -44,6 +44,9 @@ class Readdressed(NamedTuple):
     uuid: str
 
 
+ON_HOST = Present | Replugged | Readdressed
+"""Those that need facts of the host."""
+
 Lasting = Present | Restoring | Replugged | Readdressed
 """Of a guest that there is afterwards, too."""
 
