@@ -309,7 +309,7 @@ def test_check_without_libvirt_claims_no_success(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     unreachable = mock.Mock(side_effect=VirtForwardError("libvirt is not reachable"))
-    monkeypatch.setattr("virt_forward.check.reading.domains", unreachable)
+    monkeypatch.setattr("virt_forward.check.reading.defined", unreachable)
     monkeypatch.setattr("virt_forward.check.reading.read_facts", lambda *_: Facts())
     monkeypatch.setattr("virt_forward.check.findings.problems", lambda _: [])
     assert check.run(SimpleNamespace(domains=[], json=False)) == 1  # type: ignore[arg-type]

@@ -10,7 +10,7 @@ from unit.build import UUID, domain_xml
 from virt_forward.check import findings, includes, listing, reading
 from virt_forward.check.clone.probes import Probe
 from virt_forward.check.clone.verdict import Obstacle, Report, Result
-from virt_forward.check.facts import Answer, Clash, Facts, Flush, Forwarding, Hook, Response, Veto
+from virt_forward.check.facts import Answer, Clash, Facts, Flush, Forwarding, Hook, Invalid, Response, Veto
 from virt_forward.claims import vetoes
 from virt_forward.claims.absent import Host
 from virt_forward.config import Config
@@ -100,7 +100,11 @@ def test_healthy_host_has_no_problems() -> None:
             "web",
         ),
         (GOOD._replace(guests=(UNKNOWN,)), "no-address", "web"),
-        (GOOD._replace(invalid=(MetadataError(Domain("db", "2"), ("a", "b")),)), "metadata-invalid", "db"),
+        (
+            GOOD._replace(invalid=(Invalid(MetadataError(Domain("db", "2"), ("a", "b"))),)),
+            "metadata-invalid",
+            "db",
+        ),
         (GOOD._replace(vetoes=(LATE,)), "host-port-taken", "web"),
         (GOOD._replace(guests=(WEB._replace(forwards=ON_AN_ADDRESS),), host=HOST), "address-absent", "web"),
         (GOOD._replace(guests=(WEB._replace(forwards=ON_A_DEVICE),), host=HOST), "device-absent", "web"),
@@ -146,16 +150,32 @@ def test_problem_is_found_with_fix(facts: Facts, found: str, domain: str | None)
 
 def test_invalid_metadata_of_any_domain_is_found() -> None:
     broken = domain_xml('<forwards xmlns="urn:virt-forward:1"><portForward/></forwards>')
+    stopped, running, transient = (UUID.replace("9b8b", word) for word in ("aaaa", "bbbb", "cccc"))
     states = [
-        DomainState("web", UUID, False, broken),
-        DomainState("db", UUID, True, domain_xml()),
-        DomainState("no", UUID, True, b"<x/>"),
+        DomainState("web", stopped, False, broken),
+        DomainState("db", running, True, domain_xml(name="db")),
+        DomainState("no", transient, True, b"<x/>"),
     ]
-    (error,) = reading._parsed(states)
-    assert isinstance(error, MetadataError)
-    (problem,) = findings.problems(GOOD._replace(invalid=(error,)))
-    assert problem.message.startswith("line 4: <portForward>: attribute proto is missing")
-    assert problem.fix == "correct it with: virsh edit web"
+    # As virt-manager's XML tab leaves it: the guest runs as before, and its next start is refused.
+    found, invalid = reading.parsed(states, {running: broken})
+    assert not found
+    assert [item.definition for item in invalid] == ["only", "config"]
+    facts = GOOD._replace(invalid=tuple(invalid))
+    now, later = findings.problems(facts)
+    wrong = "line 4: <portForward>: attribute proto is missing"
+    assert now.message.startswith(wrong)
+    assert later.message.startswith(f"the next start is refused: {wrong}")
+    assert now.fix == later.fix == "correct it with: virsh edit web"
+    _, later = findings.problems(facts._replace(config=Config(on_error="warn")))
+    assert later.message.startswith(f"the next start has no forwards: {wrong}")
+
+
+def test_metadata_of_a_running_guest_is_corrected_where_it_is_wrong() -> None:
+    broken = domain_xml('<forwards xmlns="urn:virt-forward:1"><portForward/></forwards>')
+    _, invalid = reading.parsed([DomainState("web", UUID, True, broken)], {})
+    (problem,) = findings.problems(GOOD._replace(invalid=tuple(invalid)))
+    live = "correct it with: virsh metadata web --uri urn:virt-forward:1 --key vf --edit --live"
+    assert (problem.id, problem.fix) == ("metadata-invalid", live)
 
 
 def test_absent_bridge_is_one_problem_and_not_what_follows_from_it() -> None:
@@ -392,9 +412,9 @@ def test_guest_that_is_only_isolated_is_not_expected_to_have_open_forwards() -> 
 
     opened = '<portForward proto="tcp"><range start="80"/></portForward>'
     states = [state("a", ""), state("b", opened), state("c", opened, active=False)]
-    found = [*reading._parsed(states)]
-    assert [item.name for item in found if isinstance(item, Domain)] == ["b"]
-    assert len(found) == 1
+    found, invalid = reading.parsed(states, {})
+    assert [item.name for item in found] == ["b"]
+    assert not invalid
 
 
 @pytest.mark.parametrize(

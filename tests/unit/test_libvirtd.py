@@ -96,3 +96,20 @@ def test_declarations_are_those_of_all_other_domains_or_an_error() -> None:
     assert len([*metadata.declarations(FakeConnection(NO_DOMAIN), OTHER)]) == 1
     with pytest.raises(VirtForwardError, match="libvirt does not list its domains"):
         list(metadata.declarations(FakeConnection(INTERNAL), OTHER))
+
+
+def test_configuration_of_a_running_domain_is_its_inactive_xml() -> None:
+    inactive, active, persistent = 2, 1, 4
+
+    class Domain(FakeDomain):
+        def XMLDesc(self, flags: int) -> str:  # noqa: N802
+            return "next" if flags == inactive else "live"
+
+    class Connection:
+        def listAllDomains(self, flags: int) -> list[FakeDomain]:  # noqa: N802
+            return [Domain()] if flags == active | persistent else []
+
+    api.module().VIR_CONNECT_LIST_DOMAINS_ACTIVE = active
+    api.module().VIR_CONNECT_LIST_DOMAINS_PERSISTENT = persistent
+    api.module().VIR_DOMAIN_XML_INACTIVE = inactive
+    assert metadata.configurations(Connection()) == {UUID: b"next"}

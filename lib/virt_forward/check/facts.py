@@ -77,12 +77,23 @@ class Veto(NamedTuple):
     reason: str
 
 
+Definition = Literal["live", "config", "only"]
+"""That of a running guest, its configuration for the next start, and that of a domain that does not run."""
+
+
+class Invalid(NamedTuple):
+    """What is wrong with the metadata in a definition of a domain."""
+
+    error: MetadataError
+    definition: Definition = "only"
+
+
 class Facts(NamedTuple):
     """All facts about the host and its guests.
 
     ``running`` are the running domains that declare forwards, None if libvirt is not reachable;
     ``table`` and ``expected_table`` are listings by nft, None if there is no table. ``host`` is what
-    forwards can listen on; ``invalid`` are the errors in the metadata of domains, running or not.
+    forwards can listen on; ``invalid`` is what is wrong with metadata of domains.
     ``report`` is what became of packets in a copy of the host, ``unverified`` why that is not known.
     ``ports`` has the bridge of each bridge port. ``without_hairpin`` are guests that br_netfilter keeps from
     their own forwards, by UUID, each with its bridge port. ``systemd`` is its version, 0 if not known.
@@ -102,7 +113,7 @@ class Facts(NamedTuple):
     networkd_ipforward: tuple[str, ...] = ()
     host: absent.Host | None = None
     vetoes: tuple[Veto, ...] = ()
-    invalid: tuple[MetadataError, ...] = ()
+    invalid: tuple[Invalid, ...] = ()
     config: Config = Config()
     report: Report = Report()
     unverified: str = ""

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 from virt_forward import portspec, text
 from virt_forward.addresses import explain, resolve
-from virt_forward.check import bridge_findings, listing, packet_findings
+from virt_forward.check import bridge_findings, listing, packet_findings, remedies
 from virt_forward.check.facts import Facts, Hook
 from virt_forward.check.packet_findings import edit, few
 from virt_forward.check.problem import Problem
@@ -59,11 +59,19 @@ def _not_loaded(hook: Hook) -> Problem:
 
 def metadata_invalid(facts: Facts) -> Iterator[Problem]:
     """Find domains with wrong metadata: a running one keeps its forwards, another does not start."""
-    for error in facts.invalid:
-        named = f"guest {text.quote(error.domain.name)}: "
+    start = (
+        "the next start has no forwards: "
+        if facts.config.on_error == "warn"
+        else "the next start is refused: "
+    )
+    for error, definition in facts.invalid:
+        domain = error.domain
+        named = f"guest {text.quote(domain.name)}: "
         few = "; ".join(message.removeprefix(named) for message in error.messages[:3])
         few += "; ..." if len(error.messages) > 3 else ""
-        yield Problem("metadata-invalid", "error", error.domain.name, few, error.hint)
+        message = f"{start}{few}" if definition == "config" else few
+        fix = remedies.edit_live(domain.name, domain.uuid) if definition == "live" else error.hint
+        yield Problem("metadata-invalid", "error", domain.name, message, fix)
 
 
 def table_missing(facts: Facts) -> Iterator[Problem]:

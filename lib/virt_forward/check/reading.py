@@ -3,22 +3,24 @@
 import glob
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
+from types import MappingProxyType
+from typing import NamedTuple
 
 from virt_forward.addresses.attachments import HostFacts, find_attachments
 from virt_forward.addresses.portchecks import PortChecks
 from virt_forward.check import bridges, includes, reach
 from virt_forward.check.clone import run as run_clone
 from virt_forward.check.clone.verdict import Asked, Report
-from virt_forward.check.facts import Facts, Flush, Forwarding, Hook, Veto
+from virt_forward.check.facts import Definition, Facts, Flush, Forwarding, Hook, Invalid, Veto
 from virt_forward.config import Config
 from virt_forward.errors import VirtForwardError
 from virt_forward.host import collect, nft, nftables_service, starter, systemd
 from virt_forward.host.collect import Reader
 from virt_forward.host.files import read_text
 from virt_forward.host.process import run
-from virt_forward.libvirtd import api
+from virt_forward.libvirtd import api, metadata
 from virt_forward.libvirtd.api import DomainState
 from virt_forward.metadata.domain import MetadataError, parse_domain
 from virt_forward.model import Domain, Forward, Guest, Network
@@ -42,14 +44,21 @@ RELOADED = "7b05ebc668384222baa8881179cfda54"
 """SD_MESSAGE_UNIT_RELOADED of systemd's sd-messages.h."""
 
 
+class Defined(NamedTuple):
+    """What libvirt says of all domains: ``configured`` is as of ``metadata.configurations``."""
+
+    domains: Sequence[DomainState] = ()
+    configured: Mapping[str, bytes] = MappingProxyType({})
+
+
 def read_facts(
     config: Config,
     store: Store,
-    domains: list[DomainState] | None,
+    defined: Defined | None,
     explained: frozenset[str] = frozenset(),
     tell: Callable[[str], None] = lambda _: None,
 ) -> Facts:
-    """Return the facts; ``domains`` are all domains of libvirt, None if it is not reachable.
+    """Return the facts; ``defined`` is None if libvirt is not reachable.
 
     ``explained`` are the UUIDs of the guests that are explained. ``tell`` is called with the name of each
     part that may take a while.
@@ -58,7 +67,8 @@ def read_facts(
     with store.open(create=False) as state:
         guests, networks = tuple(state.guests().values()), tuple(state.networks())
     include = table.whole(guests, config, 1)
-    parsed = [*_parsed(domains or [])]
+    domains, configured = defined or Defined()
+    running, invalid = parsed(domains, configured)
     actual = nft.plain_listing()
     expected = _expected(table.replacement(include), actual) if include.paragraphs else None
     tell("asking the guests")
@@ -75,7 +85,7 @@ def read_facts(
     return Facts(
         guests,
         networks,
-        None if domains is None else tuple(domain for domain in parsed if isinstance(domain, Domain)),
+        None if defined is None else tuple(running),
         actual,
         expected,
         tuple(_hook(driver, store) for driver in DAEMONS),
@@ -84,7 +94,7 @@ def read_facts(
         tuple(_ignored_ipforward()),
         collect.listen_targets(),
         tuple(_vetoes(guests, config, networks)),
-        tuple(error for error in parsed if isinstance(error, MetadataError)),
+        tuple(invalid),
         config,
         report,
         unverified,
@@ -93,7 +103,7 @@ def read_facts(
         tuple(bridges.clashes(made)),
         tuple(bridges.without_hairpin(guests, config)),
         systemd.version(),
-        frozenset(state.uuid for state in domains or () if state.paused),
+        frozenset(state.uuid for state in domains if state.paused),
         frozenset(made),
         _networkd(),
         os.path.exists(PACKAGED_HOOKS),
@@ -134,24 +144,33 @@ def _reasons(guest: Guest, config: Config, facts: HostFacts) -> list[tuple[Forwa
     return [(forward, checks.veto(forward)) for forward in guest.forwards]
 
 
-def domains(config: Config) -> list[DomainState]:
+def defined(config: Config) -> Defined:
     """Return all domains of libvirt. Raises VirtForwardError if it is not reachable."""
     with api.connection(config.uri) as opened:
-        return api.domains(opened)
+        return Defined(api.domains(opened), metadata.configurations(opened))
 
 
-def _parsed(states: list[DomainState]) -> Iterator[Domain | MetadataError]:
-    """Yield the running domains that declare forwards, and what is wrong with the metadata of any domain."""
+def parsed(
+    states: Iterable[DomainState], configured: Mapping[str, bytes]
+) -> tuple[list[Domain], list[Invalid]]:
+    """Return the running domains that declare forwards, and what is wrong with the metadata of any domain."""
+    running: list[Domain] = []
+    invalid: list[Invalid] = []
     for state in states:
-        try:
-            domain = parse_domain(state.xml)
-        except MetadataError as error:
-            yield error
-        except VirtForwardError:
-            continue
-        else:
-            if state.active and domain.declaration and domain.declaration.port_forwards:
-                yield domain
+        xmls: dict[Definition, bytes] = {"live" if state.active else "only": state.xml}
+        if state.uuid in configured:
+            xmls["config"] = configured[state.uuid]
+        for definition, xml in xmls.items():
+            try:
+                domain = parse_domain(xml)
+            except MetadataError as error:
+                invalid.append(Invalid(error, definition))
+            except VirtForwardError:
+                continue
+            else:
+                if definition == "live" and domain.declaration and domain.declaration.port_forwards:
+                    running.append(domain)
+    return running, invalid
 
 
 def _hook(driver: str, store: Store) -> Hook:

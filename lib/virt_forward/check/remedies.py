@@ -9,6 +9,7 @@ from virt_forward import names, text
 from virt_forward.check.clone.probes import Probe
 from virt_forward.check.clone.verdict import Obstacle
 from virt_forward.config import DEFAULT_PATH
+from virt_forward.metadata.forwards import NAMESPACE
 
 Owner = Literal[
     "nftables", "iptables", "docker", "ufw", "firewalld", "libvirt", "libvirt filter", "virt-forward"
@@ -34,6 +35,12 @@ class Place(NamedTuple):
     path: str = "/etc/nftables.conf"
     mode: str | None = None
     admit: bool = True
+
+
+def edit_live(name: str, uuid: str) -> str:
+    """Return how to correct the metadata of a guest that runs: virsh edit changes only its next start."""
+    domain = text.domain_argument(name, uuid)
+    return f"correct it with: virsh metadata {domain} --uri {NAMESPACE} --key vf --edit --live"
 
 
 def owner(obstacle: Obstacle, chains: Iterable[str]) -> Owner:

@@ -12,6 +12,7 @@ from virt_forward import cli, text
 from virt_forward.check import findings, guests, reading, steps
 from virt_forward.check.facts import Facts
 from virt_forward.check.problem import Problem
+from virt_forward.check.reading import Defined
 from virt_forward.check.steps import Step
 from virt_forward.cli.listing import choose
 from virt_forward.cli.progress import Progress
@@ -53,11 +54,11 @@ def add_to(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> N
 def run(options: argparse.Namespace) -> int:
     """Print problems, and explain the wanted guests; return 1 if there is a problem, or no libvirt."""
     config = load_config()
-    domains = _domains(options, config)
-    chosen = choose(domains or [], options.domains) if options.domains else []
+    defined = _defined(options, config)
+    chosen = choose(defined.domains, options.domains) if defined and options.domains else []
     with Progress(sys.stderr) as progress:
         facts = reading.read_facts(
-            config, Store(), domains, frozenset(state.uuid for state in chosen), progress.tell
+            config, Store(), defined, frozenset(state.uuid for state in chosen), progress.tell
         )
     wanted = {state.name for state in chosen} or None
     found = findings.problems(facts)
@@ -68,14 +69,14 @@ def run(options: argparse.Namespace) -> int:
     else:
         _print_steps(explained)
         _print(shown)
-        if not shown and domains is not None:
+        if not shown and defined:
             _print_success(facts)
-    return 1 if shown or domains is None else 0
+    return 1 if shown or not defined else 0
 
 
-def _domains(options: argparse.Namespace, config: Config) -> list[DomainState] | None:
+def _defined(options: argparse.Namespace, config: Config) -> Defined | None:
     try:
-        return reading.domains(config)
+        return reading.defined(config)
     except VirtForwardError as error:
         if options.domains:
             raise

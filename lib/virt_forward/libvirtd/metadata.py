@@ -124,3 +124,20 @@ def declarations(opened: Any, besides: str) -> Iterator[bytes]:
                 continue
             raise api.not_listed(error) from None
         yield from (xml.encode() for xml in xmls)
+
+
+def configurations(opened: Any) -> dict[str, bytes]:
+    """Return by UUID the domain XML that the next start of each running persistent domain uses."""
+    libvirt = api.module()
+    found: dict[str, bytes] = {}
+    try:
+        flags = libvirt.VIR_CONNECT_LIST_DOMAINS_ACTIVE | libvirt.VIR_CONNECT_LIST_DOMAINS_PERSISTENT
+        for domain in opened.listAllDomains(flags):
+            try:
+                found[domain.UUIDString()] = domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE).encode()
+            except libvirt.libvirtError as error:
+                if not api.is_undefined(libvirt, error):
+                    raise
+    except libvirt.libvirtError as error:
+        raise api.not_listed(error) from None
+    return found
