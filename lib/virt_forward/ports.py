@@ -30,6 +30,15 @@ if TYPE_CHECKING:
             """Return the port."""
 
 
+Kind = tuple[Listen, int, str | None]
+"""All of a forward but its ports: what it listens on, the offset of its ports, and the MAC."""
+
+
+def kind(forward: Forward) -> Kind:
+    """Return what the parts of one declared forward have in common."""
+    return forward.listen, forward.offset, forward.mac
+
+
 def by_port(items: Iterable[T]) -> ByPort[T]:
     """Return items so that those of a span of ports are found without a look at all others."""
     groups: dict[str, list[T]] = {}

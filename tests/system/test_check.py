@@ -19,6 +19,9 @@ NETWORK = (
     "<network><name>theirs</name><forward mode='nat'/><bridge name='virbr0'/>"
     "<ip address='192.168.9.1' netmask='255.255.255.0'/></network>"
 )
+SET = "virsh -q metadata web --uri urn:virt-forward:1 --key vf"
+EDITED = """<forwards><host ip="fd10:10::200"/>
+<portForward proto="tcp"><range start="8080" to="80"/><range start="{}" to="80"/></portForward></forwards>"""
 TAP = "ip link set $(ip -o link show master virbr0 | cut -d: -f2)"
 
 
@@ -56,6 +59,13 @@ def plugged(host: Host) -> None:
     shell(host, f"{TAP} up")
     # The kernel enables a bridge port in the background.
     eventually(lambda: "state forwarding" in shell(host, "bridge link show").out, "the port is up")
+
+
+def edited(host: Host) -> None:
+    """The live metadata is applied, and the configuration is what virt-manager might have made of it."""
+    host.command("sync")
+    assert problems(host) == {"metadata-invalid": "correct it with: virsh edit web"}
+    assert shell(host, f"{SET} --config --set '{EDITED.format(8082)}'").status == 0
 
 
 def undefined(host: Host) -> None:
@@ -116,6 +126,12 @@ class Case(NamedTuple):
             "sysctl -w net.ipv",
             until="; to keep",
         ),
+        Case(
+            f"{SET} --live --set '{EDITED.format(8082)}'; {SET} --config --set '{EDITED.format(0)}'",
+            "table-differs",
+            "virt-forward sync",
+            edited,
+        ),
         Case(f"{TAP} down", "guest-unreachable", "see in the guest that its network is up", plugged),
         Case(
             f'echo "{NETWORK}" | virsh -q net-define /dev/stdin',
@@ -126,7 +142,7 @@ class Case(NamedTuple):
     ],
     ids=[
         *("deleted", "flushed", "edited", "no include", "newer hook", "hook off"),
-        *("policy", "iptables", "redirect", "forwarding", "unplugged", "clash"),
+        *("policy", "iptables", "redirect", "forwarding", "metadata", "unplugged", "clash"),
     ],
 )
 def test_problem_is_found_and_fixed(web: Guest, empty: Host, case: Case) -> None:

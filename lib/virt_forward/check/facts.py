@@ -5,6 +5,7 @@ from types import MappingProxyType
 from typing import Literal, NamedTuple
 
 from virt_forward.check.clone.verdict import Report
+from virt_forward.check.live_metadata import Difference
 from virt_forward.claims import absent
 from virt_forward.config import Config
 from virt_forward.metadata.domain import MetadataError
@@ -99,7 +100,8 @@ class Facts(NamedTuple):
     their own forwards, by UUID, each with its bridge port. ``systemd`` is its version, 0 if not known.
     ``paused`` are the UUIDs of guests that are suspended. ``networkd_bridges`` are the bridges that networkd
     makes; ``networkd`` tells whether it is running, and is enabled, True where that is not known.
-    ``packaged`` tells whether the hooks are those of the Debian package.
+    ``packaged`` tells whether the hooks are those of the Debian package. ``differences`` is what is not in
+    force of live metadata.
     """
 
     guests: tuple[Guest, ...] = ()
@@ -126,6 +128,7 @@ class Facts(NamedTuple):
     networkd_bridges: frozenset[str] = frozenset()
     networkd: tuple[bool, bool] = (True, True)
     packaged: bool = False
+    differences: tuple[Difference, ...] = ()
 
     @property
     def unanswered(self) -> tuple[Response, ...]:

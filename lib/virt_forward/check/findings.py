@@ -66,9 +66,7 @@ def metadata_invalid(facts: Facts) -> Iterator[Problem]:
     )
     for error, definition in facts.invalid:
         domain = error.domain
-        named = f"guest {text.quote(domain.name)}: "
-        few = "; ".join(message.removeprefix(named) for message in error.messages[:3])
-        few += "; ..." if len(error.messages) > 3 else ""
+        few = "; ".join(error.reasons[:3]) + ("; ..." if len(error.reasons) > 3 else "")
         message = f"{start}{few}" if definition == "config" else few
         fix = remedies.edit_live(domain.name, domain.uuid) if definition == "live" else error.hint
         yield Problem("metadata-invalid", "error", domain.name, message, fix)
@@ -81,6 +79,8 @@ def table_missing(facts: Facts) -> Iterator[Problem]:
             "table-missing", "error", None, "the table inet virt-forward is not in the kernel", SYNC
         )
     known = {guest.uuid for guest in facts.guests}
+    # metadata_invalid tells why there can be nothing of these.
+    known |= {item.error.domain.uuid for item in facts.invalid if item.definition == "live"}
     for domain in facts.running or ():
         if domain.uuid not in known:
             unserved = resolve.unserved(domain, facts.networks)
@@ -109,6 +109,24 @@ def table_differs(facts: Facts) -> Iterator[Problem]:
         shown = "; ".join(differences[:5]) + ("; …" if len(differences) > 5 else "")
         message = f"the table inet virt-forward is not as expected: {shown}"
         yield Problem("table-differs", "error", None, message, SYNC)
+
+
+def metadata_not_in_force(facts: Facts) -> Iterator[Problem]:
+    """Find running guests whose forwards are not those of their live metadata."""
+    for found in facts.differences:
+        parts = [
+            f"{few([*map(_words, found.closed)])} declared, but not open" if found.closed else "",
+            f"{few([*map(_words, found.undeclared)])} open, but not declared" if found.undeclared else "",
+            f"{' and '.join(found.settings)} as before" if found.settings else "",
+        ]
+        said = "; ".join(filter(None, parts))
+        if said:
+            message = f"its live metadata is not in force: {said}"
+            yield Problem("table-differs", "error", found.name, message, SYNC)
+
+
+def _words(forward: Forward) -> str:
+    return " ".join(filter(None, (portspec.render(forward), portspec.qualifiers(forward))))
 
 
 def flush_unprotected(facts: Facts) -> Iterator[Problem]:
@@ -147,10 +165,11 @@ def networkd_ipforward(facts: Facts) -> Iterator[Problem]:
 
 def host_port_taken(facts: Facts) -> Iterator[Problem]:
     """Find forwards in conflict, and open ones whose port a program of the host uses."""
-    for guest in facts.guests:
-        for forward, reason in guest.conflicts:
-            message = f"{portspec.render(forward)} is kept out: {reason}"
-            yield Problem("host-port-taken", "error", guest.name, message, vetoes.remedy(reason))
+    kept_out = [(guest.name, item) for guest in facts.guests for item in guest.conflicts]
+    kept_out += [(found.name, item) for found in facts.differences for item in found.kept_out]
+    for name, (forward, reason) in kept_out:
+        message = f"{portspec.render(forward)} is kept out: {reason}"
+        yield Problem("host-port-taken", "error", name, message, vetoes.remedy(reason))
     names = {guest.uuid: guest.name for guest in facts.guests}
     for veto in facts.vetoes:
         message = f"{portspec.render(veto.forward)} was open first and stays so, but {veto.reason}"
@@ -237,6 +256,7 @@ FINDINGS = (
     metadata_invalid,
     table_missing,
     table_differs,
+    metadata_not_in_force,
     host_port_taken,
     address_absent,
     device_absent,

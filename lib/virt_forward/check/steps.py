@@ -45,6 +45,7 @@ def _steps(domain: Domain, active: bool, facts: Facts) -> Iterator[Step]:
     if guest:
         yield from _endpoints(guest, facts)
         yield from _claims(guest)
+        yield from _not_in_force(guest, facts)
         yield _rules(guest, facts)
         yield from _paths(guest, facts)
         yield from _answers(guest, facts)
@@ -66,6 +67,26 @@ def _claims(guest: Guest) -> Iterator[Step]:
         Step("claims", False, f"{portspec.host_part(forward)}: {reason}")
         for forward, reason in guest.conflicts
     )
+
+
+def _not_in_force(guest: Guest, facts: Facts) -> Iterator[Step]:
+    for found in (found for found in facts.differences if found.uuid == guest.uuid):
+        yield from (
+            Step("claims", False, f"{portspec.host_part(item)}: {why}") for item, why in found.kept_out
+        )
+        for forwards, why in (
+            (found.closed, "declared, but not open"),
+            (found.undeclared, "open, but not declared"),
+        ):
+            if forwards:
+                yield Step(
+                    "claims", False, f"{few([*map(portspec.host_part, forwards)])} {why}; {remedies.SYNC}"
+                )
+    for item in facts.invalid:
+        if item.definition == "live" and item.error.domain.uuid == guest.uuid:
+            yield Step(
+                "claims", False, f"as before, as the metadata is refused: {'; '.join(item.error.reasons)}"
+            )
 
 
 def _rules(guest: Guest, facts: Facts) -> Step:

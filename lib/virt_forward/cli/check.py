@@ -10,10 +10,11 @@ from typing import Any
 
 from virt_forward import cli, text
 from virt_forward.check import findings, guests, reading, steps
-from virt_forward.check.facts import Facts
+from virt_forward.check.facts import Facts, Invalid
 from virt_forward.check.problem import Problem
 from virt_forward.check.reading import Defined
 from virt_forward.check.steps import Step
+from virt_forward.cli import pending
 from virt_forward.cli.listing import choose
 from virt_forward.cli.progress import Progress
 from virt_forward.config import Config
@@ -60,6 +61,12 @@ def run(options: argparse.Namespace) -> int:
         facts = reading.read_facts(
             config, Store(), defined, frozenset(state.uuid for state in chosen), progress.tell
         )
+        if defined:
+            progress.tell("comparing the forwards with the live metadata")
+            records = {guest.uuid: guest for guest in facts.guests}
+            differences, refused = pending.find(defined.domains, records, config)
+            invalid = (*facts.invalid, *(Invalid(error, "live") for error in refused))
+            facts = facts._replace(differences=differences, invalid=invalid)
     wanted = {state.name for state in chosen} or None
     found = findings.problems(facts)
     shown = [item for item in found if wanted is None or item.domain is None or item.domain in wanted]

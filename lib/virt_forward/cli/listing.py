@@ -8,12 +8,14 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 
 from virt_forward import cli, ports, portspec, text
-from virt_forward.cli import repeat, report, table
+from virt_forward.check import live_metadata
+from virt_forward.cli import pending, repeat, report, table
 from virt_forward.errors import UsageError, VirtForwardError
 from virt_forward.host import collect, nft
 from virt_forward.libvirtd import api
 from virt_forward.libvirtd.api import DomainState
 from virt_forward.metadata.domain import parse_domain
+from virt_forward.model import Domain, Guest
 from virt_forward.state.config_file import load_config
 from virt_forward.state.store import Store
 
@@ -142,10 +144,17 @@ def lines(states: list[DomainState], errors: list[VirtForwardError]) -> list[rep
     found: list[report.Line] = []
     for domain in states:
         try:
-            found += report.lines(parse_domain(domain.xml), domain.active, guests.get(domain.uuid), host)
+            found += _lines(parse_domain(domain.xml), domain.active, guests.get(domain.uuid), host)
         except VirtForwardError as error:
             errors.append(error)
     return found
+
+
+def _lines(domain: Domain, active: bool, record: Guest | None, host: report.HostState) -> list[report.Line]:
+    """Return the lines of one domain. Where its metadata is not in force as sync refuses it, they say why."""
+    known = not active or live_metadata.in_force(domain, record)
+    refusal = "" if known else pending.refusal(domain, load_config())
+    return report.lines(domain, active, record, host, refusal)
 
 
 def print_table(found: Iterable[report.Line]) -> None:

@@ -7,7 +7,7 @@ from typing import Any, Literal, NamedTuple
 from virt_forward import names, ports, text
 from virt_forward.addresses import explain, resolve
 from virt_forward.claims import absent
-from virt_forward.model import Domain, Forward, Guest, Listen, Network, Span
+from virt_forward.model import Domain, Forward, Guest, Network, Span
 from virt_forward.ruleset import guest as guest_block
 
 State = Literal["active", "waiting", "conflict", "inactive", "missing"]
@@ -82,8 +82,13 @@ class HostState(NamedTuple):
     reached: frozenset[str] = frozenset()
 
 
-def lines(domain: Domain, active: bool, record: Guest | None, host: HostState) -> list[Line]:
-    """Return the lines of one domain: its declared forwards, and open ones no longer declared."""
+def lines(
+    domain: Domain, active: bool, record: Guest | None, host: HostState, refusal: str = ""
+) -> list[Line]:
+    """Return the lines of one domain: its declared forwards, and open ones no longer declared.
+
+    ``refusal`` is why sync refuses its metadata, if that is known.
+    """
     declared = ports.expand(domain.declaration) if domain.declaration else ()
     if not active:
         hosts = tuple(str(host.ip) for host in domain.declaration.hosts) if domain.declaration else ()
@@ -91,40 +96,36 @@ def lines(domain: Domain, active: bool, record: Guest | None, host: HostState) -
         return [Line(domain.name, domain.uuid, forward, hosts, origins, "inactive") for forward in declared]
     guest = record or Guest(domain.uuid, domain.name)
     known = [*guest.forwards, *(forward for forward, _ in guest.conflicts)]
-    found = [_line(domain, guest, forward, host) for forward in known]
     declared_parts, parts = _Parts(declared), _Parts(known)
-    found = _with_gaps(
-        declared,
-        parts,
-        [_with_undeclared_reason(line) if _is_undeclared(line, declared_parts) else line for line in found],
-    )
-    why = _missing_reason(domain, record, host.networks)
+    found = [_line(domain, guest, forward, host) for forward in known]
+    found = [
+        _with_undeclared_reason(line, refusal) if _is_undeclared(line, declared_parts) else line
+        for line in found
+    ]
+    found = _with_gaps(declared, parts, found, refusal)
+    why = refusal or _missing_reason(domain, record, host.networks)
     rest = [forward for forward in declared if not parts.within(forward)]
     return found + [Line(domain.name, domain.uuid, forward, (), (), "missing", why) for forward in rest]
-
-
-_Kind = tuple[Listen, int, str | None]
-"""All of a forward but its ports: what it listens on, the offset of its ports, and the MAC."""
 
 
 class _Parts:
     """Forwards grouped by everything but their ports, each group in the order of the ports."""
 
     def __init__(self, forwards: Iterable[Forward]) -> None:
-        self._groups: dict[_Kind, list[Forward]] = {}
+        self._groups: dict[ports.Kind, list[Forward]] = {}
         for forward in sorted(forwards, key=_start):
-            self._groups.setdefault(_kind(forward), []).append(forward)
+            self._groups.setdefault(ports.kind(forward), []).append(forward)
 
     def within(self, forward: Forward) -> list[Forward]:
         """Return the pieces of ``forward``: one, or several around the excluded ports."""
-        group = self._groups.get(_kind(forward), [])
+        group = self._groups.get(ports.kind(forward), [])
         first = bisect_left(group, forward.start, key=_start)
         last = bisect_right(group, forward.end, key=_start)
         return [part for part in group[first:last] if part.end <= forward.end]
 
     def holds(self, port: int, forward: Forward) -> bool:
         """Tell whether a piece of ``forward`` contains ``port``."""
-        group = self._groups.get(_kind(forward), [])
+        group = self._groups.get(ports.kind(forward), [])
         last = bisect_right(group, port, key=_start)
         return last > 0 and port <= group[last - 1].end
 
@@ -133,11 +134,7 @@ def _start(forward: Forward) -> int:
     return forward.start
 
 
-def _kind(forward: Forward) -> _Kind:
-    return forward.listen, forward.offset, forward.mac
-
-
-def _with_gaps(declared: Iterable[Forward], parts: _Parts, lines: list[Line]) -> list[Line]:
+def _with_gaps(declared: Iterable[Forward], parts: _Parts, lines: list[Line], refusal: str) -> list[Line]:
     """Return the lines; the first active one of each declared forward has its gaps as the reason."""
     found = {line.forward: line for line in lines}
     for forward in declared:
@@ -147,15 +144,15 @@ def _with_gaps(declared: Iterable[Forward], parts: _Parts, lines: list[Line]) ->
         )
         left = ports.subtract(forward.span, ports.merge(part.span for part in held))
         if first and left:
-            found[first] = found[first]._replace(reason=_gap_reason(left))
+            found[first] = found[first]._replace(reason=_gap_reason(left, refusal))
     return list(found.values())
 
 
-def _gap_reason(spans: list[Span]) -> str:
+def _gap_reason(spans: list[Span], refusal: str) -> str:
     listed = ", ".join(str(span) for span in spans[:MAX_GAPS])
     more = f" and {len(spans) - MAX_GAPS} more" if len(spans) > MAX_GAPS else ""
     why = "used by the host, or declared since the guest started; run virt-forward sync to check again"
-    return f"without {listed}{more}: {why}"
+    return f"without {listed}{more}: {refusal or why}"
 
 
 def _missing_reason(domain: Domain, record: Guest | None, networks: tuple[Network, ...]) -> str:
@@ -196,8 +193,9 @@ def _is_undeclared(line: Line, declared: _Parts) -> bool:
     return line.state == "active" and not declared.holds(line.forward.start, line.forward)
 
 
-def _with_undeclared_reason(line: Line) -> Line:
-    return line._replace(reason="no longer declared; run virt-forward sync to close it")
+def _with_undeclared_reason(line: Line, refusal: str) -> Line:
+    remains = f"open as before: {refusal}" if refusal else "run virt-forward sync to close it"
+    return line._replace(reason=f"no longer declared; {remains}")
 
 
 def as_json(line: Line) -> dict[str, Any]:

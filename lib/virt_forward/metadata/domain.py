@@ -22,6 +22,12 @@ class MetadataError(VirtForwardError):
         super().__init__(messages, f"correct it with: virsh edit {name}")
         self.domain = domain
 
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        """The messages where it is said already which guest they are about."""
+        named = f"guest {text.quote(self.domain.name)}: "
+        return tuple(message.removeprefix(named) for message in self.messages)
+
 
 def parse_domain(data: bytes) -> Domain:
     """Return the domain of an XML as libvirt gives it to a hook (docs/formatdomain.rst).

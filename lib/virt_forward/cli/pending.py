@@ -1,0 +1,88 @@
+"""Running guests whose live metadata is not in force: what ``virt-forward sync`` would change, or refuse."""
+
+import time
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+from virt_forward.addresses import resolve
+from virt_forward.check import live_metadata
+from virt_forward.check.live_metadata import Difference
+from virt_forward.config import Config
+from virt_forward.errors import VirtForwardError
+from virt_forward.libvirtd import api
+from virt_forward.libvirtd.api import DomainState
+from virt_forward.metadata.domain import MetadataError, parse_domain
+from virt_forward.model import Domain, Guest
+from virt_forward.reconcile.apply import context, make_plan
+from virt_forward.reconcile.wants import Present
+from virt_forward.state.store import Store
+
+PAUSES = (0.5, 0.5)
+"""How long to wait, in seconds, before another look: a change that libvirt has may be about to be applied."""
+
+
+class Pending(NamedTuple):
+    """What is not in force of running guests, and what is wrong where sync cannot make it so."""
+
+    differences: tuple[Difference, ...] = ()
+    refused: tuple[MetadataError, ...] = ()
+
+
+def find(states: Iterable[DomainState], records: Mapping[str, Guest], config: Config) -> Pending:
+    """Return what is not in force; ``records`` are those of all guests. Raises VirtForwardError.
+
+    What the service or a command is just applying is waited for.
+    """
+    domains = [
+        domain for domain in _running(states) if not live_metadata.in_force(domain, records.get(domain.uuid))
+    ]
+    found = _planned(domains, config) if domains else Pending()
+    for pause in PAUSES:
+        about = {*(item.uuid for item in found.differences), *(error.domain.uuid for error in found.refused)}
+        if not about:
+            break
+        time.sleep(pause)
+        with api.connection(config.uri) as opened:
+            domains = _running(api.domains(opened, about))
+        found = _planned(domains, config)
+    return found
+
+
+def refusal(domain: Domain, config: Config) -> str:
+    """Return why sync refuses the metadata of a running guest, empty if it does not."""
+    return "; ".join(message for error in _planned([domain], config).refused for message in error.reasons)
+
+
+def _running(states: Iterable[DomainState]) -> list[Domain]:
+    """Return the running domains whose XML is right; what is wrong is told by others."""
+    found = []
+    for state in states:
+        if state.active:
+            try:
+                found.append(parse_domain(state.xml))
+            except VirtForwardError:
+                continue
+    return found
+
+
+def _planned(domains: Iterable[Domain], config: Config) -> Pending:
+    """Return what a plan for some running domains, as sync makes it, would change and refuse."""
+    store = Store()
+    with store.open(create=False) as state:
+        records = {domain.uuid: state.guest(domain.uuid) for domain in domains}
+        networks = tuple(state.networks())
+        meant = [domain for domain in domains if not live_metadata.in_force(domain, records[domain.uuid])]
+        wants = [Present(domain, "running") for domain in meant if domain.declaration]
+        planned = make_plan(context(store, state, config), wants)
+    differences, refused = [], []
+    for domain in meant:
+        record, error = records[domain.uuid], planned.errors.get(domain.uuid)
+        if record is None and resolve.unserved(domain, networks):
+            continue  # findings.table_missing tells it
+        if error:
+            refused.append(MetadataError(domain, error.messages))
+        elif record:
+            after = planned.after.get(domain.uuid) if domain.declaration else None
+            found = live_metadata.difference(domain, record, after or Guest(domain.uuid, domain.name))
+            differences += [found] if found else []
+    return Pending(tuple(differences), tuple(refused))
