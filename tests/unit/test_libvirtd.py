@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import pytest
 
@@ -90,6 +91,14 @@ def test_undefined_domain_is_left_out(only: list[str] | None) -> None:
 def test_domain_of_a_broken_connection_does_not_count_as_undefined(only: list[str] | None) -> None:
     with pytest.raises(VirtForwardError, match="libvirt does not list its domains: end of file"):
         api.domains(FakeConnection(INTERNAL), only)
+
+
+def test_read_only_connection_is_opened_as_such(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = mock.Mock(libvirtError=FakeError)
+    monkeypatch.setattr(api, "module", lambda: fake)
+    with api.connection("test:///default", read_only=True) as opened:
+        assert opened is fake.openReadOnly.return_value
+    fake.open.assert_not_called()
 
 
 def test_declarations_are_those_of_all_other_domains_or_an_error() -> None:

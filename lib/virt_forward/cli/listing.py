@@ -70,7 +70,7 @@ def run(options: argparse.Namespace) -> int:
         return _watch(options)
     errors: list[VirtForwardError] = []
     if options.specs:
-        _print_specs(_chosen(options.domains), errors)
+        _print_specs(_chosen(options.domains, read_only=True), errors)
     elif options.json:
         shown = [report.as_json(line) for line in lines(_chosen(options.domains), errors)]
         print(json.dumps({"version": 1, "forwards": shown}, indent=2))
@@ -101,8 +101,8 @@ def _drawn(domains: list[str], columns: int) -> list[str]:
     return [*rows, *said]
 
 
-def _chosen(wanted: list[str]) -> list[DomainState]:
-    with api.connection(load_config().uri) as opened:
+def _chosen(wanted: list[str], *, read_only: bool = False) -> list[DomainState]:
+    with api.connection(load_config().uri, read_only=read_only) as opened:
         return choose(api.domains(opened), wanted)
 
 

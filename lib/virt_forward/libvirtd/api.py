@@ -30,11 +30,14 @@ class DomainState(NamedTuple):
 
 
 @contextmanager
-def connection(uri: str) -> Iterator[Any]:
-    """Open a connection. Raises VirtForwardError if libvirt is not reachable."""
+def connection(uri: str, *, read_only: bool = False) -> Iterator[Any]:
+    """Open a connection. Raises VirtForwardError if libvirt is not reachable.
+
+    By polkit's default rules, anybody may open one that is ``read_only``, and nobody is asked for a password.
+    """
     libvirt = module()
     try:
-        opened = libvirt.open(uri)
+        opened = (libvirt.openReadOnly if read_only else libvirt.open)(uri)
     except libvirt.libvirtError as error:
         raise VirtForwardError(
             f"libvirt is not reachable at {text.plain(uri)}: {text.output(str(error))}",
