@@ -27,9 +27,27 @@ def run_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_own_metadata_matters_for_starting_operations() -> None:
+def make_state(run_dir: Path) -> None:
+    (run_dir / "state.db").touch()
+    (run_dir / "guests").mkdir()
+
+
+def test_own_metadata_matters_for_starting_operations(run_dir: Path) -> None:
+    make_state(run_dir)
     concerned = {operation for operation in OPERATIONS if concerns_us(["web", operation, "begin"], OURS)}
     assert concerned == {"prepare", "started", "reconnect", "restore"}
+
+
+@pytest.mark.parametrize("operation", ["stopped", "release"])
+@pytest.mark.parametrize("lost", ["state.db", "guests", "all"])
+def test_own_metadata_matters_for_a_stop_where_the_state_is_lost(
+    operation: str, lost: str, run_dir: Path
+) -> None:
+    if lost != "all":
+        make_state(run_dir)
+        (run_dir / lost).rename(run_dir / "elsewhere")
+    assert concerns_us(["web", operation, "end"], OURS)
+    assert not concerns_us(["web", operation, "end"], OTHERS)
 
 
 @pytest.mark.parametrize("operation", ["start", "attach", "migrate", "frobnicate", ""])

@@ -130,7 +130,7 @@ def _prepare(name: str, data: bytes, store: Store) -> None:
         # What is wrong with it can be corrected while it runs, and hardly in the file it was saved to.
         for message in error.messages:
             log.error(f"{message}; it is restored without its forwards")
-        _drop_quietly(uuid, store)
+        _drop_quietly(name, uuid, store)
 
 
 def _was_restoring(name: str, uuid: str, store: Store) -> bool:
@@ -157,27 +157,27 @@ def _guest_event(action: Action, data: bytes, store: Store) -> None:
         if action is Action.OPEN:
             _replug(error.domain, store)
         else:
-            _drop_quietly(error.domain.uuid, store)
+            _drop_quietly(error.domain.name, error.domain.uuid, store)
         raise
     if domain.declaration is None:
-        _drop(domain.uuid, store)
+        _drop(domain.name, domain.uuid, store)
     elif action is Action.CLAIM:
         _claim(domain, store)
     else:
         _open(domain, store)
 
 
-def _drop_quietly(uuid: str, store: Store) -> None:
+def _drop_quietly(name: str, uuid: str, store: Store) -> None:
     try:
-        _drop(uuid, store)
+        _drop(name, uuid, store)
     except VirtForwardError as error:
         log.error(f"{uuid}: {error}")
 
 
-def _drop(uuid: str, store: Store) -> None:
+def _drop(name: str, uuid: str, store: Store) -> None:
     """Forget a guest that declares nothing any more."""
     if known(store.path, uuid):
-        _forget(uuid, store)
+        _forget(name, uuid, store)
 
 
 def _claim(domain: Domain, store: Store) -> None:
@@ -278,19 +278,28 @@ def _log_conflicts(guest: Guest) -> None:
 def _close(name: str, data: bytes, store: Store) -> None:
     uuid = _uuid(data)
     try:
-        _forget(uuid, store)
+        _forget(name, uuid, store)
     except StateError:
-        from virt_forward.reconcile import kernel
-
-        # What its rules are cannot be read; where they are follows from its name.
-        kernel.empty_chains(name, uuid)
+        _empty_chains(name, uuid)
         raise
 
 
-def _forget(uuid: str, store: Store) -> None:
+def _empty_chains(name: str, uuid: str) -> None:
+    """Take a guest's rules away without knowing what they are; where they are follows from its name."""
+    from virt_forward.reconcile import kernel
+
+    kernel.empty_chains(name, uuid)
+
+
+def _forget(name: str, uuid: str, store: Store) -> None:
     try:
         with store.open() as state:
-            reconcile(context(store, state, load_config_or_last(state)), [Absent(uuid)])
+            if state.is_new and not state.knows(uuid):
+                # To rebuild the table from a state that replaces a lost one would close other guests.
+                _empty_chains(name, uuid)
+                store.unmark(state, {uuid})
+            else:
+                reconcile(context(store, state, load_config_or_last(state)), [Absent(uuid)])
     except LockTimeout:
         with store.peek() as state:
             if state:

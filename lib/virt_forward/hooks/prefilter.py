@@ -11,12 +11,13 @@ PORT_OPERATIONS = ("port-created", "port-deleted")
 def concerns_us(arguments: list[str], data: bytes) -> bool:
     """Tell whether a call of the qemu hook is about a guest of ours.
 
-    It is where the XML mentions our namespace, or where we know the guest by its UUID.
+    It is where the XML mentions our namespace, or where we know the guest by its UUID. Whoever stops has
+    to be known, unless what we knew is lost.
     """
     operation = arguments[1] if len(arguments) > 1 else ""
     if operation not in OPERATIONS:
         return False
-    if operation not in ("stopped", "release") and NAMESPACE in data:
+    if NAMESPACE in data and (operation not in ("stopped", "release") or _is_lost()):
         return True
     return _known(uuid_of(data))
 
@@ -42,9 +43,18 @@ def owner_of(data: bytes) -> str:
     return uuid_of(data.rpartition(b"<networkport")[2].partition(b"<owner>")[2])
 
 
+def _directory() -> str:
+    return os.environ.get("VIRT_FORWARD_RUN_DIR") or "/run/virt-forward"
+
+
+def _is_lost() -> bool:
+    """Tell whether somebody has removed the state, or the markers of its guests."""
+    directory = _directory()
+    return not (os.path.isfile(f"{directory}/state.db") and os.path.isdir(f"{directory}/guests"))
+
+
 def _known(uuid: str) -> bool:
-    directory = os.environ.get("VIRT_FORWARD_RUN_DIR") or "/run/virt-forward"
-    return bool(uuid) and "/" not in uuid and known(directory, uuid)
+    return bool(uuid) and "/" not in uuid and known(_directory(), uuid)
 
 
 def uuid_of(data: bytes) -> str:

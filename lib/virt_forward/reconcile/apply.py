@@ -264,7 +264,7 @@ class _Application:
         after = self.plan.after
         changed = {uuid: g for uuid, g in after.items() if g != self.plan.before[uuid] or not g}
         try:
-            self.store.mark(self.after)
+            self.store.mark(self.all if self.rebuilt else self.after)
             if changed or self.plan.queued or renewed:
                 revision = self.revision if renewed else None
                 name, by = self.include.name, starter.current()

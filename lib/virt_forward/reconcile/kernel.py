@@ -32,7 +32,9 @@ def load(include: table.Include, config: Config, *, absent: bool = False) -> Non
 
 
 def empty_chains(name: str, uuid: str) -> None:
-    """Empty the chains of a guest whose state cannot be read: nothing leads to it then; raises NftError."""
-    suffix = names.suffix(name, uuid)
-    chains = guest_block.nat_chain(suffix), guest_block.count_chain(suffix)
-    nft.apply("".join(f"flush chain {names.TABLE} {chain}\n" for chain in chains))
+    """Empty the chains of a guest of which nothing is known: nothing leads to it then; raises NftError."""
+    suffix, found = names.suffix(name, uuid), nft.parts()
+    chains = {guest_block.nat_chain(suffix), guest_block.count_chain(suffix)}
+    chains &= found.chains if found else set()
+    if chains:
+        nft.apply("".join(f"flush chain {names.TABLE} {chain}\n" for chain in sorted(chains)))

@@ -112,6 +112,11 @@ class Snapshot:
         found = self.value("revision")
         return int(found) if found.isdecimal() else 0
 
+    @property
+    def is_new(self) -> bool:
+        """Whether no table was ever made from it: what is in the kernel then is that of another state."""
+        return not self.value("settings")
+
     def has_table(self) -> bool:
         """Tell whether any guest has a part in the table."""
         return index.is_any_in_table(self._all)
@@ -157,6 +162,10 @@ class Snapshot:
             log.error(f"{error}; it is rebuilt")
             self.damaged = True
             return None
+
+    def knows(self, uuid: str) -> bool:
+        """Tell whether a guest is recorded, even where the record is damaged, or was queued."""
+        return bool(self._one("SELECT 1 FROM guest WHERE uuid = ?", uuid)) or uuid in self.queued_now()
 
     def all_recorded(self) -> dict[str, Guest]:
         """Return all records but those that are damaged, by UUID."""

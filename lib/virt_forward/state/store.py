@@ -79,7 +79,11 @@ class Store:
             from virt_forward.state import upgrade
 
             upgrade.remove(self.path)
-        return Snapshot(connection, path)
+        snapshot = Snapshot(connection, path)
+        if not os.path.isdir(self._at(MARKERS)):
+            with snapshot.transaction():
+                self._restore_markers(snapshot)
+        return snapshot
 
     def _set_aside(self, error: StateError) -> None:
         log.error(f"{error}; it is replaced, and kept as {database.FILE}.{database.UNUSED}")
@@ -111,6 +115,8 @@ class Store:
         old = upgrade.read(self.path)
         snapshot = Snapshot(database.create(self.path), path, created=True)
         try:
+            with database.failing(self._at(MARKERS)):
+                os.makedirs(self._at(MARKERS), 0o700, exist_ok=True)
             self.mark([*old.guests, *old.queued])
             # What is in the kernel may be the table of a state that was lost: never its revision by chance.
             snapshot.fill(old, int.from_bytes(os.urandom(3)) + 1)
@@ -137,9 +143,21 @@ class Store:
         """Return a number that changes with the state; it is read without the lock."""
         return database.change_counter(self.path)
 
-    def mark(self, uuids: Iterable[str]) -> None:
+    def _restore_markers(self, state: Snapshot) -> None:
+        """Make the folder of the markers where there is none, with those of all guests in it from the start.
+
+        Called in a transaction, as ``mark`` is without the lock. Raises StateError.
+        """
+        folder, temporary = self._at(MARKERS), f".{MARKERS}.new"
+        if not os.path.isdir(folder):
+            with database.failing(folder):
+                os.makedirs(self._at(temporary), 0o700, exist_ok=True)
+                self.mark(state.versions(), temporary)
+                os.rename(self._at(temporary), folder)
+
+    def mark(self, uuids: Iterable[str], folder: str = MARKERS) -> None:
         """Make sure that guests which are to be in the state have their markers; raises StateError."""
-        for path in (self._at(MARKERS, uuid) for uuid in uuids):
+        for path in (self._at(folder, uuid) for uuid in uuids):
             if not os.path.exists(path):
                 with database.failing(path):
                     os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
@@ -153,7 +171,12 @@ class Store:
 
         Raises StateError.
         """
-        state.queue(uuid, guest, lambda: self.mark([uuid] if guest else ()))
+
+        def mark() -> None:
+            self._restore_markers(state)
+            self.mark([uuid] if guest else ())
+
+        state.queue(uuid, guest, mark)
 
     def unmark(self, state: Snapshot, uuids: set[str]) -> None:
         """Remove the markers of guests that are recorded no more, but for those queued meanwhile.
@@ -226,9 +249,8 @@ class Store:
 
     def _make_directories(self) -> None:
         try:
-            for path in (self.path, self._at(MARKERS)):
-                if not os.path.isdir(path):
-                    os.makedirs(path, 0o700, exist_ok=True)
+            if not os.path.isdir(self.path):
+                os.makedirs(self.path, 0o700, exist_ok=True)
         except OSError as error:
             raise database.unusable(error.filename or self.path, error) from None
 

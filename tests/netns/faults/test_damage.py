@@ -356,7 +356,36 @@ def test_guest_that_stops_with_a_damaged_database_loses_its_rules(
     damage(two.run_dir / "state.db")
     for operation in ("stopped", "release"):
         assert two.event("web", operation).status == 0
-    assert not [part for part in two.table() if "-web-" in part]
+    assert_closed_alone(two)
+
+
+def assert_closed_alone(two: FaultTestbed) -> None:
+    """Check that the guest web is closed, and the guest db as open as it was."""
+    assert not [part for part, rules in two.table().items() if "guest-web-" in part and len(rules) > 1]
+    two.assert_kept("db")
+
+
+@pytest.mark.parametrize("lost", ["", "guests", "state.db"], ids=["run directory", "markers", "database"])
+def test_stop_is_seen_where_the_state_is_lost(two: FaultTestbed, lost: str) -> None:
+    assert two.event("mail", "release").status == 0
+    path = two.run_dir / lost
+    path.unlink() if path.is_file() else shutil.rmtree(path)
+    for operation in ("stopped", "release"):
+        assert two.event("web", operation).status == 0
+    assert_closed_alone(two)
+    # What is left of the state knows the others by now.
+    assert two.event("db", "reconnect").status == 0
+    two.assert_right("db")
+    assert two.event("db", "stopped").status == 0
+    two.assert_right()
+
+
+def test_markers_that_are_lost_come_back_with_any_event(two: FaultTestbed) -> None:
+    assert two.event("mail", "release").status == 0
+    shutil.rmtree(two.run_dir / "guests")
+    assert two.event("db", "reconnect").status == 0
+    assert two.event("web", "stopped").status == 0
+    two.assert_right("db")
 
 
 def test_malformed_database_is_replaced_by_the_event_that_meets_it(two: FaultTestbed) -> None:
@@ -381,8 +410,7 @@ def test_database_of_a_newer_version_is_not_touched_and_a_stop_closes_the_guest(
         done = two.event(name, operation)
         assert done.status == 0
         assert "newer version" in done.reasons
-    assert not [part for part, rules in two.table().items() if "guest-web-" in part and len(rules) > 1]
-    two.assert_kept("db")
+    assert_closed_alone(two)
     assert (two.run_dir / "state.db").read_bytes() == data
     assert two.sync("db").status == 0
     two.assert_right("db")
