@@ -387,10 +387,12 @@ def test_all_errors_are_reported() -> None:
     assert len(caught.value.messages) == 3
 
 
-def test_bridge_with_uplink_has_no_subnets_or_gateways() -> None:
+def test_bridge_with_uplink_has_subnets_but_no_gateways() -> None:
+    """A client in its subnet is a sibling of the guest, and the host's address there is one to listen on."""
     known = facts(bridges={BRIDGE: BridgeFacts(HOST, uplink=True)})
     guest = made(Declaration(WEB, (host("198.51.100.9"),)), known)
-    assert (guest.lans, guest.gateways) == ((), ())
+    assert guest.lans == ((ip_network("198.51.100.0/24"), BRIDGE), (ip_network("2001:db8:10::/64"), BRIDGE))
+    assert guest.gateways == ()
     assert ips(guest) == ["198.51.100.9"]
 
 

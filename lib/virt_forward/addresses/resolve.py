@@ -72,7 +72,7 @@ def locate(guest: Guest, facts: HostFacts) -> Guest:
     inner = [attachment for attachment in found if not attachment.facts.uplink]
     return guest._replace(
         endpoints=tuple(endpoints(guest, found, facts)),
-        lans=tuple((subnet, attachment.bridge) for attachment in inner for subnet in attachment.subnets()),
+        lans=tuple((subnet, attachment.bridge) for attachment in found for subnet in attachment.subnets()),
         gateways=tuple(dict.fromkeys(ip for attachment in inner for ip in attachment.host_addresses())),
     )
 
