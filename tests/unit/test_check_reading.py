@@ -18,9 +18,12 @@ from virt_forward.check.clone import build, namespace
 from virt_forward.check.clone.verdict import Obstacle, Report, Result
 from virt_forward.check.facts import Answer, Clash, Facts, Response
 from virt_forward.cli import check
+from virt_forward.config import Config
 from virt_forward.errors import VirtForwardError
 from virt_forward.host import collect, libvirt_networks, nft, process, systemd
-from virt_forward.model import Declaration, Domain, Forward, PortForward, Range
+from virt_forward.model import Declaration, Domain, Forward, Guest, PortForward, Range
+from virt_forward.state.snapshot import Commit
+from virt_forward.state.store import Store
 
 NETWORK = "<network><name>{name}</name><uuid>{uuid}</uuid>{forward}<bridge name='{bridge}'/></network>"
 NETDEV = "[NetDev]\nName=virbr0\nKind=bridge\n"
@@ -231,6 +234,24 @@ def test_family_that_is_refused_is_no_fault_where_the_other_accepts(monkeypatch:
     found = [(item.answer, item.excuse) for item in reach.responses([WEB])]
     assert found == [("refused", ""), ("refused", "")]
     assert reach.responses([WEB._replace(phase="prepared")]) == ()
+
+
+def test_facts_are_read_again_where_the_table_changes_meanwhile(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    store, seen = Store(str(tmp_path)), []
+
+    def read(guests: tuple[Guest, ...], *_: object, **__: object) -> Facts:
+        seen.append([guest.forwards for guest in guests])
+        if len(seen) == 1:
+            # The service applies an edit.
+            with store.open() as state:
+                state.commit(Commit({WEB.uuid: WEB}, revision=state.revision + 1))
+        return Facts(guests)
+
+    monkeypatch.setattr(reading, "_facts_about", read)
+    assert reading.read_facts(Config(), store, None).guests == (WEB,)
+    assert seen == [[], [WEB.forwards]]
 
 
 # ---- explaining a guest ----

@@ -166,7 +166,7 @@ class Service:
         store = SimpleNamespace(open=self.open)
         monkeypatch.setattr(pending, "Store", lambda: store)
         monkeypatch.setattr(pending, "make_plan", self.plan)
-        monkeypatch.setattr(pending, "context", lambda *_: None)
+        monkeypatch.setattr(pending, "context", lambda *_, **__: None)
         monkeypatch.setattr(api, "connection", lambda _: contextlib.nullcontext())
         monkeypatch.setattr(api, "domains", lambda _opened, only: [self.domain] if UUID in only else [])
         monkeypatch.setattr(time, "sleep", self.sleep)

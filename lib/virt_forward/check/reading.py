@@ -44,6 +44,10 @@ RELOADED = "7b05ebc668384222baa8881179cfda54"
 """SD_MESSAGE_UNIT_RELOADED of systemd's sd-messages.h."""
 
 
+TRIES = 3
+"""How often the facts are read until the table has not changed meanwhile."""
+
+
 class Defined(NamedTuple):
     """What libvirt says of all domains: ``configured`` is as of ``metadata.configurations``."""
 
@@ -61,11 +65,31 @@ def read_facts(
     """Return the facts; ``defined`` is None if libvirt is not reachable.
 
     ``explained`` are the UUIDs of the guests that are explained. ``tell`` is called with the name of each
-    part that may take a while.
+    part that may take a while. All is read again if the table has changed meanwhile: what is of two
+    revisions would differ though nothing is wrong.
     """
-    tell("reading the table and the records")
-    with store.open(create=False) as state:
-        guests, networks = tuple(state.guests().values()), tuple(state.networks())
+    for _ in range(TRIES):
+        tell("reading the table and the records")
+        with store.open(create=False) as state:
+            revision = state.revision
+            guests, networks = tuple(state.guests().values()), tuple(state.networks())
+        facts = _facts_about(guests, networks, config, store, defined, explained=explained, tell=tell)
+        with store.peek() as now:
+            if now is None or now.revision == revision:
+                break
+    return facts
+
+
+def _facts_about(  # noqa: PLR0913 - each is another thing that is known already
+    guests: tuple[Guest, ...],
+    networks: tuple[Network, ...],
+    config: Config,
+    store: Store,
+    defined: Defined | None,
+    *,
+    explained: frozenset[str],
+    tell: Callable[[str], None],
+) -> Facts:
     include = table.whole(guests, config, 1)
     domains, configured = defined or Defined()
     running, invalid = parsed(domains, configured)

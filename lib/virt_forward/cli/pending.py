@@ -73,7 +73,8 @@ def _planned(domains: Iterable[Domain], config: Config) -> Pending:
         networks = tuple(state.networks())
         meant = [domain for domain in domains if not live_metadata.in_force(domain, records[domain.uuid])]
         wants = [Present(domain, "running") for domain in meant if domain.declaration]
-        planned = make_plan(context(store, state, config), wants)
+        # With the lock held, no guest is asked for its address, which does not matter here.
+        planned = make_plan(context(store, state, config, answers={}), wants)
     differences, refused = [], []
     for domain in meant:
         record, error = records[domain.uuid], planned.errors.get(domain.uuid)
