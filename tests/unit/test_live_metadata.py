@@ -106,8 +106,8 @@ def test_metadata_that_is_not_in_force_is_a_problem_with_its_forwards() -> None:
         "table-differs",
         "error",
         "web",
-        "its live metadata is not in force: 8080:80/tcp, 5000-5009/tcp declared, but not open; "
-        "8080:80/tcp on enp1s0 open, but not declared; isolate as before",
+        "8080:80/tcp, 5000-5009/tcp declared by the running guest, but not open; "
+        "8080:80/tcp on enp1s0 open, but not declared by a running guest; isolate changed, but not in force",
         "virt-forward sync",
     )
     kept_out = Difference("web", UUID, kept_out=((WEB[0], "host port tcp/8080 is taken by guest db"),))
@@ -209,6 +209,23 @@ def test_all_metadata_taken_from_a_running_guest_is_found(monkeypatch: pytest.Mo
     service = Service(monkeypatch, recorded(*WEB))
     service.domain = service.domain._replace(xml=domain_xml())
     assert service.found().differences == (Difference("web", UUID, undeclared=WEB),)
+
+
+def test_forwards_of_a_guest_that_does_not_run_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where libvirt ran no hook when it stopped."""
+    service = Service(monkeypatch, recorded(*WEB)._replace(isolate=True))
+    service.domain = service.domain._replace(active=False)
+    assert service.found().differences == (Difference("web", UUID, undeclared=WEB),)
+    starting = Service(monkeypatch, recorded(*WEB)._replace(phase="prepared"))
+    starting.domain = service.domain
+    assert starting.found() == pending.Pending()
+
+
+def test_guest_that_is_just_stopping_is_no_problem(monkeypatch: pytest.MonkeyPatch) -> None:
+    service = Service(monkeypatch, recorded(*WEB), recorded())
+    service.domain = service.domain._replace(active=False)
+    service.records[1] = None  # type: ignore[call-overload]
+    assert service.found() == pending.Pending()
 
 
 def test_healthy_guests_are_not_planned(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -112,16 +112,16 @@ def table_differs(facts: Facts) -> Iterator[Problem]:
 
 
 def metadata_not_in_force(facts: Facts) -> Iterator[Problem]:
-    """Find running guests whose forwards are not those of their live metadata."""
+    """Find guests whose open forwards are not those of their live metadata: none, where they do not run."""
     for found in facts.differences:
+        closed, undeclared = (few([*map(_words, items)]) for items in (found.closed, found.undeclared))
         parts = [
-            f"{few([*map(_words, found.closed)])} declared, but not open" if found.closed else "",
-            f"{few([*map(_words, found.undeclared)])} open, but not declared" if found.undeclared else "",
-            f"{' and '.join(found.settings)} as before" if found.settings else "",
+            f"{closed} declared by the running guest, but not open" if closed else "",
+            f"{undeclared} open, but not declared by a running guest" if undeclared else "",
+            f"{' and '.join(found.settings)} changed, but not in force" if found.settings else "",
         ]
-        said = "; ".join(filter(None, parts))
-        if said:
-            message = f"its live metadata is not in force: {said}"
+        message = "; ".join(filter(None, parts))
+        if message:
             yield Problem("table-differs", "error", found.name, message, SYNC)
 
 

@@ -47,7 +47,7 @@ def difference(domain: Domain, record: Guest, planned: Guest) -> Difference | No
         tuple(closed),
         tuple(undeclared),
         tuple(kept_out),
-        tuple(_settings(domain, record)),
+        tuple(_settings(domain, record)) if domain.declaration else (),
     )
     return found if any(found[2:]) else None
 

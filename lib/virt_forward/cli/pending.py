@@ -1,7 +1,7 @@
 """Running guests whose live metadata is not in force: what ``virt-forward sync`` would change, or refuse."""
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from virt_forward.addresses import resolve
@@ -28,13 +28,15 @@ class Pending(NamedTuple):
     refused: tuple[MetadataError, ...] = ()
 
 
-def find(states: Iterable[DomainState], records: Mapping[str, Guest], config: Config) -> Pending:
+def find(states: Sequence[DomainState], records: Mapping[str, Guest], config: Config) -> Pending:
     """Return what is not in force; ``records`` are those of all guests. Raises VirtForwardError.
 
     What the service or a command is just applying is waited for.
     """
     domains = [
-        domain for domain in _running(states) if not live_metadata.in_force(domain, records.get(domain.uuid))
+        domain
+        for domain in (*_running(states), *_stopped(states, records))
+        if not live_metadata.in_force(domain, records.get(domain.uuid))
     ]
     found = _planned(domains, config) if domains else Pending()
     for pause in PAUSES:
@@ -43,14 +45,21 @@ def find(states: Iterable[DomainState], records: Mapping[str, Guest], config: Co
             break
         time.sleep(pause)
         with api.connection(config.uri) as opened:
-            domains = _running(api.domains(opened, about))
-        found = _planned(domains, config)
+            states = api.domains(opened, about)
+        again = {uuid: record for uuid, record in records.items() if uuid in about}
+        found = _planned([*_running(states), *_stopped(states, again)], config)
     return found
 
 
 def refusal(domain: Domain, config: Config) -> str:
     """Return why sync refuses the metadata of a running guest, empty if it does not."""
     return "; ".join(message for error in _planned([domain], config).refused for message in error.reasons)
+
+
+def _stopped(states: Iterable[DomainState], records: Mapping[str, Guest]) -> list[Domain]:
+    """Return the domains of guests that have a record and do not run: they declare nothing now."""
+    active = {state.uuid for state in states if state.active}
+    return [Domain(record.name, uuid) for uuid, record in records.items() if uuid not in active]
 
 
 def _running(states: Iterable[DomainState]) -> list[Domain]:
