@@ -226,6 +226,7 @@ def include(data: bytes) -> None:
 
 
 def neighbour_events(data: bytes) -> None:
+    kernel_events.concerns_guests(data)
     for neighbour in kernel_events.neighbours(data):
         is_wire_address(neighbour.ip)
         if neighbour.mac or not neighbour.removed:

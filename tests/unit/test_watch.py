@@ -10,6 +10,7 @@ import struct
 from collections.abc import Callable, Iterator
 from ipaddress import ip_address, ip_network
 from pathlib import Path
+from socket import AF_INET, AF_INET6
 from types import SimpleNamespace
 from typing import ClassVar
 
@@ -30,11 +31,17 @@ from virt_forward.watch.kernel_events import (
     NDA_DST,
     NDA_LLADDR,
     NUD_FAILED,
+    RT_SCOPE_LINK,
+    RTM_DELADDR,
     RTM_DELNEIGH,
+    RTM_DELROUTE,
+    RTM_NEWADDR,
     RTM_NEWNEIGH,
+    RTM_NEWROUTE,
     TABLE_DELETED,
     Neighbour,
     TableMonitor,
+    concerns_guests,
     neighbours,
 )
 from virt_forward.watch.prober import PROBE_AFTER, VERIFY_LEASE_AFTER, ProbeSchedule
@@ -74,6 +81,30 @@ def test_neighbour_events_are_parsed(data: bytes, expected: Neighbour | None) ->
     assert list(neighbours(data * 2)) == ([expected] * 2 if expected else [])
     for cut in range(len(data)):
         assert list(neighbours(data[:cut])) == []
+
+
+def about(kind: int, *body: int) -> bytes:
+    """Return a message of rtnetlink whose payload begins with some bytes."""
+    payload = bytes(body).ljust(12, b"\0")
+    return struct.pack("=IHHII", 16 + len(payload), kind, 0, 0, 0) + payload
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        (about(RTM_NEWADDR, AF_INET, 24, 0, 0), True),
+        (about(RTM_DELADDR, AF_INET6, 64, 0, 0), True),
+        (about(RTM_NEWADDR, AF_INET6, 64, 0, RT_SCOPE_LINK), False),
+        (about(RTM_NEWROUTE, AF_INET, 0), True),
+        (about(RTM_DELROUTE, AF_INET6, 0), True),
+        (about(RTM_NEWROUTE, AF_INET, 24), False),
+        (about(RTM_NEWNEIGH, AF_INET, 0), False),
+    ],
+)
+def test_events_of_addresses_and_default_routes_concern_guests(data: bytes, expected: bool) -> None:
+    assert concerns_guests(about(RTM_NEWROUTE, AF_INET, 24) + data) is expected
+    for cut in range(len(data)):
+        assert not concerns_guests(data[:cut])
 
 
 @given(st.binary(max_size=200), st.integers(0, 60), st.binary(max_size=4))

@@ -1,7 +1,7 @@
 """The service ``virt-forward watch``: it reacts to events that run no hook.
 
 libvirt_events   metadata edited on a running guest; guests and NICs added and removed; libvirt restarted
-kernel_events    the table deleted by another program; neighbours added, changed and removed
+kernel_events    the table deleted by another program; neighbours, addresses and default routes changed
 prober           guests probed for an address that no source has; DHCP answers received
 running_guests   the running guests, and which events affect them
 table_check      whether the kernel has the table of the state, and restoring it

@@ -1,4 +1,4 @@
-"""Events of the kernel: our table deleted by another program; neighbours added, changed and removed."""
+"""Events of the kernel: our table deleted; neighbours, addresses and default routes changed."""
 
 import contextlib
 import math
@@ -18,7 +18,10 @@ from virt_forward.model import Address
 from virt_forward.watch.backoff import BACKOFF_SECONDS, Backoff
 
 RTMGRP_NEIGH = 0x4
+RTMGRP_IFADDR, RTMGRP_ROUTE = 0x10 | 0x100, 0x40 | 0x400  # of IPv4 and IPv6
+RTM_NEWADDR, RTM_DELADDR, RTM_NEWROUTE, RTM_DELROUTE = 20, 21, 24, 25
 RTM_NEWNEIGH, RTM_DELNEIGH = 28, 29
+RT_SCOPE_LINK = 253
 NDA_DST, NDA_LLADDR = 1, 2
 NUD_FAILED = 0x20
 """linux/rtnetlink.h, linux/neighbour.h."""
@@ -130,26 +133,28 @@ class Neighbour(NamedTuple):
     removed: bool = False
 
 
-class NeighbourMonitor:
-    """rtnetlink's neighbour group (rtnetlink(7))."""
+class _Monitor:
+    """Some groups of rtnetlink(7)."""
+
+    GROUPS: int
 
     def __init__(self) -> None:
         self._socket = socket.socket(
             socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE
         )
-        self._socket.bind((0, RTMGRP_NEIGH))
+        self._socket.bind((0, self.GROUPS))
         self._socket.setblocking(False)
 
     def fileno(self) -> int:
         """Return the descriptor that becomes readable with each event."""
         return self._socket.fileno()
 
-    def read(self) -> set[Neighbour] | None:
-        """Return the entries that changed since the last call; None if events were lost."""
-        found: set[Neighbour] = set()
+    def _chunks(self) -> list[bytes] | None:
+        """Return what has come since the last call; None if events were lost."""
+        found: list[bytes] = []
         try:
-            for _ in range(MAX_CHUNKS):
-                found.update(neighbours(self._socket.recv(65536)))
+            while len(found) < MAX_CHUNKS:
+                found.append(self._socket.recv(65536))
         except BlockingIOError:
             pass
         except OSError:
@@ -160,6 +165,45 @@ class NeighbourMonitor:
     def close(self) -> None:
         """Close the socket."""
         self._socket.close()
+
+
+class NeighbourMonitor(_Monitor):
+    """The neighbour table."""
+
+    GROUPS = RTMGRP_NEIGH
+
+    def read(self) -> set[Neighbour] | None:
+        """Return the entries that changed since the last call; None if events were lost."""
+        chunks = self._chunks()
+        return None if chunks is None else {found for data in chunks for found in neighbours(data)}
+
+
+class HostMonitor(_Monitor):
+    """The host's addresses and routes."""
+
+    GROUPS = RTMGRP_IFADDR | RTMGRP_ROUTE
+
+    def read(self) -> bool:
+        """Tell whether an address or a default route may have changed since the last call."""
+        chunks = self._chunks()
+        return chunks is None or any(map(concerns_guests, chunks))
+
+
+def concerns_guests(data: bytes) -> bool:
+    """Tell whether a message in a buffer is about an address or a default route, up to a damaged one.
+
+    From these follow the subnets of bridges, and which of them have an uplink. Link-local addresses,
+    which every new tap has, are left out.
+    """
+    with contextlib.suppress(OSError):
+        for kind, _, _, payload in netlink.messages(data):
+            # struct ifaddrmsg begins with family, prefix length, flags and scope, struct rtmsg with family
+            # and prefix length.
+            if kind in (RTM_NEWADDR, RTM_DELADDR) and len(payload) > 3 and payload[3] != RT_SCOPE_LINK:
+                return True
+            if kind in (RTM_NEWROUTE, RTM_DELROUTE) and len(payload) > 1 and payload[1] == 0:
+                return True
+    return False
 
 
 def neighbours(data: bytes) -> Iterator[Neighbour]:

@@ -19,7 +19,7 @@ from virt_forward.state.config_file import load_config_or_last
 from virt_forward.state.store import Store
 from virt_forward.watch.backoff import Job
 from virt_forward.watch.hook_process import HookProcess
-from virt_forward.watch.kernel_events import TABLE_DELETED, NeighbourMonitor, TableMonitor
+from virt_forward.watch.kernel_events import TABLE_DELETED, HostMonitor, NeighbourMonitor, TableMonitor
 from virt_forward.watch.libvirt_events import MAX_DOMAINS, LibvirtEvents
 from virt_forward.watch.notify import notify
 from virt_forward.watch.prober import Prober
@@ -47,8 +47,8 @@ SYNC_PAUSE = 0.25
 """The least time between two syncs, in seconds: a guest that starts causes several events."""
 
 ADDRESS_SECONDS, NEIGHBOUR_SECONDS = 0.25, 1.0
-"""The least time between two refreshes after leases and answers, and after neighbour events: guests
-cause these events, and must not keep the host busy."""
+"""The least time between two refreshes after leases and answers, and after events of neighbours, addresses
+and routes: guests cause these events, and must not keep the host busy."""
 
 
 class Service:
@@ -64,6 +64,7 @@ class Service:
         self.hooks = HookProcess(self.poller)
         self.table = TableMonitor(self.poller)
         self.neighbours = NeighbourMonitor()
+        self.host = HostMonitor()
         self.prober = Prober(self.poller)
         self.guests = RunningGuests()
         self.jobs = {
@@ -79,7 +80,7 @@ class Service:
         self._synced = self._verified = False
         self._ready_at = self._table_check_at = self._leases_at = 0.0
         self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        for fd in (self.libvirt.fd, self.neighbours.fileno(), self._wake_fd):
+        for fd in (self.libvirt.fd, self.neighbours.fileno(), self.host.fileno(), self._wake_fd):
             self.poller.register(fd, select.POLLIN)
 
     def _uri(self) -> str:
@@ -102,6 +103,7 @@ class Service:
         self.restorer.stop()
         self.table.stop()
         self.neighbours.close()
+        self.host.close()
         self.prober.close()
         return 0
 
@@ -186,6 +188,8 @@ class Service:
         self._handle_table(ready)
         if self.neighbours.fileno() in ready:
             self._handle_neighbours()
+        if self.host.fileno() in ready and self.host.read():
+            self._request("neighbours")
         if self.prober.work():
             self._request("addresses")
         if self.guests.any_running:
