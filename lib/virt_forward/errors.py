@@ -14,7 +14,9 @@ if TYPE_CHECKING:
 
     from virt_forward.model import Address
 
-    Kind = Literal["bridge", "leases", "neighbours", "answers", "sockets", "details", "owners", "device"]
+    Kind = Literal[
+        "bridge", "leases", "neighbours", "answers", "route", "sockets", "details", "owners", "device"
+    ]
 
 
 class VirtForwardError(Exception):
@@ -58,9 +60,9 @@ class Question(NamedTuple):
     """One fact that is to be read.
 
     ``bridge`` is what the host knows about the bridge ``name``, ``leases`` and ``neighbours`` are those on
-    it, ``answers`` tells at which of ``addresses`` the NIC with ``mac`` there answers a probe. ``sockets``
-    are those that listen, ``details`` and ``owners`` more about them, ``device`` the indexes of the
-    device ``name``.
+    it, ``answers`` tells at which of ``addresses`` the NIC with ``mac`` there answers a probe. ``route`` is
+    the one to each of ``addresses``. ``sockets`` are those that listen, ``details`` and ``owners`` more
+    about them, ``device`` the indexes of the device ``name``.
     """
 
     kind: Kind

@@ -10,7 +10,8 @@ from typing import NamedTuple
 import pytest
 
 from netns.support import FAMILIES, GUESTS, V4, Family, Topology, told, who
-from support.xml import port_forward, uuid_of
+from support import netns
+from support.xml import Nic, domain, forwards, host_ip, port_forward, uuid_of
 
 pytestmark = pytest.mark.root
 
@@ -224,3 +225,16 @@ def test_counters_live_through_the_changes_of_others(topo: Topology) -> None:
     topo.testbed.stop("db")
     topo.testbed.event("web", "reconnect", *COUNTED)
     assert counted(topo, "web") == before
+
+
+def test_no_forward_of_a_guest_on_another_bridge_leads_to_it() -> None:
+    """That bridge has no subnet, which could tell that the address is not there."""
+    with netns.lab() as lab:
+        lab.add_bridge("br1")
+        lab.add_bridge("br2")
+        lab.host.ip("route add 10.30.0.0/24 dev br2")
+        for ip, place in (("10.10.0.200", "10.10.0.0/24 on virbr0"), ("10.30.0.5", "10.30.0.0/24 on br2")):
+            text = domain("evil", forwards(host_ip(ip), port_forward("2222:22")), [Nic("br1")])
+            done = lab.hook("qemu", "evil", "prepare", xml=text, check=False)
+            assert done.status == 1
+            assert f'<host ip="{ip}"> is in {place}, but the guest is on br1' in done.err

@@ -9,7 +9,7 @@ from uuid import NAMESPACE_DNS, uuid5
 from virt_forward.addresses.attachments import BridgeFacts
 from virt_forward.metadata import xml
 from virt_forward.metadata.forwards import NAMESPACE, parse_forwards
-from virt_forward.model import Address, Declaration, Endpoint, Forward, Guest, Proto
+from virt_forward.model import Address, Declaration, Endpoint, Forward, Guest, Proto, Subnet
 
 MAC = "52:54:00:a0:8f:2c"
 UUID = "9b8b5e27-6d3c-4f0e-9a3c-3b1f8f2a7c10"
@@ -87,6 +87,16 @@ class Answering(dict[tuple[str, str, Address], bool]):
 
     def __missing__(self, key: tuple[str, str, Address]) -> bool:
         return True
+
+
+class NoRoutes(dict[Address, tuple[Subnet, str] | None]):
+    """The routes of a host that has none but to the subnets of its interfaces."""
+
+    def __contains__(self, ip: object) -> bool:
+        return True
+
+    def __missing__(self, ip: Address) -> None:
+        return None
 
 
 class AllRead(dict[str, BridgeFacts]):

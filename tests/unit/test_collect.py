@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ipaddress import ip_network
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 
 import pytest
@@ -13,6 +13,7 @@ from virt_forward.config import Config
 from virt_forward.errors import VirtForwardError
 from virt_forward.host import collect, libvirt_networks
 from virt_forward.host.collect import Reader
+from virt_forward.host.process import Result
 from virt_forward.model import Network, Nic
 
 NIC = Nic(MAC, "network", "default")
@@ -43,6 +44,23 @@ def test_status_file_of_libvirt_overrides_our_record_of_a_network(status: Path) 
     status.write_text(f"<networkstatus>{text}</networkstatus>")
     assert subnets(Reader(Config(), lambda: [network(1)])) == ["192.168.2.0/24"]
     assert subnets(Reader(Config(), lambda: [])) == ["192.168.2.0/24"]
+
+
+@pytest.mark.parametrize(
+    ("status", "said", "expected"),
+    [
+        (0, '[{"dst":"10.30.0.0/24","dev":"br2"}]', (ip_network("10.30.0.0/24"), "br2")),
+        (0, '[{"dst":"10.30.0.5","dev":"br2"}]', (ip_network("10.30.0.5/32"), "br2")),
+        (0, '[{"dst":"default","gateway":"192.0.2.9","dev":"enp1s0"}]', None),
+        (2, "", None),
+    ],
+)
+def test_route_to_an_address_names_its_interface(
+    monkeypatch: pytest.MonkeyPatch, status: int, said: str, expected: object
+) -> None:
+    """As ip of iproute2 6.1 prints it; where there is no route, it fails."""
+    monkeypatch.setattr(collect, "run", lambda _: Result(status, said, ""))
+    assert collect.route(ip_address("10.30.0.5")) == expected
 
 
 def test_event_of_a_network_overrides_its_status_file(status: Path) -> None:

@@ -7,7 +7,7 @@ from ipaddress import ip_address, ip_interface, ip_network
 
 import pytest
 
-from unit.build import BRIDGE, MAC, UUID, AllRead, Answering
+from unit.build import BRIDGE, MAC, UUID, AllRead, Answering, NoRoutes
 from virt_forward.addresses.attachments import BridgeFacts, HostFacts, find_attachments
 from virt_forward.addresses.endpoints import doubtful_endpoints, endpoints, is_derived
 from virt_forward.addresses.leases import Neighbours
@@ -64,7 +64,7 @@ def guest(*known: tuple[str, Origin], hosts: Iterable[HostAddress] = (), nics: I
 def found(
     of: Guest, *networks: Network, learn: Learn = "derived", **bridges: BridgeFacts
 ) -> list[tuple[str, Origin]]:
-    facts = HostFacts(networks, AllRead(bridges), learn=learn, answers=Answering())
+    facts = HostFacts(networks, AllRead(bridges), learn=learn, answers=Answering(), routes=NoRoutes())
     return [
         (str(endpoint.ip), endpoint.origin)
         for endpoint in endpoints(of, find_attachments(of.nics, facts), facts)
@@ -264,7 +264,7 @@ def test_declared_address_prefers_bridge_with_its_subnet() -> None:
     of = guest(
         hosts=(HostAddress(ip_address(OLD)),), nics=(Nic(MAC2, "bridge", "br9"), Nic(MAC, "bridge", BRIDGE))
     )
-    facts = HostFacts((), {BRIDGE: bridge(), "br9": BridgeFacts()})
+    facts = HostFacts((), {BRIDGE: bridge(), "br9": BridgeFacts()}, routes=NoRoutes())
     assert [
         (str(endpoint.ip), endpoint.bridge)
         for endpoint in endpoints(of, find_attachments(of.nics, facts), facts)

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from unit import strategies as make
-from unit.build import domain_xml, forward, guest
+from unit.build import NoRoutes, domain_xml, forward, guest
 from unit.nft_grammar import assert_spoken
 from unit.simulation import Event, Simulation, events, transaction
 from unit.test_records import DELETE, EVIL, FULL, changed, paths
@@ -54,7 +54,9 @@ class Bridges(dict[str, BridgeFacts]):
 def resolved(xml: bytes, networks: tuple[Network, ...] = ()) -> Guest | None:
     try:
         domain = parse_domain(xml)
-        return resolve(domain, HostFacts(networks, Bridges()), Config(), "running", lambda _: [])
+        return resolve(
+            domain, HostFacts(networks, Bridges(), routes=NoRoutes()), Config(), "running", lambda _: []
+        )
     except VirtForwardError:
         return None
 

@@ -6,7 +6,7 @@ from ipaddress import IPv4Interface, IPv6Interface, ip_address, ip_interface, ip
 
 import pytest
 
-from unit.build import BRIDGE, MAC, UUID, AllRead, Answering, forward
+from unit.build import BRIDGE, MAC, UUID, AllRead, Answering, NoRoutes, forward
 from virt_forward.addresses.attachments import BridgeFacts, HostFacts, find_attachments
 from virt_forward.addresses.leases import Neighbours
 from virt_forward.addresses.resolve import locate, resolve
@@ -50,7 +50,7 @@ def facts(
     *networks: Network, own: frozenset[Address] = frozenset(), bridges: dict[str, BridgeFacts] | None = None
 ) -> HostFacts:
     known = bridges if bridges is not None else {BRIDGE: BridgeFacts(HOST)}
-    return HostFacts(networks, AllRead(known), own, answers=Answering())
+    return HostFacts(networks, AllRead(known), own, answers=Answering(), routes=NoRoutes())
 
 
 def made(
@@ -261,6 +261,22 @@ def test_declared_address_in_subnet_of_another_interface_is_refused(ip: str, bri
         f'guest "web": <host ip="{ip}"> is in {place}, but the guest is on {bridge}; '
         "give the address that it has there",
     )
+
+
+@pytest.mark.parametrize(("device", "accepted"), [("br1", True), ("br2", False), (None, True)])
+def test_declared_address_that_is_routed_to_another_interface_is_refused(
+    device: str | None, accepted: bool
+) -> None:
+    """On a bridge without a subnet; a route to it may still be added where there is none yet."""
+    ip = ip_address("203.0.113.9")
+    to = (ip_network("203.0.113.0/24"), device) if device else None
+    known = beside()._replace(routes={ip: to})
+    nics = (Nic(MAC, "bridge", "br1"),)
+    if accepted:
+        assert ips(made(Declaration(WEB, (host(str(ip)),)), known, nics)) == [str(ip)]
+    else:
+        with pytest.raises(VirtForwardError, match=r"is in 203.0.113.0/24 on br2, but the guest is on br1;"):
+            made(Declaration(WEB, (host(str(ip)),)), known, nics)
 
 
 @pytest.mark.parametrize("other", ["198.51.100.250/24", "198.51.100.250/16", "192.0.2.1/24"])

@@ -37,7 +37,8 @@ class HostFacts(NamedTuple):
     ``networks`` are libvirt's, ``bridges`` those that were read, by name, and ``own_addresses`` all
     addresses of the host. ``learn`` is the setting ``learn`` of the configuration. ``answers`` tells by
     bridge, MAC and address whether the NIC has answered a probe there. ``subnets`` are those of all
-    interfaces, the longest prefix first, without link-local ones.
+    interfaces, the longest prefix first, without link-local ones. ``routes`` are the kernel's to some
+    addresses, each with its interface; None for the default route, or none at all.
 
     A function that needs what was not read raises UnreadError.
     """
@@ -50,12 +51,19 @@ class HostFacts(NamedTuple):
     interfaces: Interfaces = NO_INTERFACES
     sockets: SocketFacts = SocketFacts()
     subnets: tuple[tuple[Subnet, str], ...] = ()
+    routes: Mapping[Address, tuple[Subnet, str] | None] = {}
 
     def bridge(self, name: str) -> BridgeFacts:
         """Return the facts about a bridge."""
         if name not in self.bridges:
             raise UnreadError(Question("bridge", name))
         return self.bridges[name]
+
+    def route(self, ip: Address) -> tuple[Subnet, str] | None:
+        """Return the route to an address, as ``routes`` has it."""
+        if ip not in self.routes:
+            raise UnreadError(Question("route", addresses=(ip,)))
+        return self.routes[ip]
 
 
 class Attachment(NamedTuple):
@@ -140,18 +148,21 @@ def belongs(ip: Address, attachment: Attachment, facts: HostFacts) -> bool:
 
     Without a subnet of its family there, any is that the host does not look for on another interface.
     """
-    if elsewhere(ip, attachment, facts):
-        return False
-    return inside(ip, attachment) or not any(subnet.version == ip.version for subnet in attachment.subnets())
+    any_is = not any(subnet.version == ip.version for subnet in attachment.subnets())
+    return (any_is or inside(ip, attachment)) and not elsewhere(ip, attachment, facts)
 
 
 def elsewhere(ip: Address, attachment: Attachment, facts: HostFacts) -> tuple[Subnet, str] | None:
     """Return the subnet, and its interface, to which the host sends what is for an address.
 
-    None where that is the bridge, or no subnet has the address. As in routing, the longest prefix decides.
+    None where that is the bridge, or it goes by the default route. As in routing, the longest prefix
+    decides; other routes than those to subnets of interfaces count where no subnet has the address.
     """
     here = max((subnet.prefixlen for subnet in attachment.subnets() if ip in subnet), default=-1)
     nearest = next((place for place in facts.subnets if ip in place[0]), None)
+    if nearest is None and here < 0:
+        route = facts.route(ip)
+        return route if route and route[1] != attachment.bridge else None
     return nearest if nearest and nearest[0].prefixlen > here else None
 
 

@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from functools import cached_property
+from ipaddress import ip_network
 from types import MappingProxyType
 
 from virt_forward import ports
@@ -152,6 +153,9 @@ class Reader:
             self._unasked.append(question)
             silent = {(name, question.mac, ip): False for ip in question.addresses}
             return facts._replace(answers={**silent, **facts.answers})
+        if question.kind == "route":
+            found_to = {ip: route(ip) for ip in question.addresses}
+            return facts._replace(routes={**facts.routes, **found_to})
         return facts._replace(sockets=socket_facts(facts.sockets, question))
 
 
@@ -226,6 +230,16 @@ def dhcp_leases(bridge_name: str) -> tuple[Reservation, ...]:
 def neighbours(bridge_name: str) -> leases.Neighbours:
     """Return the neighbour table of a bridge; empty where the bridge does not exist."""
     return leases.neighbours(run(["ip", "-j", "neighbour", "show", "dev", bridge_name]).stdout)
+
+
+def route(ip: Address) -> tuple[Subnet, str] | None:
+    """Return the destination and interface of the kernel's route to an address; None for the default one."""
+    result = run(["ip", "-j", "route", "get", "fibmatch", str(ip)])
+    # ip fails where there is no route, or one that leads nowhere.
+    found = json.loads(result.stdout or "[]", strict=False) if result.status == 0 else []
+    if not found or found[0]["dst"] == "default":
+        return None
+    return ip_network(found[0]["dst"]), found[0]["dev"]
 
 
 def ask_nics(questions: Iterable[Question], bridges: Mapping[str, BridgeFacts]) -> Answers:

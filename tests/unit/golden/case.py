@@ -20,7 +20,7 @@ from ipaddress import ip_address, ip_interface
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from unit.build import Answering
+from unit.build import Answering, NoRoutes
 from unit.simulation import Event, Simulation
 from virt_forward import ports
 from virt_forward.addresses.attachments import BridgeFacts, HostFacts
@@ -74,7 +74,7 @@ class Case:
     def facts(self) -> HostFacts:
         bridges = json.loads(self._text("facts.json") or "{}").get("bridges", {"virbr0": USUAL})
         made = {name: _bridge(fields) for name, fields in bridges.items()}
-        return HostFacts(bridges=made, answers=Answering())
+        return HostFacts(bridges=made, answers=Answering(), routes=NoRoutes())
 
     def excluded(self, item: PortForward) -> list[Span]:
         if not ports.names_no_port(item):
