@@ -45,7 +45,11 @@ class NftError(VirtForwardError):
 
 
 class NftUnusableError(NftError):
-    """nft is missing or hangs, so that another transaction would fail as well."""
+    """nft is missing or hangs, or the kernel does not answer: another transaction would fail as well."""
+
+
+class NftMissingError(NftUnusableError):
+    """nft is not installed."""
 
 
 class NftTimeout(NftUnusableError):  # noqa: N818 - named like TimeoutError

@@ -133,6 +133,15 @@ def test_killed_process_takes_its_program_along(tmp_path: Path) -> None:
     os.close(reader)
 
 
+def test_half_of_the_time_left_is_kept_for_what_follows() -> None:
+    with process.half_of_time_left():
+        assert process.left(100.0) == 100.0, "without a deadline there is nothing to share"
+    process.limit(60.0)
+    with process.half_of_time_left():
+        assert 20.0 < process.left(100.0) <= 30.0
+    assert 50.0 < process.left(100.0) <= 60.0
+
+
 def test_no_descriptor_is_inherited_or_left() -> None:
     before = set(os.listdir("/proc/self/fd"))
     with open(os.memfd_create("private"), "wb") as private:

@@ -13,8 +13,7 @@ from virt_forward.config import Config
 from virt_forward.errors import (
     LockTimeout,
     NftError,
-    NftTimeout,
-    NftUnusableError,
+    NftMissingError,
     StateError,
     VirtForwardError,
 )
@@ -209,9 +208,9 @@ def _apply_claims(work: Context, planned: Plan) -> None:
     """
     try:
         apply(work, planned)
+    except NftMissingError:
+        raise
     except NftError as error:
-        if isinstance(error, NftUnusableError) and not isinstance(error, NftTimeout):
-            raise
         log.error(f"{error}; the next event tries again")
 
 

@@ -8,7 +8,7 @@ import os
 import re
 import struct
 
-from virt_forward.errors import NftError, NftTimeout, NftUnusableError
+from virt_forward.errors import NftError, NftMissingError, NftTimeout, NftUnusableError
 from virt_forward.host import netlink
 from virt_forward.host.nft_commit import CommitWatch
 from virt_forward.host.process import run
@@ -198,5 +198,5 @@ def scratch_listing(text: str) -> str:
 def _failure(stderr: str, status: int) -> NftError:
     words = output(stderr) or f"exit status {status}"
     if status == 127:
-        return NftUnusableError("nft not found", "install the package nftables")
+        return NftMissingError("nft not found", "install the package nftables")
     return NftTimeout(words) if status == 124 else NftError(f"nft refused: {words}")

@@ -5,11 +5,12 @@ By posix_spawn(3): to import subprocess takes longer than a program that a hook 
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import select
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from virt_forward.namedtuple import TYPE_CHECKING, NamedTuple
 
@@ -48,6 +49,19 @@ def limit(seconds: float) -> None:
 def left(seconds: float) -> float:
     """Return ``seconds``, or the time left until the deadline if that is less."""
     return seconds if _until is None else max(0.0, min(seconds, _until - time.monotonic()))
+
+
+@contextlib.contextmanager
+def half_of_time_left() -> Iterator[None]:
+    """Keep the other half of the time until the deadline, if there is one, for what follows."""
+    global _until  # noqa: PLW0603 - as in limit()
+    until = _until
+    if until is not None:
+        limit(max(0.0, until - time.monotonic()) / 2)
+    try:
+        yield
+    finally:
+        _until = until
 
 
 _is_wanted: Callable[[], bool] | None = None

@@ -16,6 +16,7 @@ in force, whatever the change is about: the guard is in the table before what it
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache, cached_property
@@ -27,8 +28,8 @@ from virt_forward.claims.rows import lookups
 from virt_forward.config import Config
 from virt_forward.effects import converge
 from virt_forward.effects.item import Change
-from virt_forward.errors import NftError, NftUnusableError, StateError, VirtForwardError
-from virt_forward.host import conntrack, log, nft, starter
+from virt_forward.errors import NftError, NftTimeout, NftUnusableError, StateError, VirtForwardError
+from virt_forward.host import conntrack, log, nft, process, starter
 from virt_forward.model import Address, Guest, Guests
 from virt_forward.namedtuple import TYPE_CHECKING, NamedTuple
 from virt_forward.reconcile import plan as plans
@@ -128,8 +129,8 @@ def _located(context: Context, want: Lasting, before: Guest | None) -> Located:
 
 
 def _lost_starts(state: Snapshot) -> Iterator[str]:
-    for process in filter(starter.is_gone, state.starters()):
-        for uuid, name in state.prepared_by(process).items():
+    for gone in filter(starter.is_gone, state.starters()):
+        for uuid, name in state.prepared_by(gone).items():
             if not starter.has_status(name):
                 log.warning(f"guest {text.quote(name)}: its start ended with libvirt's daemon; its claims go")
                 yield uuid
@@ -175,7 +176,8 @@ class _Application:
         self.after = {uuid: guest for uuid, guest in plan.after.items() if guest}
         self.include = IncludeFile(self.store.include_path)
         self.interrupted = not self.include.is_named(self.state.value("include"))
-        self.previous = {**plan.before, **(self.state.previous if self.interrupted else {})}
+        self.unfinished = self.state.previous if self.interrupted else {}
+        self.previous = {**plan.before, **self.unfinished}
         self.revision = self.state.revision
         others = any(isinstance(row, claims.LookupRow) for row in plan.others)
         self.had_table = others or any(map(lookups, self.before.values()))
@@ -298,12 +300,36 @@ class _Application:
             nft.delete_table()
 
     def _rebuild(self) -> None:
+        """Load the whole table, or else all of it but one guest's rules; raises NftError."""
+        suspects = self._suspects()
         try:
-            self._load(self.whole)
+            with process.half_of_time_left() if suspects else contextlib.nullcontext():
+                self._load(self.whole)
+        except NftTimeout as error:
+            self._load_without(suspects, error)
         except NftUnusableError:
             raise
         except NftError as error:
-            self._load_without_latest(error)
+            self._load_without([*suspects, *self._with_rules(self.all)[-1:]], error)
+
+    def _suspects(self) -> list[str]:
+        """Return the guests of a change that nft has not finished, perhaps because of one of them.
+
+        What began before the last one comes first, as the changes before it were finished.
+        """
+        return self._with_rules(u for u, guest in self.unfinished.items() if guest != self.all.get(u))[:3]
+
+    def _with_rules(self, uuids: Iterable[str]) -> list[str]:
+        """Return those guests that have rules, in the order of their last changes."""
+        return self.state.in_order([u for u in uuids if u in self.all and lookups(self.all[u])])
+
+    def _load_without(self, suspects: Iterable[str], error: NftError) -> None:
+        """Rebuild without the first of some guests without whom nft loads the table; raises ``error``."""
+        for uuid in suspects:
+            with contextlib.suppress(NftError), process.half_of_time_left():
+                self._keep_out(uuid, error)
+                return
+        raise error
 
     def _load(self, include: table.Include) -> None:
         from virt_forward.reconcile import kernel
@@ -311,23 +337,20 @@ class _Application:
         kernel.load(include, self.config, absent=not (self.had_table or self.search_all))
         self.loaded = bool(include.paragraphs)
 
-    def _load_without_latest(self, error: NftError) -> None:
-        """Rebuild without the guest that came last: what nft refuses of one must not keep all others out."""
-        latest = self.state.latest(self.all)
-        if latest is None:
-            raise error
-        last = self.all[latest]
-        out = (*last.conflicts, *((forward, str(error)) for forward in last.forwards))
-        kept_out = last._replace(forwards=(), conflicts=out, endpoints=(), contested=())
-        whole = table.whole({**self.all, latest: kept_out}.values(), self.config, self.revision)
+    def _keep_out(self, uuid: str, error: NftError) -> None:
+        """Rebuild without a guest, and note ``error`` as the reason; raises NftError."""
+        guest = self.all[uuid]
+        out = (*guest.conflicts, *((forward, str(error)) for forward in guest.forwards))
+        kept_out = guest._replace(forwards=(), conflicts=out, endpoints=(), contested=())
+        whole = table.whole({**self.all, uuid: kept_out}.values(), self.config, self.revision)
         if not whole.paragraphs:
             self.effects = converge.withdraw(self.state, self.effects, guard=False)
         self._load(whole)
-        log.error(f"guest {text.quote(last.name)}: {error}; it is kept out, and the others have their rules")
-        self.after[latest] = self.plan.after[latest] = self.all[latest] = kept_out
+        log.error(f"guest {text.quote(guest.name)}: {error}; it is kept out, and the others have their rules")
+        self.after[uuid] = self.plan.after[uuid] = self.all[uuid] = kept_out
         self.include.stage([table.text(whole).encode()])
         self.state.commit(
-            Commit({latest: kept_out}, self.previous, {}, self.revision, self.include.name, self.settings)
+            Commit({uuid: kept_out}, self.previous, {}, self.revision, self.include.name, self.settings)
         )
 
     # effects and flows

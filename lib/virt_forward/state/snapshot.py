@@ -188,10 +188,10 @@ class Snapshot:
         found = self._one("SELECT changed FROM guest WHERE uuid = ?", uuid)
         return abs(time.monotonic() - found[0]) if found else float("inf")
 
-    def latest(self, uuids: Collection[str]) -> str | None:
-        """Return the guest of ``uuids`` that was changed last."""
-        order = self._all("SELECT uuid FROM guest ORDER BY sequence DESC")
-        return next((uuid for (uuid,) in order if uuid in uuids), None)
+    def in_order(self, uuids: Collection[str]) -> list[str]:
+        """Return those of ``uuids`` that are recorded, in the order in which they were changed last."""
+        order = self._all("SELECT uuid FROM guest ORDER BY sequence")
+        return [uuid for (uuid,) in order if uuid in uuids]
 
     def starters(self) -> list[str]:
         """Return which processes have prepared guests that do not run yet; see host/starter.py."""
