@@ -22,16 +22,16 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache, cached_property
 
 from virt_forward import text
-from virt_forward.claims import flows
 from virt_forward.claims import index as claims
 from virt_forward.claims.rows import lookups
 from virt_forward.config import Config
 from virt_forward.effects import converge
 from virt_forward.effects.item import Change
 from virt_forward.errors import NftError, NftTimeout, NftUnusableError, StateError, VirtForwardError
-from virt_forward.host import conntrack, log, nft, process, starter
-from virt_forward.model import Address, Guest, Guests
+from virt_forward.host import log, nft, process, starter
+from virt_forward.model import Guest, Guests
 from virt_forward.namedtuple import TYPE_CHECKING, NamedTuple
+from virt_forward.reconcile import connections
 from virt_forward.reconcile import plan as plans
 from virt_forward.reconcile.plan import Located, Plan
 from virt_forward.reconcile.wants import ON_HOST, Absent, Lasting, Readdressed, Want
@@ -368,25 +368,5 @@ class _Application:
 
     def end_flows(self) -> None:
         """End the flows that the table would now send elsewhere, and those that began without it."""
-        if conntrack.is_empty():
-            return
-        old = frozenset(pair for guest in self.previous.values() for pair in flows.pairs(guest))
-        new = frozenset(pair for guest in self._changed() for pair in flows.pairs(guest))
-        # While there was no table, clients may have opened UDP flows to the host's own ports.
-        present = [*(self.all if self.rebuilt else self.after).values()]
-        added = frozenset(pair for guest in present for pair in flows.pairs(guest))
-        opened = added if self.rebuilt else added - old
-        gateways = {ip for guest in present for ip in guest.gateways}
-        problem = conntrack.end_flows(old, new, opened, self._own_addresses(opened) - gateways)
-        if problem:
-            log.warning(problem)
-
-    def _own_addresses(self, opened: Iterable[flows.Pair]) -> frozenset[Address]:
-        """Return the host's addresses, where UDP flows to them may have to end."""
-        if not any(forward.proto == "udp" for forward, _ in opened):
-            return frozenset()
-        try:
-            return self.host().own_addresses()
-        except VirtForwardError as error:
-            log.warning(str(error))
-            return frozenset()
+        present = (self.all if self.rebuilt else self.after).values()
+        connections.end(self.previous.values(), self._changed(), present, self.host, loaded=self.rebuilt)
