@@ -175,6 +175,19 @@ def test_whatever_stops_packets_is_found_and_the_fix_lets_them_pass(served: Serv
     assert all(served.reached(port=8000 + number) for number in ways)
 
 
+def test_more_specific_forward_of_another_guest_is_found(served: Served) -> None:
+    served.start()
+    ip, mac = "10.10.0.11", "52:54:00:00:00:0b"
+    served.lab.guest("db", ip, None, mac).serve("tcp", 80)
+    narrow = port_forward("8080:80", attributes=f'dev="{UPLINK}"')
+    xml = domain("db", forwards(host_ip(ip), narrow), [Nic(mac=mac)])
+    for operation in ("prepare", "started"):
+        served.lab.hook("qemu", "db", operation, xml=xml)
+    (problem,) = (item for item in served.problems() if item["domain"])
+    assert (problem["id"], problem["domain"]) == ("shadowed", "web")
+    assert "goes to guest db, by a more specific forward" in problem["message"]
+
+
 CASES = {
     "policy": Case(
         chain("forward", "ct state established accept", policy="drop"), "forward-dropped",

@@ -122,6 +122,7 @@ def test_healthy_host_has_no_problems() -> None:
         (stopped(Obstacle("forwarding", True, detail="virbr0")), "ip-forwarding-off", None),
         (stopped(Obstacle("rp_filter", detail="enp1s0")), "not-routed", "web"),
         (stopped(Obstacle("unrouted", detail="No route to host")), "not-routed", "web"),
+        (stopped(Obstacle("misled", detail="10.10.0.99")), "not-verified", "web"),
         (stopped(Obstacle("unknown", detail="it is lost")), "not-verified", "web"),
         (GOOD._replace(unverified="no namespaces here"), "not-verified", None),
         (GOOD._replace(report=Report((), (("ip x", "syntax error"),))), "not-verified", None),
@@ -146,6 +147,18 @@ def test_problem_is_found_with_fix(facts: Facts, found: str, domain: str | None)
     assert (problem.id, problem.domain) == (found, domain)
     assert problem.message
     assert problem.fix
+
+
+def test_more_specific_forward_of_another_guest_is_named() -> None:
+    other = WEB._replace(uuid="2", name="db", endpoints=(ENDPOINT._replace(ip=ip_address("10.10.0.99")),))
+    facts = stopped(Obstacle("misled", detail="10.10.0.99"))._replace(guests=(WEB, other))
+    (problem,) = (item for item in findings.problems(facts) if item.domain == "web")
+    assert (problem.id, problem.severity) == ("shadowed", "warning")
+    assert "goes to guest db, by a more specific forward" in problem.message
+
+
+def test_more_specific_forward_of_the_same_guest_is_no_problem() -> None:
+    assert not [*findings.problems(stopped(Obstacle("misled", detail=str(ENDPOINT.ip))))]
 
 
 def test_invalid_metadata_of_any_domain_is_found() -> None:

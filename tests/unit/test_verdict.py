@@ -110,6 +110,14 @@ def test_packet_that_leaves_elsewhere_is_not_routed_as_it_should_be() -> None:
     assert not verdict.arrived(PROBE, WIRE, [Seen("out1", packet._replace(dport=8080))])
 
 
+@pytest.mark.parametrize(("ip", "port"), [("10.10.0.9", 80), (str(ENDPOINT.ip), 81)])
+def test_packet_to_another_address_or_port_is_misled(ip: str, port: int) -> None:
+    packet = Packet("first", 1, "tcp", CLIENT, ip_address(ip), 40000, port)
+    found = vetoed(seen=(Seen("out1", packet),))
+    assert found
+    assert (found.kind, found.detail) == ("misled", ip)
+
+
 def test_answer_must_come_from_the_address_that_was_asked() -> None:
     packet = Packet("answer", 1, "tcp", ADDRESS, CLIENT, 8080, 40000)
     assert verdict.answered(PROBE, [Seen("out0", packet)])

@@ -59,6 +59,8 @@ def _problem(obstacle: Obstacle, probes: list[Probe], facts: Facts) -> Problem |
         return _forwarding_off(obstacle, probes, facts)
     if obstacle.kind == "local":
         return _local(subject, guest, facts)
+    if obstacle.kind == "misled":
+        return _misled(obstacle, subject, probes[0], facts)
     return _kernel(obstacle, subject, probes[0])
 
 
@@ -126,6 +128,19 @@ def _local(subject: str, guest: str, facts: Facts) -> Problem | None:
         return None
     message = f"{subject} reaches the host itself: no rule of our table translates it"
     return Problem("shadowed", "error", guest, message, SYNC)
+
+
+def _misled(obstacle: Obstacle, subject: str, probe: Probe, facts: Facts) -> Problem | None:
+    """Return who gets a packet, by a more specific forward; none where it is the guest itself."""
+    at = obstacle.detail
+    owners = [guest for guest in facts.guests if any(str(each.ip) == at for each in guest.endpoints)]
+    if any(owner.uuid == probe.uuid for owner in owners):
+        return None
+    if not owners:
+        return _kernel(Obstacle("unknown", detail=f"it is sent to {at}"), subject, probe)
+    message = f"{subject} goes to guest {text.word(owners[0].name)}, by a more specific forward of that port"
+    fix = "if that is not intended, give one of the two another port; virt-forward list shows their limits"
+    return Problem("shadowed", "warning", probe.guest, message, fix)
 
 
 def _kernel(obstacle: Obstacle, subject: str, probe: Probe) -> Problem:

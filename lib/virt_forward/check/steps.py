@@ -136,6 +136,7 @@ def _reason(obstacle: Obstacle) -> str:
         "forwarding": f"not forwarded: forwarding is off on {obstacle.detail}",
         "rp_filter": f"dropped by rp_filter on {obstacle.detail}",
         "local": "not translated: it reaches the host itself",
+        "misled": f"sent to another address or port, at {obstacle.detail}",
     }
     return subject + kinds.get(obstacle.kind, f"not delivered: {text.plain(obstacle.detail, 200)}")
 

@@ -15,7 +15,7 @@ from virt_forward.check.clone.trace import Event
 from virt_forward.check.rules import Chain, Table
 from virt_forward.model import Endpoint
 
-Kind = Literal["dropped", "translated", "local", "forwarding", "rp_filter", "unrouted", "unknown"]
+Kind = Literal["dropped", "translated", "local", "forwarding", "rp_filter", "unrouted", "misled", "unknown"]
 
 Asked = tuple[Endpoint, int]
 """A TCP port of a guest."""
@@ -34,7 +34,8 @@ class Obstacle(NamedTuple):
 
     ``chain`` decided; ``base`` is the base chain from which it was reached, at ``hook``. ``rule`` is
     empty where the chain's policy decided, ``handle`` that of the host's rule, 0 for rules of iptables.
-    ``detail`` is for the kinds without a chain: an interface, an address, or words of the kernel.
+    ``detail`` is for the kinds without a chain: an interface, an address, or words of the kernel. A probe
+    is "misled" to the address that it was sent to, where that or the port is not the forward's.
     """
 
     kind: Kind
@@ -154,7 +155,7 @@ def _misled(probe: Probe, packets: Sequence[Packet], *, answer: bool) -> Obstacl
         return Obstacle("unknown", answer, detail=f"the answer comes from {sources}")
     if any((packet.dst, packet.dport) == (probe.endpoint.ip, probe.to) for packet in packets):
         return Obstacle("unrouted", detail=f"it does not leave by {probe.endpoint.bridge}")
-    return Obstacle("unknown", detail=f"it is sent to {packets[0].dst} port {packets[0].dport}")
+    return Obstacle("misled", detail=str(packets[0].dst))
 
 
 def _at(event: Event, events: Sequence[Event], book: Book, kind: Kind, *, answer: bool) -> Obstacle:
