@@ -17,6 +17,7 @@ from support.netns import CLIENT4, HOST4
 from support.xml import host_ip, port_forward, uuid_of
 from unit.build import forward
 from unit.expected_table import guest, holds, include_loads_the_same
+from virt_forward import text
 from virt_forward.claims.sockets import Listener
 from virt_forward.errors import NftError, NftTimeout, VirtForwardError
 from virt_forward.hooks import dispatch
@@ -430,6 +431,23 @@ def test_claim_of_a_start_that_is_under_way_stands(host: FakeHost, monkeypatch: 
     assert not starter.is_gone(starter.current())
     assert host.event("web", "prepare", *WEB_XML) == 0
     assert host.event("db", "prepare", host_ip(DB), port_forward("8080:80")) == 1
+
+
+@pytest.mark.parametrize("operation", ["reconnect", "restored prepare"])
+def test_journal_is_told_of_a_limited_number_of_errors(
+    host: FakeHost, monkeypatch: pytest.MonkeyPatch, operation: str
+) -> None:
+    monkeypatch.setattr(text, "MAX_LINES", 3)
+    ranges = [port_forward(str(port)) for port in range(8000, 8020)]
+    host.start("web", host_ip(WEB), *ranges)
+    host.messages.clear()
+    if operation == "reconnect":
+        host.event("db", "reconnect", host_ip(DB), *ranges)
+    else:
+        wrong = (host_ip(DB), *(port_forward("0") for _ in range(20)))
+        host.event("db", "restore", *wrong)
+        host.event("db", "prepare", *wrong)
+    assert host.messages[3:] == ["... and 17 more"]
 
 
 def test_guest_without_a_known_address_waits_without_rules(host: FakeHost) -> None:

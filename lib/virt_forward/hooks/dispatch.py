@@ -127,8 +127,8 @@ def _prepare(name: str, data: bytes, store: Store) -> None:
         if not restoring:
             raise
         # What is wrong with it can be corrected while it runs, and hardly in the file it was saved to.
-        for message in error.messages:
-            log.error(f"{message}; it is restored without its forwards")
+        for message in text.lines(f"{m}; it is restored without its forwards" for m in error.messages):
+            log.error(message)
         _drop_quietly(name, uuid, store)
 
 
@@ -270,8 +270,8 @@ def _reasons(guest: Guest) -> list[str]:
 
 
 def _log_conflicts(guest: Guest) -> None:
-    for reason in _reasons(guest):
-        log.warning(f"{reason}; this forward is kept out")
+    for message in text.lines(f"{reason}; this forward is kept out" for reason in _reasons(guest)):
+        log.warning(message)
 
 
 def _close(name: str, data: bytes, store: Store) -> None:

@@ -10,6 +10,12 @@ SOCKET = "/dev/log"
 SECONDS = 0.2
 """How long to wait for a journal that does not read. syslog(3) would wait forever, and with it libvirtd."""
 
+WINDOW_SECONDS = 15.0
+"""In which time that is the sum for all messages: those that it does not take at once then are lost."""
+
+_left, _until = 0.0, 0.0
+"""How long to wait yet, and until when that is so, on the monotonic clock."""
+
 DAEMON = 3 << 3
 ERROR, WARNING, INFO = 3, 4, 6
 """Facility and severities of syslog(3)."""
@@ -38,16 +44,22 @@ def _log(severity: int, message: str) -> None:
 
 
 def _send(data: bytes) -> None:
+    global _left, _until  # noqa: PLW0603 - of this process's messages together
     # Imported here, as most events log nothing. The module socket takes 5 ms, and builds on this one.
+    import time
     from _socket import AF_UNIX, SOCK_CLOEXEC, SOCK_DGRAM, socket
 
+    now = time.monotonic()
+    if now >= _until:
+        _left, _until = SECONDS, now + WINDOW_SECONDS
     try:
         journal = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC)
         try:
-            journal.settimeout(SECONDS)
+            journal.settimeout(_left)
             journal.connect(SOCKET)
             journal.send(data)
         finally:
             journal.close()
     except OSError:
         pass
+    _left = max(0.0, _left - (time.monotonic() - now))
