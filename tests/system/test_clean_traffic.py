@@ -106,7 +106,8 @@ def test_unfiltered_guest_takes_the_address_of_another(host: Host, what: str) ->
     take(host, what)
     host.wait_page(8080, made.page, "the forward leads to the other guest")
     host.virsh("destroy", made.name)
-    host.wait_page(8080, WEB.page, "the forward leads to its guest again")
+    # Once the kernel has asked the neighbour that is gone, and given it up.
+    host.wait_page(8080, WEB.page, "the forward leads to its guest again", timeout=90)
 
 
 @TAKEN
