@@ -10,7 +10,7 @@ from support.xml import Nic, domain, forwards, host_ip, port_forward, uuid_of
 pytestmark = pytest.mark.root
 
 
-# There is no installation, nftables.conf and libvirt networks are the machine's own, and most guests serve nothing.
+# A lab has no installation, and the machine's nftables.conf and libvirt networks; most guests serve nothing.
 ELSEWHERE = {"hook-missing", "flush-unprotected", "bridge-name-clash", "guest-unreachable", "br-netfilter"}
 
 
