@@ -38,8 +38,9 @@ from support.ctnetlink import attribute  # noqa: E402
 from virt_forward.config import Config  # noqa: E402
 from virt_forward.host import netlink, nft  # noqa: E402
 from virt_forward.model import Endpoint, Forward, Guest  # noqa: E402
-from virt_forward.reconcile.apply import apply, context  # noqa: E402
+from virt_forward.reconcile.apply import apply  # noqa: E402
 from virt_forward.reconcile.plan import Plan  # noqa: E402
+from virt_forward.reconcile.planning import context  # noqa: E402
 from virt_forward.state.store import Store  # noqa: E402
 
 TARGETS = {"irrelevant": 1.0, "port": 1.0, "cycle": 2.5, "service": 1.5} | {

@@ -133,7 +133,8 @@ def syncs(runs: int) -> dict[str, float]:
 def record(texts: list[str]) -> None:
     """Make the state and the table of running guests; of equal claims, one counts."""
     from virt_forward.config import Config
-    from virt_forward.reconcile.apply import context, reconcile
+    from virt_forward.reconcile.apply import reconcile
+    from virt_forward.reconcile.planning import context
     from virt_forward.reconcile.wants import Absent, Present
 
     wants = {want.uuid: want for want in (Present(parse_domain(text.encode()), "running") for text in texts)}

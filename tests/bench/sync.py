@@ -35,7 +35,7 @@ sys.path[:0] = [str(REPO / "lib"), str(REPO / "tests")]
 
 from bench import hooks, running_guests, size  # noqa: E402
 from virt_forward.host import nft  # noqa: E402
-from virt_forward.reconcile import apply, plan, resync  # noqa: E402
+from virt_forward.reconcile import plan, planning, resync  # noqa: E402
 from virt_forward.ruleset import table  # noqa: E402
 from virt_forward.state.snapshot import Snapshot  # noqa: E402
 from virt_forward.state.store import Store  # noqa: E402
@@ -43,7 +43,7 @@ from virt_forward.state.store import Store  # noqa: E402
 GUESTS = 1000
 PARTS: dict[str, list[tuple[Any, str]]] = {
     "XML": [(resync, "parse_domain")],
-    "addresses": [(apply, "located")],
+    "addresses": [(planning, "located")],
     "conflicts": [(plan, "make"), (plan, "without_clashes")],
     "text": [(table, name) for name in ("whole", "text", "rebuild", "replacement")],
     "state": [(Snapshot, "commit"), (Store, "mark")],

@@ -19,7 +19,8 @@ from virt_forward.libvirtd import api
 from virt_forward.libvirtd.api import DomainState
 from virt_forward.metadata.domain import parse_domain
 from virt_forward.model import Address, Reservation
-from virt_forward.reconcile.apply import context, reconcile
+from virt_forward.reconcile.apply import reconcile
+from virt_forward.reconcile.planning import context
 from virt_forward.reconcile.refresh import refresh
 from virt_forward.reconcile.resync import sync
 from virt_forward.reconcile.wants import Present

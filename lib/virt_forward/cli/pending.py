@@ -13,7 +13,7 @@ from virt_forward.libvirtd import api
 from virt_forward.libvirtd.api import DomainState
 from virt_forward.metadata.domain import MetadataError, parse_domain
 from virt_forward.model import Domain, Guest
-from virt_forward.reconcile.apply import context, make_plan
+from virt_forward.reconcile.planning import context, make_plan
 from virt_forward.reconcile.wants import Present
 from virt_forward.state.store import Store
 

@@ -16,7 +16,7 @@ from virt_forward.metadata.domain import foreign_macs, parse_domain
 from virt_forward.metadata.edit import Document
 from virt_forward.metadata.forwards import NAMESPACE
 from virt_forward.model import Domain, Forward, Guest
-from virt_forward.reconcile.apply import Context, context, make_plan
+from virt_forward.reconcile.planning import Context, context, make_plan
 from virt_forward.reconcile.wants import Present
 from virt_forward.state.store import Store
 

@@ -22,8 +22,9 @@ from virt_forward.hooks.prefilter import known, uuid_of
 from virt_forward.host import log, process
 from virt_forward.model import Domain, Guest
 from virt_forward.reconcile import plan
-from virt_forward.reconcile.apply import Context, apply, context, located, make_plan, reconcile
+from virt_forward.reconcile.apply import apply, reconcile
 from virt_forward.reconcile.plan import Plan
+from virt_forward.reconcile.planning import Context, context, located, make_plan
 from virt_forward.reconcile.wants import Absent, Present, Replugged, Restoring
 from virt_forward.state.config_file import load_config, load_config_or_last
 from virt_forward.state.snapshot import Snapshot

@@ -6,7 +6,8 @@ from virt_forward.hooks.events import Action
 from virt_forward.metadata import values
 from virt_forward.metadata.network import NetworkPort, parse_network
 from virt_forward.model import Guest, Network, Nic
-from virt_forward.reconcile.apply import Context, apply, context, make_plan
+from virt_forward.reconcile.apply import apply
+from virt_forward.reconcile.planning import Context, context, make_plan
 from virt_forward.reconcile.wants import Replugged
 from virt_forward.state.config_file import load_config_or_last
 from virt_forward.state.snapshot import Snapshot

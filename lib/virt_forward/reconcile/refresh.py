@@ -12,7 +12,8 @@ from virt_forward.effects.item import Change
 from virt_forward.host import collect, nft
 from virt_forward.host.collect import Reader
 from virt_forward.model import Endpoint, Guest
-from virt_forward.reconcile.apply import context, reconcile
+from virt_forward.reconcile.apply import reconcile
+from virt_forward.reconcile.planning import context
 from virt_forward.reconcile.wants import Readdressed
 from virt_forward.state.config_file import load_config_or_last
 from virt_forward.state.store import Store

@@ -14,8 +14,9 @@ from virt_forward.libvirtd.api import DomainState
 from virt_forward.metadata.domain import MetadataError, parse_domain
 from virt_forward.model import Guest, Network
 from virt_forward.namedtuple import NamedTuple
-from virt_forward.reconcile.apply import apply, context, make_plan
+from virt_forward.reconcile.apply import apply
 from virt_forward.reconcile.plan import Plan
+from virt_forward.reconcile.planning import context, make_plan
 from virt_forward.reconcile.wants import Absent, Present, Replugged
 from virt_forward.state.config_file import load_config
 from virt_forward.state.store import Store

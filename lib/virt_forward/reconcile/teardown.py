@@ -6,7 +6,8 @@ PYTHONPATH=lib python3 -c 'from virt_forward.reconcile import teardown; teardown
 from virt_forward.effects import converge
 from virt_forward.errors import VirtForwardError
 from virt_forward.host import log
-from virt_forward.reconcile.apply import context, reconcile
+from virt_forward.reconcile.apply import reconcile
+from virt_forward.reconcile.planning import context
 from virt_forward.reconcile.wants import Absent
 from virt_forward.state import database
 from virt_forward.state.config_file import load_config_or_last

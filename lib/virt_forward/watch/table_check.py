@@ -3,7 +3,8 @@
 from virt_forward.errors import NftError
 from virt_forward.host import nft
 from virt_forward.names import TABLE
-from virt_forward.reconcile.apply import context, follow_load
+from virt_forward.reconcile.apply import follow_load
+from virt_forward.reconcile.planning import context
 from virt_forward.reconcile.refresh import verify
 from virt_forward.ruleset.table import regrouped
 from virt_forward.state.config_file import load_config_or_last
