@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate, pairwise
 
 from virt_forward.model import MAX_PORT, Declaration, Forward, Listen, PortForward, Range, Span, Subnet
@@ -75,16 +75,19 @@ def expand_one(item: PortForward, excluded: Iterable[Span] = ()) -> tuple[Forwar
 
     A ``<range>`` of a single port keeps it even if it is ``excluded``.
     """
+    return tuple(pieces(item, excluded))
+
+
+def pieces(item: PortForward, excluded: Iterable[Span] = ()) -> Iterator[Forward]:
+    """Yield what :func:`expand_one` returns: ranges that overlap may have too many to have them all."""
     declared = [r.span for r in item.ranges if r.exclude]
     holes = merge(declared)
     wide = merge([*declared, *excluded])
     mapped = [r for r in item.ranges if not r.exclude] or [Range(1, MAX_PORT, 1)]
     listen, mac = item.listen, item.mac
-    return tuple(
-        Forward.of(listen, span, r.offset, mac)
-        for r in mapped
-        for span in subtract(r.span, holes if r.start == r.end else wide)
-    )
+    for r in mapped:
+        for span in subtract(r.span, holes if r.start == r.end else wide):
+            yield Forward.of(listen, span, r.offset, mac)
 
 
 def merge(spans: Iterable[Span]) -> list[Span]:

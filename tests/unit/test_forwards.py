@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from ipaddress import ip_address, ip_network
 
 import pytest
 
 from unit.build import MAC, declared
+from virt_forward import ports
 from virt_forward.errors import VirtForwardError
-from virt_forward.model import Declaration, HostAddress, PortForward, Range
+from virt_forward.metadata import forwards
+from virt_forward.model import Declaration, Forward, HostAddress, PortForward, Range
 
 
 def test_everything_a_document_can_say() -> None:
@@ -250,6 +253,46 @@ def test_error_names_the_element_its_line_and_what_is_right(inside: str, element
     assert len(errors) == 1, errors
     assert errors[0].startswith(f"line {line}: <{element}>: ")
     assert said in errors[0]
+
+
+def ranges(*attributes: str) -> str:
+    inside = "".join(f"<vf:range {each}/>" for each in attributes)
+    return f'<vf:portForward proto="tcp">{inside}</vf:portForward>'
+
+
+def gaps(count: int) -> list[str]:
+    return [f'start="{100 + 2 * number}" exclude="yes"' for number in range(count)]
+
+
+MANY: dict[str, Callable[[int], str]] = {
+    "ranges": lambda count: ranges(*(f'start="{100 + 2 * number}"' for number in range(count))),
+    "gaps": lambda count: ranges('start="1" end="60000"', *gaps(count - 1)),
+    "sources": lambda count: "".join(one_port(f'source="192.0.2.{number}"') for number in range(count)),
+}
+
+
+@pytest.mark.parametrize("inside", MANY.values(), ids=MANY)
+def test_number_of_ranges_is_limited(monkeypatch: pytest.MonkeyPatch, inside: Callable[[int], str]) -> None:
+    monkeypatch.setattr(forwards, "MAX_PIECES", 10)
+    assert declared(inside(10))[1] == ()
+    (said,) = declared(inside(11))[1]
+    assert said.startswith("<forwards>: has more than 10 separate ranges of ports")
+
+
+def test_ranges_that_overlap_are_not_all_split_at_all_gaps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A document of half a megabyte would have 25 million pieces."""
+    monkeypatch.setattr(forwards, "MAX_PIECES", 100)
+    made, pieces = [], ports.pieces
+
+    def counted(item: PortForward) -> Iterator[Forward]:
+        for piece in pieces(item):
+            made.append(piece)
+            yield piece
+
+    monkeypatch.setattr(ports, "pieces", counted)
+    _, (said,) = declared(ranges(*['start="1" end="60000"'] * 1000, *gaps(1000)))
+    assert "more than 100 separate ranges" in said
+    assert len(made) <= 102
 
 
 # What is wrong between elements that are right by themselves has no line of its own.

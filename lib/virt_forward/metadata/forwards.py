@@ -7,6 +7,7 @@ overflow, families that clash) is said here. Every error of a document is told.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
 
 from virt_forward import ports, portspec, text
 from virt_forward.metadata import values
@@ -24,6 +25,13 @@ if TYPE_CHECKING:
 
 NAMESPACE = "urn:virt-forward:1"
 ROOT = f"{{{NAMESPACE}}}forwards"
+MAX_PIECES = 10_000
+"""The most contiguous ranges of host ports that a guest may have: nft loads so many in a few seconds.
+
+It takes longest for rules that differ in their source alone: they have anonymous sets of their own, for
+which the kernel's work is quadratic.
+"""
+
 XML_SPACE = " \t\r\n"
 """What XML calls white space, which is less than str.strip() does."""
 
@@ -152,7 +160,7 @@ def _port_forward(reader: Reader) -> list[PortForward]:
     if proto is None:
         return []
     item = PortForward(proto, tuple(r for r in found if r is not None), **limits, mac=mac)
-    if None not in found and not ports.expand_one(item):
+    if None not in found and next(ports.pieces(item), None) is None:
         reader.error("every port is excluded; remove an exclude range, or the whole element")
     return [item]
 
@@ -188,8 +196,14 @@ def _range_problem(item: Range, to: int | None) -> str | None:
 
 
 def _contradictions(declaration: Declaration) -> Iterator[str]:
-    collision = ports.first_collision(ports.expand(declaration))
-    if collision:
+    found = (piece for item in declaration.port_forwards for piece in ports.pieces(item))
+    pieces = tuple(islice(found, MAX_PIECES + 1))
+    if len(pieces) > MAX_PIECES:
+        yield (
+            f"<forwards>: has more than {MAX_PIECES} separate ranges of ports, the limit for a guest; "
+            "join ranges, or forward an address as a whole"
+        )
+    elif collision := ports.first_collision(pieces):
         one, other = (portspec.render(forward) for forward in collision)
         yield f"<portForward>: {one} and {other} overlap on the host; give each host port once"
     seen: set[tuple[str | None, int]] = set()
