@@ -27,10 +27,7 @@ PHASES: dict[str, tuple[str, xml.Phase]] = {
 
 @dataclass(frozen=True)
 class Family:
-    """The addresses of the lab in one family; ``second`` are those of the other uplink and its client.
-
-    ``half`` is the half of all addresses that has those of the lab.
-    """
+    """The addresses of the lab in one family; ``second`` are those of the other uplink and its client."""
 
     version: int
     host: str
@@ -41,7 +38,7 @@ class Family:
     extra: str
     loopback: str
     guests: str
-    half: str
+    any: str
     lan: str
 
     def guest(self, number: int) -> str:
@@ -65,11 +62,11 @@ class Family:
 
 V4 = Family(
     4, netns.HOST4, netns.CLIENT4, netns.SECOND_HOST4, netns.SECOND_CLIENT4, netns.GATEWAY4,
-    "192.0.2.9", "127.0.0.1", "10.10.0.", "128.0.0.0/1", "192.0.2.0/24",
+    "192.0.2.9", "127.0.0.1", "10.10.0.", "0.0.0.0/0", "192.0.2.0/24",
 )  # fmt: skip
 V6 = Family(
     6, netns.HOST6, netns.CLIENT6, netns.SECOND_HOST6, netns.SECOND_CLIENT6, netns.GATEWAY6,
-    "2001:db8:1::9", "::1", "fd10:10::", "::/1", "2001:db8:1::/64",
+    "2001:db8:1::9", "::1", "fd10:10::", "::/0", "2001:db8:1::/64",
 )  # fmt: skip
 FAMILIES = (V4, V6)
 PROTOS = ("tcp", "udp", "sctp")

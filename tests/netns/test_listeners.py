@@ -39,7 +39,7 @@ time.sleep(60)
 """
 
 ANY, AT4, AT6, EXTRA = "", f'address="{V4.host}"', f'address="{V6.host}"', f'address="{V4.extra}"'
-FROM4, FROM6 = f'source="{V4.half}"', f'source="{V6.half}"'
+FROM4, FROM6 = f'source="{V4.any}"', f'source="{V6.any}"'
 EVERYTHING = (ANY, AT4, AT6, EXTRA, FROM4, FROM6)
 PORTS = {2222 + number: limits for number, limits in enumerate(EVERYTHING)}
 """The listener has a port for each of them, so that one event tells of all."""

@@ -211,7 +211,7 @@ def test_shifted_range_at_an_address_goes_before_that_of_another_guest(
 
 
 def test_two_families_are_shared_by_source(topo: Topology) -> None:
-    v4, v6 = (port_forward("8080:80", attributes=f'source="{family.half}"') for family in FAMILIES)
+    v4, v6 = (port_forward("8080:80", attributes=f'source="{family.any}"') for family in FAMILIES)
     start(topo, {"web": [v4], "db": [v6]})
     assert who(topo.client, V4.host, 8080) == "web"
     assert who(topo.client, V6.host, 8080) == "db"

@@ -106,7 +106,7 @@ SOURCES: tuple[Subnet | None, ...] = (
     None,
     ip_network("192.0.2.0/24"),
     ip_network("192.0.2.128/25"),
-    ip_network("0.0.0.0/1"),
+    ip_network("0.0.0.0/0"),
     ip_network("2001:db8:2::/48"),
 )
 DEVS = (None, "enp1s0", "wlan0")

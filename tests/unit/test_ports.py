@@ -178,7 +178,7 @@ def test_specificity_order() -> None:
         forward(dev="enp1s0"),
         forward(source="192.0.2.1"),
         forward(source="192.0.2.0/24"),
-        forward(source="0.0.0.0/1"),
+        forward(source="0.0.0.0/0"),
         forward(),
     ]
     backwards = ranked[::-1]

@@ -44,13 +44,6 @@ def test_guest_comes_back_as_it_was(item: Guest) -> None:
     assert load_guest(dump_guest(item), "x") == item
 
 
-@pytest.mark.parametrize("source", ["0.0.0.0/0", "::/0"])
-def test_forward_whose_source_is_everybody_is_read(source: str) -> None:
-    """The metadata may not say so any more, but a guest that runs keeps the forward."""
-    item = guest("web", forward(80, source=source))
-    assert load_guest(dump_guest(item), "here") == item
-
-
 def test_all_of_a_guest_and_of_a_network_comes_back() -> None:
     assert load_guest(dump_guest(FULL), "x") == FULL
     assert load_network(dump_network(NETWORK), "x") == NETWORK

@@ -115,12 +115,6 @@ def test_search_finds_each_claim_and_endpoint_that_overlaps(others: list[Guest],
     assert found - wide <= expected
 
 
-def test_claim_whose_source_is_everybody_is_found() -> None:
-    """The metadata may not say so any more, but a guest that runs keeps the forward."""
-    old = guest("old", forward(80, source="0.0.0.0/0"))
-    assert claims.rows(old)[0] in near(in_memory(old), guest("new", forward(80)))
-
-
 def lan(*subnets: str) -> tuple[tuple[object, str], ...]:
     return tuple((ip_network(subnet), "virbr0") for subnet in subnets)
 

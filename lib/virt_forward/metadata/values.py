@@ -101,27 +101,20 @@ def guest_address(text: str) -> Address:
 
 
 def source(text: str) -> Subnet:
-    """Return the clients that may connect: one address or a network in CIDR notation, but not everybody."""
-    if text.endswith("/0"):
-        raise Bad("leave source out to let everybody connect")
-    return network(text)
-
-
-def network(text: str) -> Subnet:
     """Return one address or a network in CIDR notation."""
     head, slash, prefix = text.partition("/")
     first = address(head)
     if slash and not _PREFIX.fullmatch(prefix):
         raise Bad("use an address or a network in CIDR notation, as in 192.168.1.0/24")
     try:
-        found = ip_network(f"{first}{slash}{prefix}", strict=False)
+        network = ip_network(f"{first}{slash}{prefix}", strict=False)
     except ValueError:
         raise Bad(
-            f"the prefix length of an IPv{first.version} network is 1 to {first.max_prefixlen}"
+            f"the prefix length of an IPv{first.version} network is 0 to {first.max_prefixlen}"
         ) from None
-    if found.network_address != first:
-        raise Bad(f"the address has bits set beyond the prefix; use {found} or {first}")
-    return found
+    if network.network_address != first:
+        raise Bad(f"the address has bits set beyond the prefix; use {network} or {first}")
+    return network
 
 
 def address(text: str) -> Address:
@@ -142,6 +135,3 @@ LIMITS: dict[str, Callable[[str], Any]] = {"address": listen_address, "dev": dev
 
 They are fields of PortForward and of Forward under the same names.
 """
-
-STORED_LIMITS = {**LIMITS, "source": network}
-"""What reads them in the state, where an older version may have left a source that means everybody."""

@@ -207,7 +207,7 @@ def _part(row: Row) -> Part | None:
 
 def _part_row(owner: tuple[str, str], part: Part) -> Row:
     if part.kind == "subnet":
-        return SubnetRow(*owner, values.network(part.value), values.dev(part.place))
+        return SubnetRow(*owner, values.source(part.value), values.dev(part.place))
     if part.kind == "gateway":
         return GatewayRow(*owner, values.address(part.value))
     return LookupRow(*owner, part.value) if part.kind == "lookup" else IsolatedRow(*owner, part.value)
@@ -222,7 +222,7 @@ def _port_row(found: tuple[Any, ...]) -> PortRow:
 
 @lru_cache(maxsize=10_000)
 def _listen(proto: str, *limits: str) -> Listen:
-    parsed = zip(limits, values.STORED_LIMITS.values(), strict=True)
+    parsed = zip(limits, values.LIMITS.values(), strict=True)
     return Listen(values.proto(proto), *(parse(limit) if limit else None for limit, parse in parsed))
 
 

@@ -113,7 +113,7 @@ def _ip(value: object) -> Address:
 
 
 def _subnet(value: object) -> Subnet:
-    return values.network(_string(value))
+    return values.source(_string(value))
 
 
 def _forward(fields: dict[str, Any]) -> Forward:
@@ -122,7 +122,7 @@ def _forward(fields: dict[str, Any]) -> Forward:
         _port(fields["start"]),
         _port(fields["end"]),
         _port(fields["to"]),
-        **{name: _optional(fields[name], parse) for name, parse in values.STORED_LIMITS.items()},
+        **{name: _optional(fields[name], parse) for name, parse in values.LIMITS.items()},
         mac=_optional(fields["mac"], values.mac),
     )
     _port(forward.to + forward.end - forward.start)
