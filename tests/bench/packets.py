@@ -45,6 +45,7 @@ from bench.hooks import report  # noqa: E402
 from support import netns, payload  # noqa: E402
 from virt_forward.config import Config  # noqa: E402
 from virt_forward.model import Endpoint, Forward, Guest  # noqa: E402
+from virt_forward.names import TABLE  # noqa: E402
 from virt_forward.ruleset import table  # noqa: E402
 
 FLOWS, PACKETS = 1000, 1000
@@ -360,15 +361,15 @@ PARTS = {
         (" ct label 100 goto ours", ""),
         (" ct label 100 oifname vmap @lan", ""),
     ),
-    "counting": (("\t\tct status dnat ct label 100 goto ours\n", ""),),
+    "counting": (("\tct status dnat ct label 100 goto ours\n", ""),),
     "lan": (("\t\tct status dnat ct label 100 oifname vmap @lan\n", ""),),
     "fib": ((" fib daddr type local", ""),),
     "gateway": ((" ip daddr != @gateway4", ""),),
     "twins": (
-        ("\tchain prerouting-later {\n\t\tmeta l4proto . th dport vmap @ports\n\t}\n", ""),
-        ("\tchain output-later {\n\t\tmeta l4proto . th dport vmap @ports\n\t}\n", ""),
+        (f"add chain {TABLE} prerouting-later {{\n\tmeta l4proto . th dport vmap @ports\n}}\n", ""),
+        (f"add chain {TABLE} output-later {{\n\tmeta l4proto . th dport vmap @ports\n}}\n", ""),
     ),
-    "lookup": (("\t\tmeta l4proto . th dport vmap @ports\n", ""),),
+    "lookup": (("\tmeta l4proto . th dport vmap @ports\n", ""),),
 }
 """Parts of the table, as what is replaced in its text."""
 

@@ -8,7 +8,7 @@ that we rely on; that the real nft does the same is what support.nft_contract is
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from support import fake_table
 from support.fake_table import (
@@ -30,6 +30,7 @@ _COMMAND = re.compile(rf"(add|delete|flush) (table|chain|map|set|element) {TABLE
 _DECLARED = re.compile(r"(map|set) (\S+) { (type .*;) }")
 _HOOKED = re.compile(r"chain (\S+) { ?(.*?) ?}")
 _OPENED = re.compile(r"chain (\S+) {")
+_ADDED = re.compile(rf"add chain {TABLE} (\S+) {{")
 _ITEM = re.compile(r'(?:"[^"]*"|[^",])+')
 
 
@@ -111,6 +112,9 @@ class _Transaction:
                 continue
             if line == f"table {TABLE} {{":
                 self._block(lines)
+            elif found := _ADDED.fullmatch(line):
+                chain = self._found().chains.setdefault(found[1], Chain())
+                self._add_rules([(chain, rule) for rule in _chain_lines(chain, lines, "\t")])
             elif found := _COMMAND.fullmatch(line):
                 self._command(found[1], found[2], found[3] or "", found[4])
             else:
@@ -200,11 +204,14 @@ class _Transaction:
                 self._hook(found[1], found[2])
             elif found := _OPENED.fullmatch(line.strip()):
                 chain = self._found().chains.setdefault(found[1], Chain())
-                rules += ((chain, rule) for rule in _chain_lines(chain, lines))
+                rules += ((chain, rule) for rule in _chain_lines(chain, lines, "\t\t"))
             else:
                 raise UnknownTextError(line)
         else:
             raise UnknownTextError("a table block without an end")
+        self._add_rules(rules)
+
+    def _add_rules(self, rules: Iterable[tuple[Chain, str]]) -> None:
         for chain, rule in rules:
             self._refer(rule)
             chain.rules.append(rule)
@@ -220,16 +227,16 @@ class _Transaction:
             raise refused("Operation not supported", name)
 
 
-def _chain_lines(chain: Chain, lines: Iterator[str]) -> Iterator[str]:
+def _chain_lines(chain: Chain, lines: Iterator[str], indent: str) -> Iterator[str]:
     for line in lines:
-        if line == "\t}":
+        if line == f"{indent[1:]}}}":
             return
-        if not line.startswith("\t\t"):
+        if not line.startswith(indent):
             raise UnknownTextError(line)
-        if found := re.fullmatch(r'\t\tcomment (".*")', line):
+        if found := re.fullmatch(r'comment (".*")', line.removeprefix(indent)):
             chain.comment = chain.comment or found[1]
         else:
-            yield line[2:]
+            yield line.removeprefix(indent)
 
 
 def _elements(inside: str) -> Iterator[tuple[str, str]]:

@@ -65,6 +65,10 @@ def chain(name: str, *rules: str) -> str:
     return block(f"chain {name} {{", *(f"\t{rule}" for rule in rules), "}")
 
 
+def added(name: str, *rules: str) -> str:
+    return "\n".join([f"add chain {TABLE} {name} {{", *(f"\t{rule}" for rule in rules), "}"]) + "\n"
+
+
 def add(name: str, *elements: str) -> str:
     return f"add element {TABLE} {name} {{ {', '.join(elements)} }}\n"
 
@@ -143,6 +147,9 @@ CASES = (
     Case("chain_flushed", f"flush chain {TABLE} guest-a\n", rules={"guest-a": 0}),
     Case("set_flushed", f"flush set {TABLE} gateway4\n", elements={"gateway4": 0}),
     Case("chain_block_again_adds_rules", chain("guest-b", "tcp dport 81 drop"), rules={"guest-b": 2}),
+    Case("chain_added_with_rules", added("guest-c", "jump guest-a", "accept"), rules={"guest-c": 2}),
+    Case("chain_added_again_adds_rules", added("guest-b", "tcp dport 81 drop"), rules={"guest-b": 2}),
+    Case("chain_added_with_rule_to_missing_chain", added("guest-c", "jump guest-d"), NOENT),
     Case("rule_to_missing_chain", chain("guest-c", "jump guest-d"), NOENT),
     Case("rule_with_missing_map", chain("guest-c", "tcp dport vmap @nix"), NOENT),
     Case(

@@ -123,12 +123,13 @@ def test_nft_text_of_records_has_typed_values_only(path: tuple[Any, ...]) -> Non
         "flush ruleset",
         "# guest x",
         "table inet filter {",
-        "\t\taccept",
-        '\t\tcomment "a" ; flush ruleset',
-        "\t\tjump guest-web accept",
+        "add chain inet filter guest-a-12345678 {",
+        "\taccept",
+        '\tcomment "a" ; flush ruleset',
+        "\tjump guest-web accept",
         "add element inet virt-forward ports { tcp . 80 : accept }",
         "delete chain inet virt-forward prerouting",
-        "\tchain guest-a b {",
+        "add chain inet virt-forward guest-a b {",
     ],
 )
 def test_grammar_is_one(line: str) -> None:

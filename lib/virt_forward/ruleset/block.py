@@ -7,9 +7,6 @@ from collections.abc import Iterable
 from virt_forward.namedtuple import NamedTuple
 from virt_forward.names import TABLE
 
-OPENING, CLOSING = f"table {TABLE} {{", "}"
-"""The lines around chains."""
-
 
 class Chain(NamedTuple):
     """A regular chain; ``comment`` is already quoted.
@@ -39,12 +36,13 @@ class Block(NamedTuple):
 
 
 def add(block: Block) -> str:
-    """Return the commands that add a block to the table, as one paragraph without an empty line."""
-    lines = [f"# {block.key}"]
-    if block.chains:
-        lines += [OPENING, *(line for chain in block.chains for line in _chain(chain)), CLOSING]
-    lines += _elements("add", block.elements)
-    return "\n".join(lines)
+    """Return the commands that add a block to the table, as one paragraph without an empty line.
+
+    Chains are added one by one: for each block of a table, nft makes a cache, which takes half a MiB and a
+    quarter of a millisecond.
+    """
+    chains = (line for chain in block.chains for line in _chain(chain))
+    return "\n".join([f"# {block.key}", *chains, *_elements("add", block.elements)])
 
 
 def remove(blocks: Iterable[Block], added: Iterable[Block] = ()) -> list[str]:
@@ -63,8 +61,8 @@ def remove(blocks: Iterable[Block], added: Iterable[Block] = ()) -> list[str]:
 
 
 def _chain(chain: Chain) -> list[str]:
-    comment = [f"\t\tcomment {chain.comment}"] if chain.comment else []
-    return [f"\tchain {chain.name} {{", *comment, *(f"\t\t{rule}" for rule in chain.rules), "\t}"]
+    comment = [f"\tcomment {chain.comment}"] if chain.comment else []
+    return [f"add chain {TABLE} {chain.name} {{", *comment, *(f"\t{rule}" for rule in chain.rules), "}"]
 
 
 def _elements(verb: str, elements: Iterable[Element]) -> list[str]:
