@@ -242,7 +242,7 @@ def _listen() -> socket.socket:
     """Return a socket that listens in the run directory, in place of any former one. Raises OSError."""
     os.makedirs(Store().path, 0o700, exist_ok=True)
     directory = handover.open_directory()
-    # Replaced as a whole: a hook finds one that listens. Store.sweep() removes what a killed process left.
+    # Replaced as a whole: a hook finds one that listens.
     temporary = handover.socket_path(directory, f".{handover.NAME}.{os.getpid()}.new")
     listener, before = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM), os.umask(0o177)
     try:
