@@ -34,7 +34,6 @@ from typing import Any
 REPO = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(REPO / "lib"), str(REPO / "tests")]
 
-from support.ctnetlink import attribute  # noqa: E402
 from virt_forward.config import Config  # noqa: E402
 from virt_forward.host import netlink, nft  # noqa: E402
 from virt_forward.model import Endpoint, Forward, Guest  # noqa: E402
@@ -171,7 +170,7 @@ NFT_MSG_GETTABLE, NFTA_TABLE_NAME, NFPROTO_INET = 10 << 8 | 1, 1, 1
 
 def _has_table(kernel: socket.socket) -> bool:
     """Ask the kernel for our table; its answer is the table, or an error (nf_tables_gettable)."""
-    payload = struct.pack("=BBH", NFPROTO_INET, 0, 0) + attribute(NFTA_TABLE_NAME, b"virt-forward\0")
+    payload = struct.pack("=BBH", NFPROTO_INET, 0, 0) + netlink.attribute(NFTA_TABLE_NAME, b"virt-forward\0")
     head = struct.pack("=IHHII", 16 + len(payload), NFT_MSG_GETTABLE, netlink.NLM_F_REQUEST, 1, 0)
     kernel.send(head + payload)
     (answer,) = netlink.messages(kernel.recv(1 << 16))

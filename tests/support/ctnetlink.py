@@ -5,16 +5,13 @@ from __future__ import annotations
 import struct
 from ipaddress import ip_address
 
+from virt_forward.host.netlink import attribute
+
 PROTOS = {"icmp": 1, "tcp": 6, "udp": 17, "sctp": 132}
 NFGENMSG_SIZE = 4
 NESTED = 0x8000
 CTA_STATUS, CTA_ID = 3, 12
 IPS_CONFIRMED, IPS_DST_NAT = 0x8, 0x20
-
-
-def attribute(kind: int, *payload: bytes) -> bytes:
-    data = b"".join(payload)
-    return struct.pack("=HH", 4 + len(data), kind) + data + bytes(-len(data) % 4)
 
 
 def connection(

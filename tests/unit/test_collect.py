@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from ipaddress import ip_address, ip_network
+import sys
+from ipaddress import ip_network
 from pathlib import Path
+from socket import AF_INET
 
 import pytest
 
@@ -11,9 +13,9 @@ from support import xml
 from unit.build import MAC, uuid_of
 from virt_forward.config import Config
 from virt_forward.errors import VirtForwardError
-from virt_forward.host import collect, libvirt_networks
+from virt_forward.host import interfaces, libvirt_networks
 from virt_forward.host.collect import Reader
-from virt_forward.host.process import Result
+from virt_forward.host.netlink import attribute
 from virt_forward.model import Network, Nic
 
 NIC = Nic(MAC, "network", "default")
@@ -46,21 +48,28 @@ def test_status_file_of_libvirt_overrides_our_record_of_a_network(status: Path) 
     assert subnets(Reader(Config(), lambda: [])) == ["192.168.2.0/24"]
 
 
+def route_message(prefix: int, *attributes: bytes) -> bytes:
+    """Return the payload of RTM_NEWROUTE: struct rtmsg of IPv4, and attributes."""
+    return bytes((AF_INET, prefix)) + bytes(10) + b"".join(attributes)
+
+
+OUT = attribute(interfaces.RTA_OIF, (1).to_bytes(4, sys.byteorder))  # 1 is the index of lo
+
+
 @pytest.mark.parametrize(
-    ("status", "said", "expected"),
+    ("message", "expected"),
     [
-        (0, '[{"dst":"10.30.0.0/24","dev":"br2"}]', (ip_network("10.30.0.0/24"), "br2")),
-        (0, '[{"dst":"10.30.0.5","dev":"br2"}]', (ip_network("10.30.0.5/32"), "br2")),
-        (0, '[{"dst":"default","gateway":"192.0.2.9","dev":"enp1s0"}]', None),
-        (2, "", None),
+        (
+            route_message(24, attribute(interfaces.RTA_DST, bytes((10, 30, 0, 0))), OUT),
+            (ip_network("10.30.0.0/24"), "lo"),
+        ),
+        (route_message(0, OUT), None),
+        (route_message(24, attribute(interfaces.RTA_DST, bytes((10, 30, 0, 0)))), None),
     ],
+    ids=["one", "default", "several interfaces, or none"],
 )
-def test_route_to_an_address_names_its_interface(
-    monkeypatch: pytest.MonkeyPatch, status: int, said: str, expected: object
-) -> None:
-    """As ip of iproute2 6.1 prints it; where there is no route, it fails."""
-    monkeypatch.setattr(collect, "run", lambda _: Result(status, said, ""))
-    assert collect.route(ip_address("10.30.0.5")) == expected
+def test_route_to_an_address_names_its_interface(message: bytes, expected: object) -> None:
+    assert interfaces.parse_route(message) == expected
 
 
 def test_event_of_a_network_overrides_its_status_file(status: Path) -> None:

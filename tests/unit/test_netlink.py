@@ -14,10 +14,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from support.ctnetlink import attribute
 from virt_forward.errors import VirtForwardError
 from virt_forward.host import interfaces, netlink, process
-from virt_forward.host.netlink import NLM_F_DUMP_INTR, NLMSG_DONE, NLMSG_ERROR, Message, attributes, messages
+from virt_forward.host.netlink import (
+    NLM_F_DUMP_INTR,
+    NLMSG_DONE,
+    NLMSG_ERROR,
+    Message,
+    attribute,
+    attributes,
+    messages,
+)
 
 KIND = 20
 LO = socket.if_nametoindex("lo")

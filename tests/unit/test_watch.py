@@ -18,10 +18,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from support.ctnetlink import attribute
 from support.proc import eventually
 from unit.build import BRIDGE, MAC, endpoint, forward, guest
 from virt_forward.host import nft
+from virt_forward.host.netlink import attribute
 from virt_forward.libvirtd import api
 from virt_forward.model import Nic, Sighting
 from virt_forward.state.store import LOCK_SECONDS

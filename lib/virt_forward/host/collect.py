@@ -7,7 +7,6 @@ import os
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from functools import cached_property
-from ipaddress import ip_network
 from types import MappingProxyType
 
 from virt_forward import ports
@@ -20,7 +19,7 @@ from virt_forward.config import Config
 from virt_forward.errors import Question, UnreadError, VirtForwardError
 from virt_forward.host import libvirt_networks
 from virt_forward.host.files import list_directory, read_text
-from virt_forward.host.interfaces import device_names, read_interfaces
+from virt_forward.host.interfaces import device_names, read_interfaces, route
 from virt_forward.host.process import run
 from virt_forward.model import Address, Endpoint, Network, Nic, Reservation, Sighting, Subnet
 from virt_forward.namedtuple import TYPE_CHECKING
@@ -230,16 +229,6 @@ def dhcp_leases(bridge_name: str) -> tuple[Reservation, ...]:
 def neighbours(bridge_name: str) -> leases.Neighbours:
     """Return the neighbour table of a bridge; empty where the bridge does not exist."""
     return leases.neighbours(run(["ip", "-j", "neighbour", "show", "dev", bridge_name]).stdout)
-
-
-def route(ip: Address) -> tuple[Subnet, str] | None:
-    """Return the destination and interface of the kernel's route to an address; None for the default one."""
-    result = run(["ip", "-j", "route", "get", "fibmatch", str(ip)])
-    # ip fails where there is no route, or one that leads nowhere.
-    found = json.loads(result.stdout or "[]", strict=False) if result.status == 0 else []
-    if not found or found[0]["dst"] == "default":
-        return None
-    return ip_network(found[0]["dst"]), found[0]["dev"]
 
 
 def ask_nics(questions: Iterable[Question], bridges: Mapping[str, BridgeFacts]) -> Answers:

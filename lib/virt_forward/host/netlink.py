@@ -1,4 +1,4 @@
-"""Messages of netlink(7), and what the kernel answers to a request for all objects of a kind (NLM_F_DUMP)."""
+"""Messages of netlink(7), and what the kernel answers to a request for one object, or for all of a kind."""
 
 from __future__ import annotations
 
@@ -67,6 +67,13 @@ def attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
         data = data[_aligned(length) :]
 
 
+def attribute(kind: int, *payload: bytes) -> bytes:
+    """Return an attribute as a message has it."""
+    data = b"".join(payload)
+    length = _ATTRIBUTE.size + len(data)
+    return _ATTRIBUTE.pack(length, kind) + data + bytes(_aligned(length) - length)
+
+
 def _aligned(length: int) -> int:
     return length + 3 & ~3
 
@@ -84,6 +91,20 @@ def dump(protocol: int, kind: int, request: bytes) -> list[bytes]:
             kernel.send(_request(kind, NLM_F_REQUEST | NLM_F_DUMP, request))
             found = _receive(kernel, until)
     return found
+
+
+def get(protocol: int, kind: int, request: bytes) -> bytes:
+    """Return the payload of the kernel's answer to a request for one object.
+
+    Raises OSError with what the kernel says where there is none, or where it has not answered in time.
+    """
+    with closing(_open(protocol)) as kernel:
+        kernel.settimeout(process.left(SECONDS))
+        kernel.send(_request(kind, NLM_F_REQUEST, request))
+        answer = next(messages(kernel.recv(_BUFFER)))
+    if answer.kind == NLMSG_ERROR:
+        raise _failure(_error(answer))
+    return answer.payload
 
 
 def _open(protocol: int) -> socket:
