@@ -13,7 +13,7 @@ from support import xml
 from unit.build import MAC, uuid_of
 from virt_forward.config import Config
 from virt_forward.errors import VirtForwardError
-from virt_forward.host import interfaces, libvirt_networks
+from virt_forward.host import collect, interfaces, libvirt_networks
 from virt_forward.host.collect import Reader
 from virt_forward.host.netlink import attribute
 from virt_forward.model import Network, Nic
