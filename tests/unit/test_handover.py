@@ -95,6 +95,21 @@ def test_exit_status_and_message_are_the_answer(capfd: pytest.CaptureFixture[str
     assert capfd.readouterr() == ("", "error: no\n")
 
 
+def test_hook_does_not_wait_for_the_end_of_the_connection(capfd: pytest.CaptureFixture[str]) -> None:
+    over = threading.Event()
+
+    def answer(connection: socket.socket) -> None:
+        answering(b"1 10\nerror: no\n")(connection)
+        assert over.wait(20)
+
+    with serving(answer):
+        try:
+            assert handover.ask_service(*EVENT) == 1
+        finally:
+            over.set()
+    assert capfd.readouterr().err == "error: no\n"
+
+
 @pytest.mark.parametrize("answer", [b"", b"0", b"0 0", b"1 10\nerror", b"1 3\nerror", b"x 0\n", b"0 0 0\n"])
 def test_incomplete_answer_is_none(answer: bytes, capfd: pytest.CaptureFixture[str]) -> None:
     with serving(answering(answer)):
