@@ -60,6 +60,10 @@ class StateError(VirtForwardError):
     """The run directory cannot be read or written."""
 
 
+class StateRemovedError(StateError):
+    """The run directory was removed by somebody who did not hold the lock."""
+
+
 class Question(NamedTuple):
     """One fact that is to be read.
 

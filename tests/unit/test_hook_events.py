@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from ipaddress import ip_address
 from pathlib import Path
@@ -51,6 +52,24 @@ def test_guest_without_metadata_runs_no_program(host: FakeHost) -> None:
 def test_prepare_claims_and_started_adds_rules(host: FakeHost) -> None:
     assert host.event("web", "prepare", *WEB_XML) == 0
     assert holds(host)
+    assert host.event("web", "started", *WEB_XML) == 0
+    assert holds(host, web)
+
+
+@pytest.mark.parametrize("operation", ["prepare", "started"])
+def test_event_is_handled_again_where_the_run_directory_is_removed_meanwhile(
+    host: FakeHost, monkeypatch: pytest.MonkeyPatch, operation: str
+) -> None:
+    mark = Store.mark
+
+    def remove_once(store: Store, *words: object) -> None:
+        monkeypatch.setattr(Store, "mark", mark)
+        shutil.rmtree(store.path)
+        mark(store, ["web"])
+
+    monkeypatch.setattr(Store, "mark", remove_once)
+    assert host.event("web", operation, *WEB_XML) == 0
+    monkeypatch.setattr(Store, "mark", mark)
     assert host.event("web", "started", *WEB_XML) == 0
     assert holds(host, web)
 

@@ -18,7 +18,7 @@ import pytest
 
 from support.state import put
 from unit.build import UUID, forward, guest
-from virt_forward.errors import LockTimeout, StateError
+from virt_forward.errors import LockTimeout, StateError, StateRemovedError
 from virt_forward.host import log
 from virt_forward.state import database
 from virt_forward.state.database import DamagedStateError, NewerStateError
@@ -238,6 +238,12 @@ def test_wait_for_the_lock_is_bounded(tmp_path: Path) -> None:
         pytest.fail("two have the lock")
     with store.lock(0.05):
         pass
+
+
+def test_directory_that_is_removed_while_it_is_in_use_is_told_as_that(store: Store) -> None:
+    with pytest.raises(StateRemovedError, match="was removed while it was in use"), store.open():
+        shutil.rmtree(store.path)
+        store.mark([UUID])
 
 
 def test_lock_in_a_directory_that_was_removed_is_waited_for_by_nobody(tmp_path: Path) -> None:

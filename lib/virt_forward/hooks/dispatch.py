@@ -15,6 +15,7 @@ from virt_forward.errors import (
     NftError,
     NftMissingError,
     StateError,
+    StateRemovedError,
     VirtForwardError,
 )
 from virt_forward.hooks.events import Action, Event, parse_event
@@ -83,6 +84,15 @@ def _on_error() -> str:
 
 
 def _handle(event: Event, data: bytes) -> None:
+    """Handle an event; once more where the run directory was removed meanwhile, and the state with it."""
+    try:
+        _act(event, data)
+    except StateRemovedError as error:
+        log.warning(f"{_words(event)}: {error}; it is handled again")
+        _act(event, data)
+
+
+def _act(event: Event, data: bytes) -> None:
     action = event.policy.action
     store = Store()
     if action is Action.RESTORE:

@@ -16,7 +16,7 @@ import time
 from collections.abc import Iterable, Iterator
 from types import FrameType
 
-from virt_forward.errors import LockTimeout, StateError
+from virt_forward.errors import LockTimeout, StateError, StateRemovedError
 from virt_forward.host import log, process
 from virt_forward.host.files import list_directory
 from virt_forward.model import Guest
@@ -204,13 +204,20 @@ class Store:
 
     @contextlib.contextmanager
     def lock(self, seconds: float | None = None) -> Iterator[None]:
-        """Hold the lock; raises LockTimeout after ``seconds``, StateError where it cannot be had."""
+        """Hold the lock; raises LockTimeout after ``seconds``, StateError where it cannot be had.
+
+        A StateError of what is done meanwhile becomes StateRemovedError where the run directory was removed.
+        """
         limit = process.left(LOCK_SECONDS if seconds is None else seconds)
         fd = self._locked(limit, time.monotonic() + limit)
         process.inherited.add(fd)
         try:
             process.end_if_unwanted()
             yield
+        except StateError:
+            if self._is_lock(fd):
+                raise
+            raise StateRemovedError(f"{self.path} was removed while it was in use") from None
         finally:
             process.release(fd)
 
