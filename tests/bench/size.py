@@ -22,8 +22,8 @@ restore_all seconds from this table's deletion until the service has it back
 gone       seconds in which a sync removes all of the 100,000
 
 That the 100,000 load, serve and stop is seen from a client: it asks through the first and the last forward
-of the first, a middle and the last guest with tcp and with udp, and each has to answer as itself, after the
-load and after the service has restored the table; after gone none may. Otherwise there are no figures.
+of the first, a middle and the last guest with tcp and with udp. Each has to answer as itself, once they are
+loaded and once the service has restored the table; after gone none may. Otherwise there are no figures.
 
 --small leaves out the 100,000 forwards. libvirt is replaced by a module that lists running domains, for the
 service, too (running_guests.py). All of it happens in network namespaces and a run directory that are gone
