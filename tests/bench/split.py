@@ -13,6 +13,8 @@ nft, ip      the programs
 conntrack    reading the tracked connections, and ending some
 rest         all else: what is planned and rendered
 
+prepare, start, started, stopped, release   the events, each with these parts
+
 The guest and the N others (1) have 10 forwards each. The events run without the service, each part's
 time without that of others within it. The medians of the parts are given, so they do not add up exactly.
 """
