@@ -26,6 +26,11 @@ def qualifiers(forward: Forward) -> str:
     return " ".join(words)
 
 
+def described(forward: Forward) -> str:
+    """Return the SPEC of a forward with its qualifiers, as ``8080:80/tcp on enp1s0``."""
+    return " ".join(filter(None, (render(forward), qualifiers(forward))))
+
+
 def options(forward: Forward) -> str:
     """Return what ``add`` needs beside the SPEC, as ``--dev enp1s0 --source 192.168.1.0/24``, or nothing."""
     given = {"--dev": forward.dev, "--source": forward.source, "--mac": forward.mac}

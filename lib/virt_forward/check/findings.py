@@ -114,7 +114,9 @@ def table_differs(facts: Facts) -> Iterator[Problem]:
 def metadata_not_in_force(facts: Facts) -> Iterator[Problem]:
     """Find guests whose open forwards are not those of their live metadata: none, where they do not run."""
     for found in facts.differences:
-        closed, undeclared = (few([*map(_words, items)]) for items in (found.closed, found.undeclared))
+        closed, undeclared = (
+            few([*map(portspec.described, items)]) for items in (found.closed, found.undeclared)
+        )
         parts = [
             f"{closed} declared by the running guest, but not open" if closed else "",
             f"{undeclared} open, but not declared by a running guest" if undeclared else "",
@@ -123,10 +125,6 @@ def metadata_not_in_force(facts: Facts) -> Iterator[Problem]:
         message = "; ".join(filter(None, parts))
         if message:
             yield Problem("table-differs", "error", found.name, message, SYNC)
-
-
-def _words(forward: Forward) -> str:
-    return " ".join(filter(None, (portspec.render(forward), portspec.qualifiers(forward))))
 
 
 def flush_unprotected(facts: Facts) -> Iterator[Problem]:

@@ -235,19 +235,15 @@ def _print_words(change: Change) -> None:
     if not any(map(change.all, Made._fields)):
         cli.print_line(f"{name}: no forwards are declared")
     for forward in change.all("removed"):
-        cli.print_line(f"{name}: removed {_words(forward)}")
+        cli.print_line(f"{name}: removed {portspec.described(forward)}")
     for forward in change.all("unchanged"):
         if forward not in change.all("added"):
-            cli.print_line(f"{name}: {_words(forward)} is declared already")
+            cli.print_line(f"{name}: {portspec.described(forward)} is declared already")
 
 
 def _print_added(change: Change) -> None:
     """Say what was added to the configuration of a running guest, which ``list`` does not show."""
     name = text.word(change.target.name)
     for forward in change.all("added"):
-        cli.print_line(f"{name}: added {_words(forward)}")
+        cli.print_line(f"{name}: added {portspec.described(forward)}")
     cli.print_line(f"{name} is running: the change is in force from its next start")
-
-
-def _words(forward: Forward) -> str:
-    return " ".join(filter(None, (portspec.render(forward), portspec.qualifiers(forward))))

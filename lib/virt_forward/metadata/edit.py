@@ -271,11 +271,7 @@ def _is_narrowed(forward: Forward, where: Where) -> bool:
 
 
 def _not_declared(spec: Spec, near: Iterable[Forward]) -> NotDeclaredError:
-    shown = [
-        *dict.fromkeys(
-            " ".join(filter(None, (portspec.render(each), portspec.qualifiers(each)))) for each in near
-        )
-    ]
+    shown = [*dict.fromkeys(map(portspec.described, near))]
     more = f" and {len(shown) - 3} more" if len(shown) > 3 else ""
     hint = f"declared: {', '.join(shown[:3])}{more}" if shown else "no forward is declared"
     return NotDeclaredError(f"{_host_words(spec)} is not declared", hint)
